@@ -1,0 +1,1 @@
+//! Intake, creator, batches, poller, registry, importer.

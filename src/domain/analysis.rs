@@ -1,0 +1,1 @@
+//! What is asked of a session, and which answer is valid.

@@ -1,0 +1,14 @@
+//! The nouns and the pure rules. No I/O, no clock, no randomness: what is needed of them comes in as a value.
+
+pub mod analysis;
+pub mod batch;
+pub mod company;
+pub mod cut;
+pub mod effect;
+pub mod event;
+pub mod id;
+pub mod price;
+pub mod request;
+pub mod retry;
+pub mod session;
+pub mod step;

@@ -1,0 +1,1 @@
+//! The admin and ingest API.

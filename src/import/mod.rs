@@ -1,0 +1,1 @@
+//! CSV exports and transcripts, read as streams.

@@ -1,0 +1,31 @@
+//! nightshift sends AI requests that can wait through OpenAI's Batch API and brings every result home.
+//!
+//! The map, in dependency order; a module uses only those above it, as `tests/it/architecture.rs` checks:
+//!
+//! - [`clock`]: the only place that asks the machine for the time, and the source of new ids.
+//! - [`config`]: defaults, file, environment and flags become checked settings.
+//! - [`telemetry`]: how logs leave the process.
+//! - [`domain`]: the nouns and the pure rules: state machine, retries, prices, what an analysis is.
+//! - [`serving`]: the accept loop that every HTTP server here stands behind.
+//! - [`store`]: the embedded database; the only place that names sled or bincode.
+//! - [`provider`]: OpenAI's Files and Batch API as a client sees it.
+//! - [`import`]: CSV exports and transcripts, read as streams.
+//! - [`actors`]: intake, creator, batches, poller, registry, importer.
+//! - [`http`]: the admin and ingest API.
+//! - [`simulator`]: an OpenAI-compatible Files and Batch server of our own.
+//! - [`app`]: puts the parts together, runs them, drains them.
+//! - [`cli`]: the commands.
+
+pub mod actors;
+pub mod app;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod domain;
+pub mod http;
+pub mod import;
+pub mod provider;
+pub mod serving;
+pub mod simulator;
+pub mod store;
+pub mod telemetry;

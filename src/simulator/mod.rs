@@ -1,0 +1,1 @@
+//! An OpenAI-compatible Files and Batch server of our own.
