@@ -1,1 +1,97 @@
-//! Written next.
+//! When a group becomes a batch, and how much of it.
+
+use std::time::Duration;
+
+use super::id::Timestamp;
+
+/// Bounds of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Lines.
+    pub requests_max: u64,
+    /// Bytes of the input file.
+    pub bytes_max: u64,
+    /// How long the oldest request may wait before a batch that is not full goes.
+    pub age_max: Duration,
+}
+
+/// What waits in a group, from the stored counters and its oldest entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// Eligible requests.
+    pub requests: u64,
+    /// Bytes of their lines.
+    pub bytes: u64,
+    /// Since when the oldest waits.
+    pub oldest: Timestamp,
+}
+
+/// Why a group is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// There are enough requests for a full batch.
+    Count,
+    /// There are enough bytes for a full file.
+    Bytes,
+    /// The oldest has waited long enough.
+    Age,
+}
+
+impl Due {
+    /// For the log and the story.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Count => "enough requests",
+            Self::Bytes => "enough bytes",
+            Self::Age => "the oldest has waited long enough",
+        }
+    }
+}
+
+/// Whether a group is due at `now`, and why.
+pub fn due(waiting: &Waiting, limits: &Limits, now: Timestamp) -> Option<Due> {
+    if waiting.requests == 0 {
+        None
+    } else if waiting.requests >= limits.requests_max {
+        Some(Due::Count)
+    } else if waiting.bytes >= limits.bytes_max {
+        Some(Due::Bytes)
+    } else if now.since(waiting.oldest) >= limits.age_max {
+        Some(Due::Age)
+    } else {
+        None
+    }
+}
+
+/// Whether one more line fits.
+pub const fn fits(members: u64, bytes: u64, line_bytes: u64, limits: &Limits) -> bool {
+    members < limits.requests_max && bytes + line_bytes <= limits.bytes_max
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { requests_max: 10, bytes_max: 1000, age_max: Duration::from_secs(60) };
+
+    fn waiting(requests: u64, bytes: u64) -> Waiting {
+        Waiting { requests, bytes, oldest: Timestamp::from_secs(0) }
+    }
+
+    #[test]
+    fn a_group_is_due_by_count_by_bytes_or_by_age_and_not_before() {
+        let soon = Timestamp::from_secs(59);
+        assert_eq!(due(&waiting(10, 1), &LIMITS, soon), Some(Due::Count));
+        assert_eq!(due(&waiting(2, 1000), &LIMITS, soon), Some(Due::Bytes));
+        assert_eq!(due(&waiting(1, 1), &LIMITS, soon), None);
+        assert_eq!(due(&waiting(1, 1), &LIMITS, Timestamp::from_secs(60)), Some(Due::Age));
+        assert_eq!(due(&waiting(0, 0), &LIMITS, Timestamp::from_secs(600)), None);
+    }
+
+    #[test]
+    fn a_batch_takes_exactly_what_fits() {
+        assert!(fits(9, 900, 100, &LIMITS));
+        assert!(!fits(10, 0, 1, &LIMITS));
+        assert!(!fits(0, 901, 100, &LIMITS));
+    }
+}

@@ -124,6 +124,8 @@ pub struct Session {
     pub state: SessionState,
     /// When the content last changed.
     pub changed_at: Timestamp,
+    /// When it will have settled, while it has not.
+    pub settles_at: Option<Timestamp>,
     /// The request for the current version.
     pub request: Option<RequestId>,
 }

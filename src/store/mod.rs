@@ -1,1 +1,263 @@
-//! The embedded database.
+//! The embedded database. Its functions are named for what they do in the domain; nobody outside names a tree.
+//!
+//! [`Store`] changes, [`StoreReader`] reads. Every change goes through one committer and returns when it is
+//! synced, so a reply that rests on it survives a power cut.
+
+mod batches;
+mod codec;
+mod committer;
+mod companies;
+mod engine;
+mod keys;
+mod lock;
+mod requests;
+mod sessions;
+mod tx;
+mod verify;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+pub use batches::{AppliedLine, Closed, Cut, GroupWaiting, StoryLine};
+pub use committer::OnFatal;
+pub use companies::{Role, StoredToken};
+pub use requests::{Accepted, ClientKey, NewRequest, RequestFilter, Requeued};
+pub use sessions::{Content, SessionIn, SessionTaken};
+pub use verify::{Report, Violation};
+
+use committer::Committer;
+use engine::Engine;
+use keys::Tree;
+use lock::FolderLock;
+
+/// What can go wrong with the store.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has it.
+    #[error(
+        "the data folder {path} is in use by {holder}; stop that one, or give this one another [data] path"
+    )]
+    InUse {
+        /// The folder.
+        path: String,
+        /// Who has it, as far as it says.
+        holder: String,
+    },
+    /// The folder cannot be used.
+    #[error("the folder {path} cannot be used: {why}")]
+    Folder {
+        /// The folder.
+        path: String,
+        /// Why.
+        why: String,
+    },
+    /// The database refuses the files, or gave up on them.
+    #[error("the store in {path} is damaged: {what}. Nothing was changed; restore the folder from a backup")]
+    Corrupt {
+        /// The folder.
+        path: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// One value is not what was written.
+    #[error("the store is damaged: {tree}/{key} is not what was written; restore from a backup")]
+    Damaged {
+        /// The tree.
+        tree: &'static str,
+        /// The key, in hex.
+        key: String,
+    },
+    /// The disk has no room.
+    #[error("the disk is full: {0}")]
+    Full(String),
+    /// Reading or writing failed; the process must leave and start anew.
+    #[error("the store cannot be read or written: {0}")]
+    Io(String),
+    /// What the disk has is not known any more; the process must leave and start anew.
+    #[error("the store could not be synced to disk: {0}")]
+    SyncFailed(String),
+    /// The writer is gone.
+    #[error("the store is closed")]
+    Stopped,
+    /// A record cannot be read or written in its shape.
+    #[error("a record cannot be read: {0}")]
+    Codec(String),
+    /// A text is above the cap.
+    #[error("a text of {bytes} bytes is above the {max} that are kept")]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+        /// The cap.
+        max: usize,
+    },
+    /// Somebody else wrote the record first.
+    #[error("batch {batch} was changed by somebody else: revision {found} instead of {expected}")]
+    Stale {
+        /// The batch.
+        batch: String,
+        /// What the writer had read.
+        expected: u64,
+        /// What is there.
+        found: u64,
+    },
+    /// There is no such record.
+    #[error("there is no {what} {id}")]
+    NotFound {
+        /// What kind of record.
+        what: &'static str,
+        /// Its id.
+        id: String,
+    },
+    /// An invariant would be broken: a bug, and nothing was stored.
+    #[error("an invariant of the store would be broken: {0}")]
+    Broken(String),
+}
+
+impl StoreError {
+    /// Whether the handle is dead: the process has to leave.
+    pub const fn is_fatal(&self) -> bool {
+        match self {
+            Self::Full(_) | Self::Io(_) | Self::SyncFailed(_) | Self::Stopped => true,
+            Self::InUse { .. }
+            | Self::Folder { .. }
+            | Self::Corrupt { .. }
+            | Self::Damaged { .. }
+            | Self::Codec(_)
+            | Self::TooLong { .. }
+            | Self::Stale { .. }
+            | Self::NotFound { .. }
+            | Self::Broken(_) => false,
+        }
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "used as a function in map_err")]
+    fn io(err: sled::Error) -> Self {
+        match &err {
+            sled::Error::Io(io) if io.kind() == std::io::ErrorKind::StorageFull => Self::Full(io.to_string()),
+            sled::Error::Corruption { .. } => {
+                Self::Corrupt { path: "store".to_owned(), what: err.to_string() }
+            }
+            sled::Error::Io(_)
+            | sled::Error::CollectionNotFound(_)
+            | sled::Error::Unsupported(_)
+            | sled::Error::ReportableBug(_) => Self::Io(err.to_string()),
+        }
+    }
+
+    fn refused(dir: &Path, err: &sled::Error) -> Self {
+        let path = dir.display().to_string();
+        match err {
+            sled::Error::Io(io) if io.kind() == std::io::ErrorKind::StorageFull => Self::Full(format!(
+                "the store in {path} cannot be opened; make room on the disk and start again"
+            )),
+            sled::Error::Io(io) if io.to_string().contains("lock") => {
+                Self::InUse { path, holder: "another process".to_owned() }
+            }
+            sled::Error::Io(io) => Self::Folder { path, why: io.to_string() },
+            sled::Error::Corruption { .. }
+            | sled::Error::CollectionNotFound(_)
+            | sled::Error::Unsupported(_)
+            | sled::Error::ReportableBug(_) => Self::Corrupt { path, what: err.to_string() },
+        }
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "used as a function in map_err")]
+    fn folder(path: &Path, err: std::io::Error) -> Self {
+        let path = path.display().to_string();
+        if err.kind() == std::io::ErrorKind::StorageFull {
+            return Self::Full(path);
+        }
+        Self::Folder { path, why: err.to_string() }
+    }
+}
+
+/// Changes the store. Clones share one committer.
+#[derive(Clone)]
+pub struct Store {
+    committer: Committer,
+    reader: StoreReader,
+    instance: Uuid,
+}
+
+/// Reads the store. Its calls block for a disk read at most; long ones belong on a blocking thread.
+#[derive(Clone)]
+pub struct StoreReader {
+    engine: Arc<Engine>,
+    /// Held as long as anybody can touch the files.
+    _lock: Option<Arc<FolderLock>>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store({})", self.instance)
+    }
+}
+
+impl std::fmt::Debug for StoreReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("StoreReader")
+    }
+}
+
+impl Store {
+    /// Opens or creates the store below `data`, whose lock it takes. `new_instance` names a store that is new.
+    pub async fn open(data: &Path, new_instance: Uuid, on_fatal: OnFatal) -> Result<Self, StoreError> {
+        let lock = FolderLock::take(data)?;
+        let engine = Arc::new(Engine::open(&data.join("store"))?);
+        let committer = Committer::start(engine.clone(), on_fatal)?;
+        Self::with(committer, StoreReader { engine, _lock: Some(Arc::new(lock)) }, new_instance).await
+    }
+
+    /// A store in memory whose changes are made in the caller's thread, for simulations.
+    pub async fn in_memory(instance: Uuid) -> Result<Self, StoreError> {
+        let engine = Arc::new(Engine::memory());
+        let committer = Committer::inline(engine.clone())?;
+        Self::with(committer, StoreReader { engine, _lock: None }, instance).await
+    }
+
+    async fn with(committer: Committer, reader: StoreReader, new_instance: Uuid) -> Result<Self, StoreError> {
+        const INSTANCE: &[u8] = b"instance";
+        let instance = committer
+            .commit(1, move |tx| match tx.read::<Uuid>(Tree::Meta, INSTANCE)? {
+                Some(instance) => Ok(instance),
+                None => {
+                    tx.write(Tree::Meta, INSTANCE.to_vec(), &new_instance)?;
+                    Ok(new_instance)
+                }
+            })
+            .await?;
+        Ok(Self { committer, reader, instance })
+    }
+
+    /// The reading side.
+    pub fn reader(&self) -> StoreReader {
+        self.reader.clone()
+    }
+
+    /// Names this store in every batch and file at the provider; only such files are ever deleted.
+    pub const fn instance(&self) -> Uuid {
+        self.instance
+    }
+}
+
+impl StoreReader {
+    /// Bytes of the database on disk.
+    pub fn size_on_disk(&self) -> u64 {
+        self.engine.size_on_disk()
+    }
+
+    fn read<T: serde::de::DeserializeOwned>(&self, tree: Tree, key: &[u8]) -> Result<Option<T>, StoreError> {
+        self.engine.get(tree, key)?.map(|bytes| codec::decode(&bytes)).transpose()
+    }
+
+    fn text(&self, tree: Tree, prefix: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let parts = self.engine.scan(tree, prefix, keys::after_prefix(prefix).as_deref(), usize::MAX)?;
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        let packed: Vec<u8> = parts.into_iter().flat_map(|(_, part)| part).collect();
+        codec::unpack(&packed).map(Some)
+    }
+}

@@ -1,0 +1,139 @@
+//! While the provider has the batch, until it says that it has ended.
+
+use super::submitting::{next_wait, parked};
+use super::{Change, Policy, Step, applying, backoff, go};
+use crate::domain::batch::{BatchState, Ended, Intent, Problem, Running, Terminal, Wait};
+use crate::domain::effect::Effect;
+use crate::domain::event::{Observation, ObservedStatus, Trouble};
+use crate::domain::id::Timestamp;
+use crate::domain::request::{Failure, FailureClass};
+use crate::domain::retry::{self, BatchFailure};
+
+pub(super) fn observed(
+    intent: &Intent,
+    running: Running,
+    wait: &Wait,
+    seen: &Observation,
+    at: Timestamp,
+    policy: &Policy,
+) -> Step {
+    match seen.status {
+        Some(ObservedStatus::Ended(how)) => {
+            let ended = ended(how, seen, at);
+            if how == Terminal::Failed && ended.files().next().is_none() {
+                turned_away(intent, wait, ended, at, policy)
+            } else {
+                over(ended, seen, at, None)
+            }
+        }
+        // States are skipped and may even seem to go back: only a move forward is shown.
+        Some(ObservedStatus::Running(now)) if rank(now) > rank(running) => {
+            go(BatchState::Observing { intent: intent.clone(), running: now, wait: wait.clone() })
+                .telling(format!("the provider says {}", word(now)))
+        }
+        Some(ObservedStatus::Running(_)) | None => {
+            go(BatchState::Observing { intent: intent.clone(), running, wait: wait.clone() })
+        }
+    }
+}
+
+pub(super) fn settling(since: Timestamp, seen: &Observation, at: Timestamp) -> Step {
+    let how = match seen.status {
+        Some(ObservedStatus::Ended(how)) => how,
+        // Nothing leaves a terminal state; an answer that says so is an old one.
+        Some(ObservedStatus::Running(_)) | None => Terminal::Completed,
+    };
+    over(ended(how, seen, at), seen, at, Some(since))
+}
+
+/// The batch has ended and may have results.
+fn over(ended: Ended, seen: &Observation, at: Timestamp, since: Option<Timestamp>) -> Step {
+    let missing = ended.output.is_none() && seen.completed_lines > 0;
+    let first = since.unwrap_or(at);
+    if missing && at.since(first) < Policy::SETTLE {
+        let step = go(BatchState::Settling { ended, since: first }).with([Effect::Observe]);
+        return match since {
+            Some(_) => step,
+            None => step.telling("ended with completed lines but no output file yet; asking again"),
+        };
+    }
+    let story = format!("the provider says {}", ended.how.label());
+    applying::first_file(ended.clone(), missing).changing(Change::Ended(ended)).telling(story)
+}
+
+/// Validation failed: nothing ran and nothing was billed.
+fn turned_away(intent: &Intent, wait: &Wait, ended: Ended, at: Timestamp, policy: &Policy) -> Step {
+    let words = words(&ended.problems);
+    let again = |until| Wait { until, why: Some(words.clone()), failures: wait.failures + 1, refusals: 0 };
+    match retry::batch_failure(&ended.problems) {
+        BatchFailure::Capacity => {
+            let until = at.plus(backoff(policy.capacity_backoff, wait.failures));
+            go(BatchState::Ready { input: intent.input.clone(), wait: again(Some(until)) })
+                .with([Effect::WakeAt(until)])
+                .telling(format!("the provider has no room ({words}); again at {until}"))
+        }
+        BatchFailure::Account => {
+            let trouble = Trouble::Account { why: words.clone() };
+            match next_wait(wait, &trouble, at, policy) {
+                Ok(wait) => {
+                    let wake = wait.until.map(Effect::WakeAt);
+                    go(BatchState::Ready { input: intent.input.clone(), wait })
+                        .with(wake)
+                        .telling(format!("the account is refused ({words})"))
+                }
+                Err(failure) => parked(intent.input.upload, failure),
+            }
+        }
+        BatchFailure::InputGone if wait.failures < Policy::REFUSALS_MAX => {
+            let upload = intent.input.upload + 1;
+            go(BatchState::Uploading { upload, wait: again(None) })
+                .with([Effect::UploadInput { upload }])
+                .telling("the provider could not find the input file; uploading it again")
+        }
+        BatchFailure::InputGone => {
+            parked(intent.input.upload, Failure::new(FailureClass::Permanent, "input_gone", &words))
+        }
+        BatchFailure::Lines(_) | BatchFailure::Unknown => {
+            let story = format!("not admitted: {words}");
+            applying::first_file(ended.clone(), false).changing(Change::Ended(ended)).telling(story)
+        }
+    }
+}
+
+fn ended(how: Terminal, seen: &Observation, at: Timestamp) -> Ended {
+    Ended {
+        how,
+        at: seen.ended_at.unwrap_or(at),
+        output: seen.output.clone(),
+        error: seen.error.clone(),
+        problems: seen.problems.iter().take(Ended::PROBLEMS_MAX).cloned().collect(),
+    }
+}
+
+const fn rank(running: Running) -> u8 {
+    match running {
+        Running::Validating => 0,
+        Running::InProgress => 1,
+        Running::Finalizing => 2,
+    }
+}
+
+const fn word(running: Running) -> &'static str {
+    match running {
+        Running::Validating => "validating",
+        Running::InProgress => "in_progress",
+        Running::Finalizing => "finalizing",
+    }
+}
+
+/// The first problem in words, and how many there are.
+fn words(problems: &[Problem]) -> String {
+    let Some(first) = problems.first() else { return "no reason given".to_owned() };
+    let code = first.code.as_deref().unwrap_or("no code");
+    let message: String = first.message.as_deref().unwrap_or("").chars().take(200).collect();
+    let line = first.line.map(|line| format!(" (line {line})")).unwrap_or_default();
+    match problems.len() {
+        1 => format!("{code}: {message}{line}"),
+        n => format!("{code}: {message}{line}, and {} more", n - 1),
+    }
+}

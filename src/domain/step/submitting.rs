@@ -1,0 +1,175 @@
+//! From filling to the provider's answer: the stretch in which money could be spent twice.
+
+use std::time::Duration;
+
+use super::{Change, Policy, Step, backoff, go};
+use crate::domain::batch::{BatchState, Closing, InputFile, Intent, Running, Wait};
+use crate::domain::effect::Effect;
+use crate::domain::event::{Observation, ObservedStatus, Trouble};
+use crate::domain::id::Timestamp;
+use crate::domain::request::{Failure, FailureClass};
+
+pub(super) fn fill_ended(members: u64, at: Timestamp) -> Step {
+    if members == 0 {
+        return go(BatchState::Closed { closing: Closing::Cancelled })
+            .changing(Change::Closed(at))
+            .with([Effect::Retire])
+            .telling("closed: nothing was left to send");
+    }
+    go(BatchState::Sealed).with([Effect::AwaitRelease]).telling(format!("sealed with {members} requests"))
+}
+
+pub(super) fn released() -> Step {
+    go(BatchState::Uploading { upload: 1, wait: Wait::default() })
+        .with([Effect::UploadInput { upload: 1 }])
+        .telling("uploading the input file")
+}
+
+pub(super) fn uploaded(input: &InputFile) -> Step {
+    go(BatchState::Ready { input: input.clone(), wait: Wait::default() })
+        .changing(Change::Input(input.id.clone()))
+        .with([Effect::MakeIntent])
+        .telling(format!("the input file is at the provider as {}", input.id))
+}
+
+pub(super) fn upload_failed(
+    upload: u32,
+    wait: &Wait,
+    trouble: &Trouble,
+    at: Timestamp,
+    policy: &Policy,
+) -> Step {
+    match next_wait(wait, trouble, at, policy) {
+        Ok(wait) => {
+            let story = waiting("the upload", &wait);
+            let wake = wait.until.map(Effect::WakeAt);
+            go(BatchState::Uploading { upload, wait }).with(wake).telling(story)
+        }
+        Err(failure) => parked(upload, failure),
+    }
+}
+
+pub(super) fn intent_made(intent: &Intent, wait: &Wait) -> Step {
+    let wait = Wait { until: None, why: None, ..wait.clone() };
+    go(BatchState::Creating { intent: intent.clone(), wait })
+        .with([Effect::CreateBatch(intent.clone())])
+        .telling(format!("creating the batch from {}", intent.input.id))
+}
+
+pub(super) fn created(intent: &Intent, wait: &Wait, seen: &Observation) -> Step {
+    // Whatever status the answer names, the batch is now observed: the next look handles an end.
+    let running = match seen.status {
+        Some(ObservedStatus::Running(running)) => running,
+        Some(ObservedStatus::Ended(_)) | None => Running::Validating,
+    };
+    go(BatchState::Observing { intent: intent.clone(), running, wait: wait.clone() })
+        .changing(Change::Adopt(seen.id.clone()))
+        .with([Effect::Observe])
+        .telling(format!("the provider has it as {}", seen.id))
+}
+
+pub(super) fn create_failed(
+    intent: &Intent,
+    wait: &Wait,
+    trouble: &Trouble,
+    input_gone: bool,
+    at: Timestamp,
+    policy: &Policy,
+) -> Step {
+    if let Trouble::Uncertain { why } = trouble {
+        return go(BatchState::Uncertain { intent: intent.clone(), sweeps: 0 })
+            .with([Effect::Sweep(intent.clone())])
+            .telling(format!(
+                "it is uncertain whether the create call had its effect ({why}); looking for it"
+            ));
+    }
+    match next_wait(wait, trouble, at, policy) {
+        Ok(wait) if input_gone => {
+            let upload = intent.input.upload + 1;
+            go(BatchState::Uploading { upload, wait: Wait { until: None, why: None, ..wait } })
+                .with([Effect::UploadInput { upload }])
+                .telling("the provider has lost the input file; uploading it again")
+        }
+        Ok(wait) => {
+            let story = waiting("the create call", &wait);
+            let wake = wait.until.map(Effect::WakeAt);
+            go(BatchState::Ready { input: intent.input.clone(), wait }).with(wake).telling(story)
+        }
+        Err(failure) => parked(intent.input.upload, failure),
+    }
+}
+
+pub(super) fn swept(
+    intent: &Intent,
+    sweeps: u32,
+    complete: bool,
+    grace_over: bool,
+    found: Option<&Observation>,
+    policy: &Policy,
+) -> Step {
+    if let Some(seen) = found {
+        let step = created(intent, &Wait::default(), seen);
+        return step.telling(format!("found at the provider as {}, adopted", seen.id));
+    }
+    let sweeps = if complete { sweeps.saturating_add(1) } else { sweeps };
+    if complete && grace_over && sweeps >= policy.sweeps_min {
+        return go(BatchState::Fencing { intent: intent.clone() })
+            .with([Effect::Fence(intent.input.id.clone())])
+            .telling(format!(
+                "not found in {sweeps} complete searches; deleting the input file before it is sent again"
+            ));
+    }
+    go(BatchState::Uncertain { intent: intent.clone(), sweeps }).with([Effect::Sweep(intent.clone())])
+}
+
+pub(super) fn fenced(intent: &Intent) -> Step {
+    let upload = intent.input.upload + 1;
+    go(BatchState::Uploading { upload, wait: Wait::default() })
+        .changing(Change::Supersede(intent.clone()))
+        .with([Effect::UploadInput { upload }])
+        .telling("the old input file is gone, so nothing can come of the old call; uploading again")
+}
+
+pub(super) fn parked(upload: u32, failure: Failure) -> Step {
+    let story = format!("parked for the operator, members kept: {failure}");
+    go(BatchState::Parked { upload, failure }).telling(story)
+}
+
+/// The wait that follows from trouble, or the failure that parks the batch.
+pub(super) fn next_wait(
+    wait: &Wait,
+    trouble: &Trouble,
+    at: Timestamp,
+    policy: &Policy,
+) -> Result<Wait, Failure> {
+    let failures = wait.failures.saturating_add(1);
+    let refusals_before = wait.refusals;
+    let until = |duration: Duration| Some(at.plus(duration));
+    let wait = |until, why: &str, refusals| Wait { until, why: Some(why.to_owned()), failures, refusals };
+    let growing = backoff(policy.backoff, failures - 1);
+    match trouble {
+        Trouble::Later { retry_after_ms, why } => {
+            let asked = retry_after_ms.map_or(Duration::ZERO, Duration::from_millis);
+            Ok(wait(until(asked.max(growing)), why, refusals_before))
+        }
+        Trouble::Account { why } => {
+            Ok(wait(until(backoff(Policy::ACCOUNT_WAIT, failures - 1)), why, refusals_before))
+        }
+        Trouble::Uncertain { why } | Trouble::Local { why } => Ok(wait(until(growing), why, refusals_before)),
+        Trouble::Refused(failure) => {
+            let refusals = refusals_before.saturating_add(1);
+            if refusals >= Policy::REFUSALS_MAX {
+                return Err(Failure { class: FailureClass::Permanent, ..failure.clone() });
+            }
+            Ok(wait(until(growing), &failure.to_string(), refusals))
+        }
+    }
+}
+
+fn waiting(what: &str, wait: &Wait) -> String {
+    let why = wait.why.as_deref().unwrap_or("no reason given");
+    match wait.until {
+        Some(until) => format!("{what} did not go through ({why}); again at {until}"),
+        None => format!("{what} did not go through ({why})"),
+    }
+}

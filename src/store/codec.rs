@@ -1,0 +1,89 @@
+//! Records to bytes and back: a version byte, then bincode; long texts shrunk with zstd. Nobody else names either.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::StoreError;
+
+/// The shape in which records are written now.
+const VERSION: u8 = 1;
+
+/// Longest text that is unpacked, in bytes; longer ones are refused before they are stored.
+pub const TEXT_BYTES_MAX: usize = 64 << 20;
+
+/// A value above this is split, because sled puts big ones into files that it never syncs.
+pub const PART_BYTES: usize = 60_000;
+
+pub fn encode<T: Serialize>(record: &T) -> Result<Vec<u8>, StoreError> {
+    let mut bytes = vec![VERSION];
+    let body = bincode::serde::encode_to_vec(record, bincode::config::standard())
+        .map_err(|err| StoreError::Codec(err.to_string()))?;
+    bytes.extend_from_slice(&body);
+    Ok(bytes)
+}
+
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StoreError> {
+    match bytes.split_first() {
+        Some((&VERSION, body)) => {
+            // The limit keeps a damaged length from asking for all the memory there is.
+            let config = bincode::config::standard().with_limit::<{ 256 << 20 }>();
+            let (record, read) = bincode::serde::decode_from_slice(body, config)
+                .map_err(|err| StoreError::Codec(err.to_string()))?;
+            if read == body.len() {
+                Ok(record)
+            } else {
+                Err(StoreError::Codec(format!("{} bytes too many", body.len() - read)))
+            }
+        }
+        Some((version, _)) => Err(StoreError::Codec(format!("version {version} is newer than this program"))),
+        None => Err(StoreError::Codec("an empty record".to_owned())),
+    }
+}
+
+/// Shrinks a text.
+pub fn pack(text: &[u8]) -> Result<Vec<u8>, StoreError> {
+    if text.len() > TEXT_BYTES_MAX {
+        return Err(StoreError::TooLong { bytes: text.len(), max: TEXT_BYTES_MAX });
+    }
+    zstd::bulk::compress(text, 3).map_err(|err| StoreError::Codec(err.to_string()))
+}
+
+/// The text again.
+pub fn unpack(packed: &[u8]) -> Result<Vec<u8>, StoreError> {
+    use std::io::Read;
+    let decoder =
+        zstd::stream::read::Decoder::new(packed).map_err(|err| StoreError::Codec(err.to_string()))?;
+    let mut text = Vec::new();
+    let limit = u64::try_from(TEXT_BYTES_MAX).unwrap_or(u64::MAX);
+    decoder.take(limit + 1).read_to_end(&mut text).map_err(|err| StoreError::Codec(err.to_string()))?;
+    if text.len() > TEXT_BYTES_MAX {
+        return Err(StoreError::TooLong { bytes: text.len(), max: TEXT_BYTES_MAX });
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_reads_back_and_nothing_else_does() {
+        let bytes = encode(&(7u32, "text".to_owned())).unwrap();
+        assert_eq!(decode::<(u32, String)>(&bytes).unwrap(), (7, "text".to_owned()));
+        assert!(decode::<(u32, String)>(&bytes[..bytes.len() - 1]).is_err());
+        let mut longer = bytes.clone();
+        longer.push(0);
+        assert!(decode::<(u32, String)>(&longer).is_err());
+        assert!(decode::<(u32, String)>(&[9, 7, 0]).is_err());
+        assert!(decode::<(u32, String)>(&[]).is_err());
+    }
+
+    #[test]
+    fn texts_shrink_and_come_back() {
+        let text = "the same words ".repeat(500);
+        let packed = pack(text.as_bytes()).unwrap();
+        assert!(packed.len() * 3 < text.len());
+        assert_eq!(unpack(&packed).unwrap(), text.as_bytes());
+        assert!(unpack(b"no zstd").is_err());
+    }
+}

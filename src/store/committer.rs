@@ -1,0 +1,245 @@
+//! The one writer. Operations queue up, run one after the other on one thread, and are stored in groups:
+//! one transaction, one sync, then the replies. An operation that fails leaves no trace and disturbs no other.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio::sync::{mpsc, oneshot};
+
+use super::StoreError;
+use super::engine::{Engine, Writes};
+use super::keys::Tree;
+use super::tx::Tx;
+
+/// A group ends at this many records: larger transactions cost memory and latency and gain nothing.
+const GROUP_RECORDS_MAX: usize = 250;
+/// A group ends when it has been collecting for this long.
+const GROUP_TIME_MAX: Duration = Duration::from_millis(5);
+/// Operations that may wait; more than that wait before they are taken.
+const QUEUE_MAX: usize = 256;
+
+const HEAD: &[u8] = b"head";
+
+/// What every group ends with: how many groups there were, and a chain over all they wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Head {
+    /// How many groups were stored.
+    pub revision: u64,
+    /// `SHA-256(previous chain, digest of this group's changes)`.
+    pub chain: [u8; 32],
+}
+
+/// Told once when a commit or a sync failed: nothing more is acknowledged after that.
+pub type OnFatal = Box<dyn Fn(&StoreError) + Send + Sync>;
+
+type Finish = Box<dyn FnOnce(Option<StoreError>) + Send>;
+type Run = Box<dyn FnOnce(&mut Tx<'_>) -> (bool, Finish) + Send>;
+
+struct Job {
+    records: usize,
+    run: Run,
+}
+
+#[derive(Clone)]
+pub struct Committer(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    Thread(mpsc::Sender<Job>),
+    /// Every operation is a group of its own, stored before the call returns: for simulations.
+    Inline(Arc<Mutex<Writer>>),
+}
+
+struct Writer {
+    engine: Arc<Engine>,
+    head: Head,
+    dead: Option<StoreError>,
+}
+
+impl Committer {
+    /// Starts the thread.
+    pub fn start(engine: Arc<Engine>, on_fatal: OnFatal) -> Result<Self, StoreError> {
+        let mut writer = Writer::new(engine)?;
+        let (queue, jobs) = mpsc::channel(QUEUE_MAX);
+        std::thread::Builder::new()
+            .name("committer".to_owned())
+            .spawn(move || writer.serve(jobs, &on_fatal))
+            .map_err(|err| StoreError::Io(err.to_string()))?;
+        Ok(Self(Kind::Thread(queue)))
+    }
+
+    /// Runs operations in the caller's thread.
+    pub fn inline(engine: Arc<Engine>) -> Result<Self, StoreError> {
+        Ok(Self(Kind::Inline(Arc::new(Mutex::new(Writer::new(engine)?)))))
+    }
+
+    /// Runs `op` and returns what it returned, once all it wrote, and all it may have read, is synced.
+    pub async fn commit<T: Send + 'static>(
+        &self,
+        records: usize,
+        op: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let run: Run = Box::new(move |tx| {
+            // A bug in one operation must not take the writer with it.
+            let result = std::panic::catch_unwind(AssertUnwindSafe(|| op(tx)))
+                .unwrap_or_else(|_| Err(StoreError::Broken("an operation panicked".to_owned())));
+            let good = result.is_ok();
+            let finish: Finish = Box::new(move |fatal| {
+                // Nobody waiting any more is fine: what is stored is stored.
+                let _ = reply.send(match fatal {
+                    Some(err) => Err(err),
+                    None => result,
+                });
+            });
+            (good, finish)
+        });
+        let job = Job { records, run };
+        match &self.0 {
+            Kind::Thread(queue) => queue.send(job).await.map_err(|_| StoreError::Stopped)?,
+            Kind::Inline(writer) => {
+                let mut writer = writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                writer.store_group(job, || None);
+            }
+        }
+        answer.await.map_err(|_| StoreError::Stopped)?
+    }
+}
+
+impl Writer {
+    fn new(engine: Arc<Engine>) -> Result<Self, StoreError> {
+        let head = match engine.get(Tree::Meta, HEAD)? {
+            Some(bytes) => super::codec::decode(&bytes)?,
+            None => Head::default(),
+        };
+        Ok(Self { engine, head, dead: None })
+    }
+
+    fn serve(&mut self, mut jobs: mpsc::Receiver<Job>, on_fatal: &OnFatal) {
+        while let Some(first) = jobs.blocking_recv() {
+            let was_alive = self.dead.is_none();
+            self.store_group(first, || jobs.try_recv().ok());
+            if let (true, Some(err)) = (was_alive, &self.dead) {
+                on_fatal(err);
+            }
+        }
+    }
+
+    /// Runs `first` and what `more` has to give, stores it all, and then answers.
+    fn store_group(&mut self, first: Job, mut more: impl FnMut() -> Option<Job>) {
+        let started = Instant::now();
+        let mut group = Writes::new();
+        let mut finishes = Vec::new();
+        let mut records = 0;
+        let mut next = Some(first);
+        while let Some(job) = next.take() {
+            records += job.records.max(1);
+            let mut tx = Tx::new(&self.engine, &group);
+            let (good, finish) = (job.run)(&mut tx);
+            let own = tx.into_writes();
+            if good {
+                for (tree, changes) in own {
+                    group.entry(tree).or_default().extend(changes);
+                }
+            }
+            finishes.push(finish);
+            if records < GROUP_RECORDS_MAX && started.elapsed() < GROUP_TIME_MAX {
+                next = more();
+            }
+        }
+        let fatal = match &self.dead {
+            Some(err) => Some(err.clone()),
+            None => self.store(group).err(),
+        };
+        if let Some(err) = &fatal {
+            // A failed sync is never tried again: what the disk has is not known any more.
+            self.dead.get_or_insert_with(|| err.clone());
+        }
+        for finish in finishes {
+            finish(fatal.clone());
+        }
+    }
+
+    fn store(&mut self, mut group: Writes) -> Result<(), StoreError> {
+        if group.is_empty() {
+            return Ok(());
+        }
+        let head = Head { revision: self.head.revision + 1, chain: chain(&self.head.chain, &group) };
+        let bytes = super::codec::encode(&head)?;
+        group.entry(Tree::Meta).or_default().insert(HEAD.to_vec(), Some(bytes));
+        self.engine.apply(&group)?;
+        self.engine.sync()?;
+        self.head = head;
+        Ok(())
+    }
+}
+
+fn chain(previous: &[u8; 32], group: &Writes) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(previous);
+    for (tree, changes) in group {
+        hash.update([*tree as u8]);
+        for (key, value) in changes {
+            hash.update((key.len() as u64).to_be_bytes());
+            hash.update(key);
+            match value {
+                Some(value) => {
+                    hash.update((value.len() as u64).to_be_bytes());
+                    hash.update(value);
+                }
+                None => hash.update(u64::MAX.to_be_bytes()),
+            }
+        }
+    }
+    hash.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(key: &'static [u8]) -> impl FnOnce(&mut Tx<'_>) -> Result<(), StoreError> + Send {
+        move |tx| {
+            tx.put(Tree::Meta, key.to_vec(), b"x".to_vec());
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn an_operation_that_fails_or_panics_leaves_no_trace_and_disturbs_no_other() {
+        let engine = Arc::new(Engine::memory());
+        let committer = Committer::start(engine.clone(), Box::new(|_| {})).unwrap();
+        let bad = committer.commit(1, |tx| {
+            tx.put(Tree::Meta, b"bad".to_vec(), b"x".to_vec());
+            Err::<(), _>(StoreError::Broken("no".to_owned()))
+        });
+        let worse = committer.commit(1, |tx| -> Result<(), StoreError> {
+            tx.put(Tree::Meta, b"worse".to_vec(), b"x".to_vec());
+            panic!("a bug")
+        });
+        let (good, bad, worse) = tokio::join!(committer.commit(1, put(b"good")), bad, worse);
+        assert!(good.is_ok() && bad.is_err() && worse.is_err());
+        assert!(engine.get(Tree::Meta, b"good").unwrap().is_some());
+        assert!(engine.get(Tree::Meta, b"bad").unwrap().is_none());
+        assert!(engine.get(Tree::Meta, b"worse").unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn the_chain_depends_on_everything_written_before() {
+        let head = async |keys: &[&'static [u8]]| {
+            let engine = Arc::new(Engine::memory());
+            let committer = Committer::inline(engine.clone()).unwrap();
+            for key in keys {
+                committer.commit(1, put(key)).await.unwrap();
+            }
+            let bytes = engine.get(Tree::Meta, HEAD).unwrap().unwrap();
+            super::super::codec::decode::<Head>(&bytes).unwrap()
+        };
+        let (ab, ba) = (head(&[b"a", b"b"]).await, head(&[b"b", b"a"]).await);
+        assert_eq!((ab.revision, ba.revision), (2, 2));
+        assert_ne!(ab.chain, ba.chain);
+    }
+}

@@ -1,0 +1,301 @@
+//! What keeps the bytes: sled on disk, or a map in memory for simulations. Both know trees, keys, values,
+//! and one way to write: a whole group of changes at once.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+use std::sync::RwLock;
+
+use sled::transaction::{ConflictableTransactionError, TransactionError};
+use sled::{IVec, Transactional};
+
+use super::StoreError;
+use super::keys::Tree;
+
+/// Changes of one group, by tree; none removes the key.
+pub type Writes = BTreeMap<Tree, BTreeMap<Vec<u8>, Option<Vec<u8>>>>;
+
+/// One entry of a tree.
+pub type Entry = (Vec<u8>, Vec<u8>);
+
+pub enum Engine {
+    Sled(SledEngine),
+    Memory(RwLock<BTreeMap<Tree, BTreeMap<Vec<u8>, Vec<u8>>>>),
+}
+
+pub struct SledEngine {
+    db: sled::Db,
+    trees: Vec<sled::Tree>,
+    // sled's own flush is no fsync on Linux (reliability finding 1), so the file is synced through this handle.
+    file: File,
+}
+
+impl Engine {
+    /// Opens or creates the database in `dir`. The caller holds the folder's lock.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        std::fs::create_dir_all(dir).map_err(|err| StoreError::folder(dir, err))?;
+        remove_half_made_snapshots(dir)?;
+        let config = sled::Config::new()
+            .path(dir)
+            .cache_capacity(64 << 20)
+            .flush_every_ms(Some(500))
+            .mode(sled::Mode::HighThroughput);
+        // sled panics on some kinds of damage; that must not look like a bug of ours.
+        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let db = config.open()?;
+            let trees =
+                Tree::ALL.iter().map(|tree| db.open_tree(tree.name())).collect::<Result<Vec<_>, _>>()?;
+            db.flush()?;
+            Ok::<_, sled::Error>((db, trees))
+        }));
+        let (db, trees) = match opened {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(err)) => return Err(StoreError::refused(dir, &err)),
+            Err(_) => {
+                return Err(StoreError::Corrupt {
+                    path: dir.display().to_string(),
+                    what: "the database gave up on it while opening".to_owned(),
+                });
+            }
+        };
+        let file = File::open(dir.join("db")).map_err(|err| StoreError::folder(dir, err))?;
+        file.sync_all().map_err(|err| StoreError::folder(dir, err))?;
+        let folder = File::open(dir).map_err(|err| StoreError::folder(dir, err))?;
+        folder.sync_all().map_err(|err| StoreError::folder(dir, err))?;
+        Ok(Self::Sled(SledEngine { db, trees, file }))
+    }
+
+    /// An empty store in memory.
+    pub fn memory() -> Self {
+        Self::Memory(RwLock::new(BTreeMap::new()))
+    }
+
+    pub fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        match self {
+            Self::Sled(sled) => match sled.tree(tree).get(key).map_err(StoreError::io)? {
+                Some(sealed) => Ok(Some(unseal(tree, key, &sealed)?.to_vec())),
+                None => Ok(None),
+            },
+            Self::Memory(trees) => {
+                let trees = trees.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+                Ok(trees.get(&tree).and_then(|tree| tree.get(key)).cloned())
+            }
+        }
+    }
+
+    /// At most `limit` entries from `from` on (included) up to `end` (excluded), in order.
+    pub fn scan(
+        &self,
+        tree: Tree,
+        from: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        match self {
+            Self::Sled(sled) => collect(tree, range(sled.tree(tree), from, end).take(limit)),
+            Self::Memory(trees) => Ok(with_memory(trees, tree, |tree| {
+                memory_range(tree, from, end).take(limit).map(|(k, v)| (k.clone(), v.clone())).collect()
+            })),
+        }
+    }
+
+    /// The same from the end backwards.
+    pub fn scan_back(
+        &self,
+        tree: Tree,
+        from: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        match self {
+            Self::Sled(sled) => collect(tree, range(sled.tree(tree), from, end).rev().take(limit)),
+            Self::Memory(trees) => Ok(with_memory(trees, tree, |tree| {
+                memory_range(tree, from, end).rev().take(limit).map(|(k, v)| (k.clone(), v.clone())).collect()
+            })),
+        }
+    }
+
+    /// Stores a group of changes, all or nothing.
+    pub fn apply(&self, writes: &Writes) -> Result<(), StoreError> {
+        match self {
+            Self::Sled(sled) => sled.apply(writes),
+            Self::Memory(trees) => {
+                let mut trees = trees.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+                for (tree, changes) in writes {
+                    let tree = trees.entry(*tree).or_default();
+                    for (key, value) in changes {
+                        match value {
+                            Some(value) => tree.insert(key.clone(), value.clone()),
+                            None => tree.remove(key),
+                        };
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Returns when everything applied so far survives a power cut.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Sled(sled) => {
+                sled.db.flush().map_err(StoreError::io)?;
+                sled.file.sync_data().map_err(|err| StoreError::SyncFailed(err.to_string()))
+            }
+            Self::Memory(_) => Ok(()),
+        }
+    }
+
+    /// Bytes on disk.
+    pub fn size_on_disk(&self) -> u64 {
+        match self {
+            Self::Sled(sled) => sled.db.size_on_disk().unwrap_or(0),
+            Self::Memory(_) => 0,
+        }
+    }
+}
+
+impl SledEngine {
+    fn tree(&self, tree: Tree) -> &sled::Tree {
+        &self.trees[usize::from(tree as u8)]
+    }
+
+    fn apply(&self, writes: &Writes) -> Result<(), StoreError> {
+        let trees: Vec<&sled::Tree> = writes.keys().map(|tree| self.tree(*tree)).collect();
+        // Built once, outside: sled may run the closure again.
+        let batches: Vec<sled::Batch> = writes
+            .iter()
+            .map(|(tree, changes)| {
+                let mut batch = sled::Batch::default();
+                for (key, value) in changes {
+                    match value {
+                        Some(value) => batch.insert(key.as_slice(), seal(*tree, key, value)),
+                        None => batch.remove(key.as_slice()),
+                    }
+                }
+                batch
+            })
+            .collect();
+        let done = trees.as_slice().transaction(|views| {
+            for (view, batch) in views.iter().zip(&batches) {
+                view.apply_batch(batch)?;
+            }
+            Ok::<(), ConflictableTransactionError<()>>(())
+        });
+        match done {
+            Ok(()) => Ok(()),
+            Err(TransactionError::Storage(err)) => Err(StoreError::io(err)),
+            Err(TransactionError::Abort(())) => Err(StoreError::Io("the transaction was aborted".to_owned())),
+        }
+    }
+}
+
+fn range<'a>(
+    tree: &'a sled::Tree,
+    from: &[u8],
+    end: Option<&[u8]>,
+) -> impl DoubleEndedIterator<Item = sled::Result<(IVec, IVec)>> + use<'a> {
+    match end {
+        Some(end) => tree.range(from.to_vec()..end.to_vec()),
+        None => tree.range(from.to_vec()..),
+    }
+}
+
+fn collect(
+    tree: Tree,
+    entries: impl Iterator<Item = sled::Result<(IVec, IVec)>>,
+) -> Result<Vec<Entry>, StoreError> {
+    entries
+        .map(|entry| {
+            let (key, sealed) = entry.map_err(StoreError::io)?;
+            let value = unseal(tree, &key, &sealed)?.to_vec();
+            Ok((key.to_vec(), value))
+        })
+        .collect()
+}
+
+fn with_memory<T>(
+    trees: &RwLock<BTreeMap<Tree, BTreeMap<Vec<u8>, Vec<u8>>>>,
+    tree: Tree,
+    read: impl FnOnce(&BTreeMap<Vec<u8>, Vec<u8>>) -> T,
+) -> T {
+    let trees = trees.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+    match trees.get(&tree) {
+        Some(tree) => read(tree),
+        None => read(&BTreeMap::new()),
+    }
+}
+
+fn memory_range<'a>(
+    tree: &'a BTreeMap<Vec<u8>, Vec<u8>>,
+    from: &[u8],
+    end: Option<&[u8]>,
+) -> impl DoubleEndedIterator<Item = (&'a Vec<u8>, &'a Vec<u8>)> + use<'a> {
+    use std::ops::Bound;
+    let upper = match end {
+        // An end before the start is an empty range here, not a panic.
+        Some(end) if end <= from => Bound::Excluded(from.to_vec()),
+        Some(end) => Bound::Excluded(end.to_vec()),
+        None => Bound::Unbounded,
+    };
+    tree.range((Bound::Included(from.to_vec()), upper))
+}
+
+/// The value with a checksum over tree, key and value, so that a value in the wrong place is noticed, too.
+fn seal(tree: Tree, key: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut sealed = Vec::with_capacity(value.len() + 4);
+    sealed.extend_from_slice(value);
+    sealed.extend_from_slice(&checksum(tree, key, value).to_le_bytes());
+    sealed
+}
+
+fn unseal<'a>(tree: Tree, key: &[u8], sealed: &'a [u8]) -> Result<&'a [u8], StoreError> {
+    let damaged = || StoreError::Damaged { tree: tree.name(), key: hex(key) };
+    let (value, sum) = sealed.split_last_chunk::<4>().ok_or_else(damaged)?;
+    if checksum(tree, key, value) == u32::from_le_bytes(*sum) { Ok(value) } else { Err(damaged()) }
+}
+
+fn checksum(tree: Tree, key: &[u8], value: &[u8]) -> u32 {
+    let sum = crc32c::crc32c_append(crc32c::crc32c(tree.name().as_bytes()), key);
+    crc32c::crc32c_append(sum, value)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().take(64).fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// A kill or a full disk while sled writes a snapshot leaves an empty file that blocks every later open
+/// (stack.md section 3). It holds nothing, and nobody else can be writing it: we hold the lock.
+fn remove_half_made_snapshots(dir: &Path) -> Result<(), StoreError> {
+    for entry in std::fs::read_dir(dir).map_err(|err| StoreError::folder(dir, err))? {
+        let entry = entry.map_err(|err| StoreError::folder(dir, err))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            std::fs::remove_file(entry.path()).map_err(|err| StoreError::folder(dir, err))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_that_lies_under_another_key_or_changed_is_damage() {
+        let sealed = seal(Tree::Requests, b"key", b"value");
+        assert_eq!(unseal(Tree::Requests, b"key", &sealed).unwrap(), b"value");
+        assert!(unseal(Tree::Requests, b"kez", &sealed).is_err());
+        assert!(unseal(Tree::Batches, b"key", &sealed).is_err());
+        let mut flipped = sealed;
+        flipped[0] ^= 1;
+        assert!(unseal(Tree::Requests, b"key", &flipped).is_err());
+        assert!(unseal(Tree::Requests, b"key", b"abc").is_err());
+    }
+}

@@ -1,0 +1,405 @@
+//! Requests: how they come in, wait, move between statuses, and are found.
+
+use serde::{Deserialize, Serialize};
+
+use super::keys::{self, Key, Tree};
+use super::tx::{self, Tx};
+use super::{Store, StoreError, StoreReader};
+use crate::domain::batch::Counts;
+use crate::domain::id::{BatchId, CompanyId, RequestId, Timestamp};
+use crate::domain::request::{Answered, Group, Request, RequestStatus, Source};
+use crate::domain::session::SessionState;
+
+/// The client's word for a request, by which a repeat is recognised.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientKey {
+    /// The `id` in the line.
+    Id(String),
+    /// The `Idempotency-Key` of the call and the number of the line, for a line without an id.
+    Line {
+        /// The header's value.
+        idempotency_key: String,
+        /// The line, from 1.
+        line: u64,
+    },
+}
+
+/// A request to be taken in, checked, with everything that is fixed when it is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewRequest {
+    /// Its id, used only if it is new.
+    pub id: RequestId,
+    /// What it may share a batch with.
+    pub group: Group,
+    /// Where it comes from.
+    pub source: Source,
+    /// By which a repeat is recognised.
+    pub key: Option<ClientKey>,
+    /// SHA-256 over everything that makes it what it is.
+    pub content_hash: [u8; 32],
+    /// The body as JSON text; none for the analysis of a session, which is built from the session.
+    pub body: Option<String>,
+    /// Length of its input line with the line end.
+    pub line_bytes: u32,
+    /// CRC32C of its input line.
+    pub line_crc: u32,
+    /// Estimated input tokens.
+    pub estimated_tokens: u32,
+    /// Higher goes first.
+    pub priority: i8,
+    /// Not to be batched before.
+    pub not_before: Option<Timestamp>,
+}
+
+/// What became of a request that came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepted {
+    /// It is new and stored under this id.
+    New(RequestId),
+    /// The same was here before, under this id.
+    Duplicate(RequestId),
+    /// Its key is taken by a request with other content, which has this id.
+    Conflict(RequestId),
+}
+
+/// What became of a request that was to be requeued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Requeued {
+    /// It waits for a batch again.
+    Requeued,
+    /// It is not failed.
+    Skipped,
+    /// There is none with this id.
+    NotFound,
+}
+
+/// Which requests to list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestFilter {
+    /// Only with this status.
+    pub status: RequestStatus,
+    /// Only of this company.
+    pub company: Option<CompanyId>,
+    /// Only those whose last batch this is.
+    pub batch: Option<BatchId>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct KnownKey {
+    request: RequestId,
+    content_hash: [u8; 32],
+}
+
+/// What waits in a group, stored beside the entries so that nobody has to count them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct GroupStat {
+    pub group: Group,
+    pub requests: u64,
+    pub bytes: u64,
+    pub filling: Option<BatchId>,
+}
+
+impl Store {
+    /// Takes in at most 250 requests of one company, each once.
+    pub async fn accept_requests(
+        &self,
+        requests: Vec<NewRequest>,
+        now: Timestamp,
+    ) -> Result<Vec<Accepted>, StoreError> {
+        self.committer
+            .commit(requests.len(), move |tx| {
+                requests.into_iter().map(|request| accept(tx, request, now)).collect()
+            })
+            .await
+    }
+
+    /// Puts failed requests back to wait for a batch, with their attempts at zero and their history kept.
+    pub async fn requeue(&self, ids: Vec<RequestId>, now: Timestamp) -> Result<Vec<Requeued>, StoreError> {
+        self.committer
+            .commit(ids.len(), move |tx| ids.into_iter().map(|id| requeue(tx, id, now)).collect())
+            .await
+    }
+
+    /// Lets at most 250 requests whose back-off is over wait for a batch; says how many.
+    pub async fn release_due(&self, now: Timestamp) -> Result<usize, StoreError> {
+        self.committer
+            .commit(250, move |tx| {
+                let end = Key::new().time(now.plus(std::time::Duration::from_millis(1))).done();
+                let due = tx.scan(Tree::Backoff, &[], Some(&end), 250)?;
+                for (key, _) in &due {
+                    let id = keys::request_at_end(key)
+                        .ok_or_else(|| StoreError::Codec("a back-off key is too short".to_owned()))?;
+                    let mut request = load(tx, id)?;
+                    dequeue(tx, &request)?;
+                    let since = request.not_before.take().unwrap_or(now);
+                    enqueue(tx, &mut request, since)?;
+                    save(tx, &request)?;
+                }
+                Ok(due.len())
+            })
+            .await
+    }
+}
+
+fn accept(tx: &mut Tx<'_>, new: NewRequest, now: Timestamp) -> Result<Accepted, StoreError> {
+    let key = new.key.as_ref().map(|key| client_key(&new.group.company, key));
+    if let Some(key) = &key
+        && let Some(known) = tx.read::<KnownKey>(Tree::ClientKeys, key)?
+    {
+        return Ok(if known.content_hash == new.content_hash {
+            Accepted::Duplicate(known.request)
+        } else {
+            Accepted::Conflict(known.request)
+        });
+    }
+    if let Some(key) = key {
+        let known = KnownKey { request: new.id, content_hash: new.content_hash };
+        tx.write(Tree::ClientKeys, key, &known)?;
+    }
+    insert(tx, new, now).map(Accepted::New)
+}
+
+/// Stores a new request, pending.
+pub(super) fn insert(tx: &mut Tx<'_>, new: NewRequest, now: Timestamp) -> Result<RequestId, StoreError> {
+    let id = new.id;
+    if tx.has(Tree::Requests, id.as_bytes())? {
+        return Err(StoreError::Broken(format!("request {id} exists already")));
+    }
+    if let Some(body) = &new.body {
+        tx.put_text(Tree::Bodies, id.as_bytes(), body.as_bytes())?;
+    }
+    let mut request = Request {
+        id,
+        group: new.group,
+        source: new.source,
+        status: RequestStatus::PendingBatching,
+        batch: None,
+        line_bytes: new.line_bytes,
+        line_crc: new.line_crc,
+        estimated_tokens: new.estimated_tokens,
+        priority: new.priority,
+        not_before: new.not_before.filter(|at| *at > now),
+        requested_at: now,
+        pending_since: now,
+        completed_at: None,
+        attempts: 0,
+        failure: None,
+        answered: Answered::default(),
+        cost: None,
+        history: Vec::new(),
+    };
+    index(tx, &request, true)?;
+    enqueue(tx, &mut request, now)?;
+    save(tx, &request)?;
+    Ok(id)
+}
+
+fn requeue(tx: &mut Tx<'_>, id: RequestId, now: Timestamp) -> Result<Requeued, StoreError> {
+    let Some(mut request) = tx.read::<Request>(Tree::Requests, id.as_bytes())? else {
+        return Ok(Requeued::NotFound);
+    };
+    if request.status != RequestStatus::ProcessingFailed {
+        return Ok(Requeued::Skipped);
+    }
+    move_to(tx, &mut request, RequestStatus::PendingBatching)?;
+    request.attempts = 0;
+    request.not_before = None;
+    request.completed_at = None;
+    enqueue(tx, &mut request, now)?;
+    super::sessions::note_request(tx, &request, SessionState::Requested)?;
+    save(tx, &request)?;
+    Ok(Requeued::Requeued)
+}
+
+pub(super) fn load(tx: &Tx<'_>, id: RequestId) -> Result<Request, StoreError> {
+    tx.read(Tree::Requests, id.as_bytes())?
+        .ok_or_else(|| StoreError::Broken(format!("request {id} is named but not there")))
+}
+
+pub(super) fn save(tx: &mut Tx<'_>, request: &Request) -> Result<(), StoreError> {
+    tx.write(Tree::Requests, request.id.as_bytes().to_vec(), request)
+}
+
+/// Moves a request to another status, with its index entries and counters; the caller saves it.
+pub(super) fn move_to(tx: &mut Tx<'_>, request: &mut Request, to: RequestStatus) -> Result<(), StoreError> {
+    index(tx, request, false)?;
+    request.status = to;
+    index(tx, request, true)
+}
+
+fn index(tx: &mut Tx<'_>, request: &Request, add: bool) -> Result<(), StoreError> {
+    let company = &request.group.company;
+    let by_status = Key::new().status(request.status).bytes(request.id.as_bytes()).done();
+    let by_company = Key::new().company(company).status(request.status).bytes(request.id.as_bytes()).done();
+    if add {
+        tx.put(Tree::ByStatus, by_status, Vec::new());
+        tx.put(Tree::ByCompany, by_company, Vec::new());
+    } else {
+        tx.remove(Tree::ByStatus, by_status);
+        tx.remove(Tree::ByCompany, by_company);
+    }
+    let change = if add { 1 } else { -1 };
+    tx.count(keys::counter(None, request.status), change)?;
+    tx.count(keys::counter(Some(company), request.status), change)
+}
+
+/// Lets a pending request wait: for its time where it has one, else for a batch. The caller saves it.
+pub(super) fn enqueue(tx: &mut Tx<'_>, request: &mut Request, since: Timestamp) -> Result<(), StoreError> {
+    request.pending_since = since;
+    if let Some(at) = request.not_before {
+        tx.put(Tree::Backoff, backoff_key(at, request.id), Vec::new());
+        return Ok(());
+    }
+    let value = [request.line_bytes.to_be_bytes(), request.estimated_tokens.to_be_bytes()].concat();
+    tx.put(Tree::Pending, pending_key(request), value);
+    group_stat(tx, &request.group, 1, i64::from(request.line_bytes))
+}
+
+/// Takes a pending request out of what it waits in.
+pub(super) fn dequeue(tx: &mut Tx<'_>, request: &Request) -> Result<(), StoreError> {
+    if let Some(at) = request.not_before {
+        tx.remove(Tree::Backoff, backoff_key(at, request.id));
+        return Ok(());
+    }
+    tx.remove(Tree::Pending, pending_key(request));
+    group_stat(tx, &request.group, -1, -i64::from(request.line_bytes))
+}
+
+fn backoff_key(at: Timestamp, id: RequestId) -> Vec<u8> {
+    Key::new().time(at).bytes(id.as_bytes()).done()
+}
+
+fn pending_key(request: &Request) -> Vec<u8> {
+    Key::new()
+        .group(&request.group)
+        .priority(request.priority)
+        .time(request.pending_since)
+        .bytes(request.id.as_bytes())
+        .done()
+}
+
+fn group_stat(tx: &mut Tx<'_>, group: &Group, requests: i64, bytes: i64) -> Result<(), StoreError> {
+    change_group(tx, group, |stat| {
+        let below = || StoreError::Broken("a group's counter would fall below zero".to_owned());
+        stat.requests = stat.requests.checked_add_signed(requests).ok_or_else(below)?;
+        stat.bytes = stat.bytes.checked_add_signed(bytes).ok_or_else(below)?;
+        Ok(())
+    })
+}
+
+pub(super) fn change_group(
+    tx: &mut Tx<'_>,
+    group: &Group,
+    change: impl FnOnce(&mut GroupStat) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let key = Key::new().group(group).done();
+    let mut stat = tx.read(Tree::Groups, &key)?.unwrap_or_else(|| GroupStat {
+        group: group.clone(),
+        requests: 0,
+        bytes: 0,
+        filling: None,
+    });
+    change(&mut stat)?;
+    if stat.requests == 0 && stat.filling.is_none() {
+        tx.remove(Tree::Groups, key);
+        return Ok(());
+    }
+    tx.write(Tree::Groups, key, &stat)
+}
+
+fn client_key(company: &CompanyId, key: &ClientKey) -> Vec<u8> {
+    let start = Key::new().company(company);
+    match key {
+        ClientKey::Id(id) => start.byte(1).text(id).done(),
+        ClientKey::Line { idempotency_key, line } => {
+            start.byte(2).text(idempotency_key).bytes(&line.to_be_bytes()).done()
+        }
+    }
+}
+
+impl StoreReader {
+    /// One request.
+    pub fn request(&self, id: RequestId) -> Result<Option<Request>, StoreError> {
+        self.read(Tree::Requests, id.as_bytes())
+    }
+
+    /// The body of a request from the API, as JSON text.
+    pub fn body(&self, id: RequestId) -> Result<Option<Vec<u8>>, StoreError> {
+        self.text(Tree::Bodies, id.as_bytes())
+    }
+
+    /// The provider's answer to a request, as JSON text.
+    pub fn result(&self, id: RequestId) -> Result<Option<Vec<u8>>, StoreError> {
+        self.text(Tree::Results, id.as_bytes())
+    }
+
+    /// How many requests have each status, in the order of [`RequestStatus::ALL`]; of one company or of all.
+    pub fn summary(&self, company: Option<&CompanyId>) -> Result<[u64; 4], StoreError> {
+        let mut counts = [0; 4];
+        for (count, status) in counts.iter_mut().zip(RequestStatus::ALL) {
+            let key = keys::counter(company, status);
+            *count = tx::number(self.engine.get(Tree::Counters, &key)?.as_deref())?;
+        }
+        Ok(counts)
+    }
+
+    /// At most `limit` requests, newest first, older than `before`; and where the next page begins, if there is one.
+    pub fn list_requests(
+        &self,
+        filter: &RequestFilter,
+        before: Option<RequestId>,
+        limit: usize,
+    ) -> Result<(Vec<Request>, Option<RequestId>), StoreError> {
+        let (tree, prefix) = match (&filter.batch, &filter.company) {
+            (Some(batch), _) => (Tree::Members, Key::new().bytes(batch.as_bytes()).done()),
+            (None, Some(company)) => {
+                (Tree::ByCompany, Key::new().company(company).status(filter.status).done())
+            }
+            (None, None) => (Tree::ByStatus, Key::new().status(filter.status).done()),
+        };
+        let wanted = |request: &Request| {
+            request.status == filter.status
+                && filter.company.as_ref().is_none_or(|company| *company == request.group.company)
+                && filter.batch.is_none_or(|batch| request.batch == Some(batch))
+        };
+        let mut found = Vec::with_capacity(limit.min(500));
+        let mut before = before;
+        loop {
+            let end = match before {
+                Some(id) => Some(Key::new().bytes(&prefix).bytes(id.as_bytes()).done()),
+                None => keys::after_prefix(&prefix),
+            };
+            // One more than wanted shows whether there is a next page.
+            let page = limit.saturating_sub(found.len()).saturating_add(1);
+            let entries = self.engine.scan_back(tree, &prefix, end.as_deref(), page)?;
+            let last_page = entries.len() < page;
+            for (key, _) in entries {
+                let Some(id) = keys::request_at_end(&key) else { continue };
+                // The row may have moved since the index was read; then it is not on this page.
+                if let Some(request) = self.request(id)?.filter(wanted) {
+                    if found.len() == limit {
+                        let next = found.last().map(|request: &Request| request.id);
+                        return Ok((found, next));
+                    }
+                    found.push(request);
+                }
+                before = Some(id);
+            }
+            if last_page {
+                return Ok((found, None));
+            }
+        }
+    }
+}
+
+/// Which counter a member's fate belongs to.
+pub(super) fn counted(counts: &mut Counts, fate: super::batches::Fate) {
+    use super::batches::Fate;
+    match fate {
+        Fate::Outstanding => {}
+        Fate::Completed => counts.completed += 1,
+        Fate::Failed => counts.failed += 1,
+        Fate::Returned => counts.returned += 1,
+        Fate::Erased => counts.erased += 1,
+    }
+}
