@@ -100,9 +100,7 @@ impl ModelPrice {
             (usage.completion, rates.output),
         ]
         .into_iter()
-        .fold(0_u128, |sum, (tokens, price)| {
-            sum.saturating_add(u128::from(tokens) * u128::from(price))
-        });
+        .fold(0_u128, |sum, (tokens, price)| sum.saturating_add(u128::from(tokens) * u128::from(price)));
         let rounded = sum.saturating_add(TOKENS_PER_PRICE / 2) / TOKENS_PER_PRICE;
         u64::try_from(rounded).unwrap_or(u64::MAX)
     }
@@ -217,7 +215,8 @@ mod tests {
 
     #[test]
     fn a_model_that_is_not_in_the_table_has_no_cost() {
-        for model in ["gpt-9", "", "gpt-4o-mini-audio", "gpt-4o-mini-high", "ft:gpt-4o-mini-2024-07-18:us::x"] {
+        for model in ["gpt-9", "", "gpt-4o-mini-audio", "gpt-4o-mini-high", "ft:gpt-4o-mini-2024-07-18:us::x"]
+        {
             assert_eq!(micros(model, &usage(1, 1)), None, "{model}");
         }
     }
@@ -250,7 +249,8 @@ mod tests {
 
     #[test]
     fn cached_and_cache_written_tokens_have_their_own_prices() {
-        let sample = Usage { prompt: 1_000, cached: 400, cache_write: 100, completion: 10, ..Usage::default() };
+        let sample =
+            Usage { prompt: 1_000, cached: 400, cache_write: 100, completion: 10, ..Usage::default() };
         // 500 plain at 1, 400 cached at 0.1, 100 written at 1.25, 10 out at 5.
         assert_eq!(micros("gpt-6-sol", &sample), Some(500 + 40 + 125 + 50));
     }
