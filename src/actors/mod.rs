@@ -1,1 +1,105 @@
-//! Intake, creator, batches, poller, registry, importer.
+//! The actors, and who messages whom:
+//!
+//! ```text
+//! http, importer ──► intake ──► (store: new and requeued requests, sessions)
+//!                      │ Nudge
+//!                      ▼
+//!  timer ──────────► creator ──► (store: an empty batch) ──► registry: Host
+//!                      ▲                                        │ starts
+//!                      │ Nudge, when a batch is full             ▼
+//!                      └──────────────────────────────────── batch ──► provider
+//!  timer ──► poller ──► registry: Observable    Observed ──────▲ │ Moved, Died
+//!               └────────────────────────────────────────────┘  ▼
+//! http ──► registry: the legacy views                         registry
+//! ```
+//!
+//! A message lives in the file of the actor that handles it.
+
+pub mod batch;
+pub mod creator;
+mod effects;
+pub mod importer;
+pub mod intake;
+pub mod poller;
+pub mod registry;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::clock::{Ids, SharedClock};
+use crate::domain::batch::ProviderIdentity;
+use crate::domain::cut::Limits;
+use crate::domain::price::PriceTable;
+use crate::domain::{retry, step};
+use crate::provider::Provider;
+use crate::store::{Store, StoreReader};
+
+/// What may be switched off while the program runs.
+#[derive(Debug)]
+pub struct Switches {
+    creation: AtomicBool,
+    polling: AtomicBool,
+}
+
+impl Switches {
+    /// Both as configured.
+    pub const fn new(creation: bool, polling: bool) -> Self {
+        Self { creation: AtomicBool::new(creation), polling: AtomicBool::new(polling) }
+    }
+
+    /// Whether batches are cut, uploaded and created.
+    pub fn creation(&self) -> bool {
+        self.creation.load(Ordering::Relaxed)
+    }
+
+    /// Whether the provider is asked about running batches.
+    pub fn polling(&self) -> bool {
+        self.polling.load(Ordering::Relaxed)
+    }
+}
+
+/// What the actors share: handles and bounds, nothing that one of them owns.
+pub struct Shared {
+    /// Changes.
+    pub store: Store,
+    /// Reads.
+    pub reader: StoreReader,
+    /// The provider.
+    pub provider: Arc<dyn Provider>,
+    /// Which provider that is.
+    pub identity: ProviderIdentity,
+    /// The time.
+    pub clock: SharedClock,
+    /// New ids.
+    pub ids: Ids,
+    /// What may be switched off.
+    pub switches: Switches,
+    /// What tokens cost.
+    pub prices: PriceTable,
+    /// Where input and result files lie while they are needed.
+    pub spool: PathBuf,
+    /// Bounds of a batch.
+    pub limits: Limits,
+    /// After a failure.
+    pub retry: retry::Policy,
+    /// Waits of the machine.
+    pub policy: step::Policy,
+    /// How long an uncertain creation is looked for before it is sent again.
+    pub grace: Duration,
+    /// How often the creator looks.
+    pub creation_interval: Duration,
+    /// How often the poller asks.
+    pub polling_interval: Duration,
+    /// How many calls a tick of the poller makes at most.
+    pub polling_calls_max: usize,
+    /// A session is analysed when it was unchanged so long.
+    pub settle: Duration,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Shared")
+    }
+}

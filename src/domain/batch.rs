@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::id::{BatchId, FileId, Nonce, ProviderBatchId, Revision, Timestamp};
 use super::request::{Failure, Group};
+use super::retry::{BatchFailure, BatchFault};
 
 /// The input file as the provider has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +77,17 @@ pub struct Problem {
     pub line: Option<u64>,
 }
 
+impl Problem {
+    fn fault(&self) -> BatchFault<'_> {
+        BatchFault {
+            code: self.code.as_deref(),
+            message: self.message.as_deref(),
+            param: self.param.as_deref(),
+            line: self.line,
+        }
+    }
+}
+
 /// What the provider said of the end of a batch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
@@ -99,6 +111,16 @@ impl Ended {
     pub fn files(&self) -> impl Iterator<Item = (ResultKind, &FileId)> {
         let output = self.output.iter().map(|id| (ResultKind::Output, id));
         output.chain(self.error.iter().map(|id| (ResultKind::Error, id)))
+    }
+
+    /// Whether it ran nothing and cost nothing: it failed and left no file.
+    pub fn ran_nothing(&self) -> bool {
+        self.how == Terminal::Failed && self.files().next().is_none()
+    }
+
+    /// What the provider's list of problems means for a batch that ran nothing.
+    pub fn refusal(&self) -> BatchFailure {
+        BatchFailure::from_faults(&self.problems.iter().map(Problem::fault).collect::<Vec<_>>())
     }
 
     /// The result file of one kind.

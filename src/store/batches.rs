@@ -10,14 +10,14 @@ use super::requests::{self, GroupStat};
 use super::sessions;
 use super::tx::Tx;
 use super::{Store, StoreError, StoreReader, codec};
-use crate::domain::batch::{Batch, BatchState, Terminal};
+use crate::domain::batch::{Batch, BatchState, Ended, Terminal};
 use crate::domain::cut::{self, Limits};
 use crate::domain::event::Event;
 use crate::domain::id::{BatchId, CompanyId, FileId, ProviderBatchId, RequestId, Revision, Timestamp};
 use crate::domain::request::{
     Answered, Attempt, Cost, Failure, FailureClass, Group, Outcome, Request, RequestStatus,
 };
-use crate::domain::retry::{self, Decision};
+use crate::domain::retry::{self, BatchFailure, Decision};
 use crate::domain::session::SessionState;
 use crate::domain::step::{self, Change, Policy, Step};
 
@@ -528,21 +528,8 @@ fn ending(
             ran: true,
         };
     }
-    let nothing_ran = ended.how == Terminal::Failed && ended.files().next().is_none();
-    if nothing_ran {
-        if let Some(failure) = named.get(&request) {
-            return Ending { failure: failure.clone(), answered: None, ran: false };
-        }
-        let first = ended.problems.first();
-        let code =
-            first.and_then(|problem| problem.code.clone()).unwrap_or_else(|| "not_admitted".to_owned());
-        let detail = first.and_then(|problem| problem.message.clone()).unwrap_or_default();
-        // Where no line is named, nothing tells this batch's lines from the next one's: the tries are counted.
-        return Ending {
-            failure: Failure::new(FailureClass::Transient, code, &detail),
-            answered: None,
-            ran: named.is_empty(),
-        };
+    if ended.ran_nothing() {
+        return not_admitted(ended, named, request);
     }
     let code = match ended.how {
         Terminal::Expired => "batch_expired",
@@ -551,6 +538,27 @@ fn ending(
     };
     let failure = Failure::new(FailureClass::Transient, code, "no line in any result file");
     Ending { failure, answered: None, ran: true }
+}
+
+/// What a member's end is in a batch that was not admitted: nothing ran, so nothing was paid for.
+fn not_admitted(ended: &Ended, named: &HashMap<RequestId, Failure>, request: RequestId) -> Ending {
+    let (failure, ran) = match ended.refusal() {
+        BatchFailure::Group(failure) => (failure, false),
+        BatchFailure::Lines(_) => match named.get(&request) {
+            Some(failure) => (failure.clone(), false),
+            None => {
+                let detail = "another line of its batch was refused, so nothing of it ran";
+                (Failure::new(FailureClass::Transient, "batch_refused", detail), false)
+            }
+        },
+        // Nothing tells this batch's lines from the next one's, so the tries are counted.
+        BatchFailure::TooLarge(failure)
+        | BatchFailure::Unknown(failure)
+        | BatchFailure::Account(failure)
+        | BatchFailure::Capacity(failure)
+        | BatchFailure::InputGone(failure) => (failure, true),
+    };
+    Ending { failure, answered: None, ran }
 }
 
 fn give_end(
@@ -562,7 +570,7 @@ fn give_end(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let Ending { failure, answered, ran } = end;
-    if ran && retry::counts(failure.class) {
+    if ran && retry::Policy::uses_attempt(failure.class) {
         request.attempts = request.attempts.saturating_add(1);
     }
     let number = if ran { request.attempts } else { 0 };

@@ -7,7 +7,7 @@ use crate::domain::effect::Effect;
 use crate::domain::event::{Observation, ObservedStatus, Trouble};
 use crate::domain::id::Timestamp;
 use crate::domain::request::{Failure, FailureClass};
-use crate::domain::retry::{self, BatchFailure};
+use crate::domain::retry::BatchFailure;
 
 pub(super) fn observed(
     intent: &Intent,
@@ -20,7 +20,7 @@ pub(super) fn observed(
     match seen.status {
         Some(ObservedStatus::Ended(how)) => {
             let ended = ended(how, seen, at);
-            if how == Terminal::Failed && ended.files().next().is_none() {
+            if ended.ran_nothing() {
                 turned_away(intent, wait, ended, at, policy)
             } else {
                 over(ended, seen, at, None)
@@ -65,14 +65,14 @@ fn over(ended: Ended, seen: &Observation, at: Timestamp, since: Option<Timestamp
 fn turned_away(intent: &Intent, wait: &Wait, ended: Ended, at: Timestamp, policy: &Policy) -> Step {
     let words = words(&ended.problems);
     let again = |until| Wait { until, why: Some(words.clone()), failures: wait.failures + 1, refusals: 0 };
-    match retry::batch_failure(&ended.problems) {
-        BatchFailure::Capacity => {
+    match ended.refusal() {
+        BatchFailure::Capacity(_) => {
             let until = at.plus(backoff(policy.capacity_backoff, wait.failures));
             go(BatchState::Ready { input: intent.input.clone(), wait: again(Some(until)) })
                 .with([Effect::WakeAt(until)])
                 .telling(format!("the provider has no room ({words}); again at {until}"))
         }
-        BatchFailure::Account => {
+        BatchFailure::Account(_) => {
             let trouble = Trouble::Account { why: words.clone() };
             match next_wait(wait, &trouble, at, policy) {
                 Ok(wait) => {
@@ -84,16 +84,19 @@ fn turned_away(intent: &Intent, wait: &Wait, ended: Ended, at: Timestamp, policy
                 Err(failure) => parked(intent.input.upload, failure),
             }
         }
-        BatchFailure::InputGone if wait.failures < Policy::REFUSALS_MAX => {
+        BatchFailure::InputGone(_) if wait.failures < Policy::REFUSALS_MAX => {
             let upload = intent.input.upload + 1;
             go(BatchState::Uploading { upload, wait: again(None) })
                 .with([Effect::UploadInput { upload }])
                 .telling("the provider could not find the input file; uploading it again")
         }
-        BatchFailure::InputGone => {
+        BatchFailure::InputGone(_) => {
             parked(intent.input.upload, Failure::new(FailureClass::Permanent, "input_gone", &words))
         }
-        BatchFailure::Lines(_) | BatchFailure::Unknown => {
+        BatchFailure::Group(_)
+        | BatchFailure::TooLarge(_)
+        | BatchFailure::Lines(_)
+        | BatchFailure::Unknown(_) => {
             let story = format!("not admitted: {words}");
             applying::first_file(ended.clone(), false).changing(Change::Ended(ended)).telling(story)
         }

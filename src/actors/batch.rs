@@ -1,0 +1,270 @@
+//! One batch: event, step, commit, effects. The only writer of its record and of its members' outcomes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use actix::prelude::*;
+
+use super::Shared;
+use super::creator::{Creator, Nudge};
+use super::effects::{self, Chunk};
+use super::registry::{Died, Moved, Registry};
+use crate::domain::batch::{Batch, BatchState, ResultKind};
+use crate::domain::effect::Effect;
+use crate::domain::event::{Event, Observation};
+use crate::domain::id::{RequestId, Timestamp};
+use crate::domain::request::Failure;
+use crate::domain::step::{self, Step};
+use crate::store::{AppliedLine, StoreError};
+
+/// Tells the registry when the actor is gone, however it went: also by a panic.
+struct Obituary {
+    registry: Addr<Registry>,
+    id: crate::domain::id::BatchId,
+    retired: bool,
+}
+
+impl Drop for Obituary {
+    fn drop(&mut self) {
+        let died = Died { id: self.id, panicked: std::thread::panicking(), retired: self.retired };
+        self.registry.do_send(died);
+    }
+}
+
+/// A live batch.
+pub struct BatchActor {
+    batch: Batch,
+    fresh: bool,
+    shared: Arc<Shared>,
+    creator: Option<Addr<Creator>>,
+    obituary: Obituary,
+    /// When this process began to look for an uncertain creation, on the monotonic clock.
+    uncertain_since: Option<u64>,
+    /// The lines that the provider said are wrong, once they have been looked up.
+    named: Option<HashMap<RequestId, Failure>>,
+}
+
+impl BatchActor {
+    pub(super) fn new(
+        batch: Batch,
+        fresh: bool,
+        shared: Arc<Shared>,
+        registry: Addr<Registry>,
+        creator: Option<Addr<Creator>>,
+    ) -> Self {
+        let obituary = Obituary { registry, id: batch.id, retired: false };
+        Self { batch, fresh, shared, creator, obituary, uncertain_since: None, named: None }
+    }
+
+    fn happened(&mut self, event: &Event, ctx: &mut Context<Self>) {
+        match step::step(&self.batch.state, event, &self.shared.policy) {
+            Ok(step) if step.changes_nothing(&self.batch.state) => self.run(step.effects, ctx),
+            Ok(step) => self.commit(step, ctx),
+            Err(illegal) => {
+                tracing::error!(batch.id = %self.batch.id, error = %illegal, "a bug: {illegal}");
+                ctx.stop();
+            }
+        }
+    }
+
+    fn commit(&mut self, step: Step, ctx: &mut Context<Self>) {
+        let (store, now) = (self.shared.store.clone(), self.shared.clock.now());
+        let (id, revision, kept) = (self.batch.id, self.batch.revision, step.clone());
+        let commit = async move { store.commit_step(id, revision, kept, now).await };
+        self.store_then(commit, ctx, move |this, batch, ctx| this.advance(batch, step, ctx));
+    }
+
+    /// Waits for a commit; `wait` shuts the mailbox until it is on disk.
+    fn store_then<T: 'static>(
+        &mut self,
+        commit: impl Future<Output = Result<T, StoreError>> + 'static,
+        ctx: &mut Context<Self>,
+        then: impl FnOnce(&mut Self, T, &mut Context<Self>) + 'static,
+    ) {
+        ctx.wait(commit.into_actor(self).map(move |stored, this, ctx| match stored {
+            Ok(stored) => then(this, stored, ctx),
+            Err(err) => {
+                tracing::error!(batch.id = %this.batch.id, error = %err, "a step of batch {} was not stored", this.batch.id);
+                ctx.stop();
+            }
+        }));
+    }
+
+    /// The step is stored: tell of it and act.
+    fn advance(&mut self, batch: Batch, step: Step, ctx: &mut Context<Self>) {
+        self.batch = batch;
+        let batch = &self.batch;
+        if let Some(story) = &step.story {
+            tracing::info!(
+                batch.id = %batch.id,
+                company.id = %batch.group.company,
+                step = batch.state.label(),
+                status = batch.state.status().label(),
+                provider_batch = batch.provider_batch.as_ref().map(|id| id.as_str()),
+                members = batch.counts.members,
+                completed = batch.counts.completed,
+                failed = batch.counts.failed,
+                returned = batch.counts.returned,
+                "batch {}: {story}", batch.id,
+            );
+        }
+        if batch.state.label() != "uncertain" {
+            self.uncertain_since = None;
+        }
+        let observed = if batch.state.is_observed() { batch.provider_batch.clone() } else { None };
+        self.obituary.registry.do_send(Moved { id: batch.id, observed });
+        self.run(step.effects, ctx);
+    }
+
+    fn run(&mut self, effects: Vec<Effect>, ctx: &mut Context<Self>) {
+        for effect in effects {
+            self.run_one(effect, ctx);
+        }
+    }
+
+    fn run_one(&mut self, effect: Effect, ctx: &mut Context<Self>) {
+        let (shared, batch) = (self.shared.clone(), self.batch.clone());
+        match effect {
+            Effect::Fill => self.fill(ctx),
+            Effect::EndFilling => {
+                let event = Event::FillEnded { members: batch.counts.members, at: shared.clock.now() };
+                self.happened(&event, ctx);
+                if let Some(creator) = &self.creator {
+                    creator.do_send(Nudge);
+                }
+            }
+            Effect::AwaitRelease => self.spawn(ctx, async move {
+                effects::creation_enabled(&shared).await;
+                Event::Released
+            }),
+            Effect::WakeAt(at) => {
+                let after = at.since(shared.clock.now());
+                ctx.run_later(after, |this, ctx| this.happened(&Event::WaitEnded, ctx));
+            }
+            Effect::UploadInput { upload } => {
+                self.spawn(ctx, async move { effects::upload(&shared, &batch, upload, false).await });
+            }
+            Effect::FindOrUploadInput { upload } => {
+                self.spawn(ctx, async move { effects::upload(&shared, &batch, upload, true).await });
+            }
+            Effect::MakeIntent => {
+                let BatchState::Ready { input, .. } = batch.state else { return };
+                self.spawn(ctx, async move { effects::make_intent(&shared, input).await });
+            }
+            Effect::CreateBatch(intent) => {
+                self.spawn(ctx, async move { effects::create(&shared, &batch, intent).await });
+            }
+            Effect::Sweep(intent) => {
+                let first = self.uncertain_since.is_none();
+                let since = *self.uncertain_since.get_or_insert_with(|| shared.clock.monotonic_ms());
+                self.spawn(ctx, async move { effects::sweep(&shared, intent, since, first).await });
+            }
+            Effect::Fence(file) => {
+                self.spawn(ctx, async move { effects::fence(&shared, &file).await });
+            }
+            // The registry knows from `Moved`; the poller asks with its next tick.
+            Effect::Observe => {}
+            Effect::Download { kind, file } => {
+                self.spawn(ctx, async move { effects::download(&shared, &batch, kind, file).await });
+            }
+            Effect::ApplyLines { kind, offset } => self.apply_lines(kind, offset, ctx),
+            Effect::CloseChunk => self.close_chunk(ctx),
+            Effect::Clean => self.spawn(ctx, async move { effects::clean(&shared, &batch).await }),
+            Effect::Retire => {
+                self.obituary.retired = true;
+                ctx.stop();
+            }
+        }
+    }
+
+    /// Runs a call beside the mailbox; what it says comes back as an event.
+    fn spawn(&mut self, ctx: &mut Context<Self>, call: impl Future<Output = Event> + 'static) {
+        ctx.spawn(call.into_actor(self).map(|event, this, ctx| this.happened(&event, ctx)));
+    }
+
+    fn fill(&mut self, ctx: &mut Context<Self>) {
+        let (store, limits) = (self.shared.store.clone(), self.shared.limits);
+        let (id, revision) = (self.batch.id, self.batch.revision);
+        let cut = async move { store.cut_chunk(id, revision, limits).await };
+        self.store_then(cut, ctx, |this, cut, ctx| {
+            this.batch = cut.batch;
+            this.run_one(if cut.done { Effect::EndFilling } else { Effect::Fill }, ctx);
+        });
+    }
+
+    fn apply_lines(&mut self, kind: ResultKind, offset: u64, ctx: &mut Context<Self>) {
+        let (shared, batch) = (self.shared.clone(), self.batch.clone());
+        let read = async move { effects::read_chunk(&shared, batch, kind, offset).await };
+        ctx.spawn(read.into_actor(self).map(move |chunk, this, ctx| match chunk {
+            Ok(Chunk { lines, to, end }) => {
+                this.store_lines(&Event::LinesRead { kind, from: offset, to, end }, lines, ctx);
+            }
+            Err(err) => {
+                tracing::warn!(batch.id = %this.batch.id, error = %err, "a result file of batch {} cannot be read here", this.batch.id);
+                this.happened(&Event::CopyLost { kind }, ctx);
+            }
+        }));
+    }
+
+    fn store_lines(&mut self, event: &Event, lines: Vec<AppliedLine>, ctx: &mut Context<Self>) {
+        let step = match step::step(&self.batch.state, event, &self.shared.policy) {
+            Ok(step) => step,
+            Err(illegal) => {
+                tracing::error!(batch.id = %self.batch.id, error = %illegal, "a bug: {illegal}");
+                return ctx.stop();
+            }
+        };
+        let (store, now, kept) = (self.shared.store.clone(), self.shared.clock.now(), step.clone());
+        let (id, revision) = (self.batch.id, self.batch.revision);
+        let apply = async move { store.apply_lines(id, revision, kept, lines, now).await };
+        self.store_then(apply, ctx, move |this, batch, ctx| this.advance(batch, step, ctx));
+    }
+
+    fn close_chunk(&mut self, ctx: &mut Context<Self>) {
+        let (shared, batch, known) = (self.shared.clone(), self.batch.clone(), self.named.take());
+        let close = async move {
+            let named = match known {
+                Some(named) => named,
+                None => effects::named_lines(&shared, &batch).await?,
+            };
+            let now = shared.clock.now();
+            let (retry, policy) = (shared.retry, shared.policy);
+            let closed =
+                shared.store.close_chunk(batch.id, batch.revision, named.clone(), retry, policy, now).await?;
+            Ok((closed, named))
+        };
+        self.store_then(close, ctx, |this, (closed, named), ctx| {
+            this.named = Some(named);
+            this.advance(closed.batch, closed.step, ctx);
+        });
+    }
+}
+
+impl Actor for BatchActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        let effects = if self.fresh { vec![Effect::Fill] } else { step::resume(&self.batch.state) };
+        self.run(effects, ctx);
+    }
+}
+
+/// The provider was asked about the batch.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Observed {
+    /// What it said.
+    pub seen: Observation,
+    /// When.
+    pub at: Timestamp,
+}
+
+impl Handler<Observed> for BatchActor {
+    type Result = ();
+
+    fn handle(&mut self, Observed { seen, at }: Observed, ctx: &mut Context<Self>) {
+        if self.batch.provider_batch.as_ref() == Some(&seen.id) {
+            self.happened(&Event::Observed { seen, at }, ctx);
+        }
+    }
+}

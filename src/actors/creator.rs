@@ -1,0 +1,134 @@
+//! The creator: looks at what waits and opens batches. The only one that makes them.
+
+use std::sync::Arc;
+
+use actix::prelude::*;
+
+use super::Shared;
+use super::registry::{Host, Registry, blocking};
+use crate::domain::batch::{Anomalies, Batch, BatchState, Counts};
+use crate::domain::cut::{self, Due};
+use crate::domain::id::{BatchId, Revision};
+use crate::domain::request::Group;
+use crate::store::StoreError;
+
+/// Opens batches.
+pub struct Creator {
+    shared: Arc<Shared>,
+    registry: Addr<Registry>,
+    looking: bool,
+    again: bool,
+}
+
+impl Creator {
+    /// A creator whose batches `registry` hosts.
+    pub const fn new(shared: Arc<Shared>, registry: Addr<Registry>) -> Self {
+        Self { shared, registry, looking: false, again: false }
+    }
+
+    /// Looks at every group. Between two ticks of the timer only full batches are cut.
+    fn look(&mut self, only_full: bool, ctx: &mut Context<Self>) {
+        if !self.shared.switches.creation() {
+            return;
+        }
+        if self.looking {
+            self.again = true;
+            return;
+        }
+        self.looking = true;
+        let (shared, registry) = (self.shared.clone(), self.registry.clone());
+        let look = async move { open_due(&shared, &registry, only_full).await };
+        ctx.spawn(look.into_actor(self).map(|opened, this, ctx| {
+            this.looking = false;
+            if let Err(err) = opened {
+                tracing::error!(error = %err, "no batches could be opened");
+            } else if std::mem::take(&mut this.again) {
+                this.look(true, ctx);
+            }
+        }));
+    }
+}
+
+impl Actor for Creator {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_interval(self.shared.creation_interval, |this, ctx| this.look(false, ctx));
+    }
+}
+
+/// Something new waits, or a batch is full: perhaps there is enough for another one.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Nudge;
+
+impl Handler<Nudge> for Creator {
+    type Result = ();
+
+    fn handle(&mut self, _: Nudge, ctx: &mut Context<Self>) {
+        self.look(true, ctx);
+    }
+}
+
+async fn open_due(
+    shared: &Arc<Shared>,
+    registry: &Addr<Registry>,
+    only_full: bool,
+) -> Result<(), StoreError> {
+    while shared.store.release_due(shared.clock.now()).await? > 0 {}
+    let worker = shared.clone();
+    let groups = blocking(move || {
+        let mut groups = worker.reader.waiting()?;
+        let mut allowed = Vec::new();
+        for group in groups.drain(..) {
+            let company = worker.reader.company(&group.group.company)?;
+            if company.is_some_and(|company| !company.suspended) {
+                allowed.push(group);
+            }
+        }
+        Ok(allowed)
+    })
+    .await?;
+    for waits in groups {
+        let due = cut::due(&waits.waiting, &shared.limits, shared.clock.now());
+        match due {
+            _ if waits.filling.is_some() => {}
+            None => {}
+            Some(Due::Age) if only_full => {}
+            Some(due) => {
+                let batch = empty(shared, waits.group);
+                let id = batch.id;
+                tracing::info!(batch.id = %id, company.id = %batch.group.company, model = batch.group.model,
+                    waiting = waits.waiting.requests, "batch {id} opened: {}", due.label());
+                shared.store.open_batch(batch).await?;
+                registry.do_send(Host(id));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn empty(shared: &Shared, group: Group) -> Batch {
+    Batch {
+        id: BatchId::new(shared.ids.next()),
+        revision: Revision::default(),
+        group,
+        provider: shared.identity.clone(),
+        state: BatchState::Filling,
+        counts: Counts::default(),
+        input_bytes: 0,
+        estimated_tokens: 0,
+        cost_micros: 0,
+        anomalies: Anomalies::default(),
+        input: None,
+        provider_batch: None,
+        output: None,
+        error: None,
+        superseded: Vec::new(),
+        created_at: shared.clock.now(),
+        completed_at: None,
+        processed_at: None,
+        closed_at: None,
+        story_lines: 0,
+    }
+}

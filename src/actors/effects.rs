@@ -1,0 +1,494 @@
+//! Runs one effect and says what happened. Whatever goes wrong is an event, too; only the machine decides.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::registry::blocking;
+use super::{Shared, intake};
+use crate::domain::analysis;
+use crate::domain::batch::{Batch, Ended, InputFile, Intent, Problem, ResultKind, Running, Terminal};
+use crate::domain::event::{Event, Observation, ObservedStatus, Trouble};
+use crate::domain::id::{FileId, Nonce, RequestId, Timestamp};
+use crate::domain::request::{Failure, FailureClass, Outcome, Request, Source};
+use crate::domain::retry::BatchFailure;
+use crate::provider::jsonl::{self, Decoded, LineReader, RawLine};
+use crate::provider::wire::{BatchObject, FileObject, ProviderStatus};
+use crate::provider::{NewBatch, ProviderError};
+use crate::store::{AppliedLine, StoreError};
+
+/// Lines that are read and stored at once.
+const CHUNK_LINES: usize = 250;
+/// Bytes of lines that are read and stored at once, unless a single line is longer.
+const CHUNK_BYTES: u64 = 4 << 20;
+/// Pages of a list that are read at most; more mean that the provider's paging goes in circles.
+const PAGES_MAX: u32 = 2000;
+/// How far two clocks may be apart.
+const SKEW: Duration = Duration::from_secs(24 * 3600);
+
+/// Returns once batches may be sent.
+pub async fn creation_enabled(shared: &Shared) {
+    while !shared.switches.creation() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Writes the input file and sends it, unless it was sent before and `look` finds it.
+pub async fn upload(shared: &Arc<Shared>, batch: &Batch, upload: u32, look: bool) -> Event {
+    creation_enabled(shared).await;
+    let sent = try_upload(shared, batch, upload, look).await;
+    match sent {
+        Ok(input) => Event::Uploaded(input),
+        Err(trouble) => Event::UploadFailed { trouble, at: shared.clock.now() },
+    }
+}
+
+async fn try_upload(
+    shared: &Arc<Shared>,
+    batch: &Batch,
+    upload: u32,
+    look: bool,
+) -> Result<InputFile, Trouble> {
+    let name = format!("ns-{}-{}-{upload}.jsonl", shared.store.instance(), batch.id);
+    let input = |file: FileObject| InputFile {
+        id: file.id,
+        upload,
+        // Without the provider's word the batch's own time is the earliest that is certain.
+        created_at: file.created_at.unwrap_or_else(|| batch.created_at.minus(SKEW)),
+    };
+    if look && let Some(file) = find_file(shared, batch, &name).await? {
+        return Ok(input(file));
+    }
+    let path = input_path(shared, batch);
+    let (worker, owned) = (shared.clone(), batch.clone());
+    let written = tokio::task::spawn_blocking(move || write_input(&worker, &owned)).await;
+    match written {
+        Ok(Ok(())) => {}
+        Ok(Err(err)) => return Err(Trouble::Local { why: format!("{}: {err}", path.display()) }),
+        Err(err) => return Err(Trouble::Local { why: err.to_string() }),
+    }
+    shared.provider.upload_file(&path, &name).await.map(input).map_err(trouble)
+}
+
+/// Looks for a file of ours by its name, among those that are not older than the batch.
+async fn find_file(shared: &Shared, batch: &Batch, name: &str) -> Result<Option<FileObject>, Trouble> {
+    let oldest = batch.created_at.minus(SKEW);
+    let mut after: Option<FileId> = None;
+    for _ in 0..PAGES_MAX {
+        let page = shared.provider.list_files(after.as_ref(), 1000).await.map_err(trouble)?;
+        let last = page.data.last().cloned();
+        let mut found = page.data.into_iter().filter(|file| file.filename.as_deref() == Some(name));
+        if let Some(file) = found.find(|file| file.bytes.is_none_or(|bytes| bytes == batch.input_bytes)) {
+            return Ok(Some(file));
+        }
+        let Some(last) = last else { return Ok(None) };
+        if !page.has_more || last.created_at.is_some_and(|at| at < oldest) || after.as_ref() == Some(&last.id)
+        {
+            return Ok(None);
+        }
+        after = Some(last.id);
+    }
+    Err(Trouble::Later { retry_after_ms: None, why: "the provider's list of files does not end".to_owned() })
+}
+
+fn input_path(shared: &Shared, batch: &Batch) -> PathBuf {
+    shared.spool.join(format!("{}-input.jsonl", batch.id))
+}
+
+fn result_path(shared: &Shared, batch: &Batch, kind: ResultKind) -> PathBuf {
+    shared.spool.join(format!("{}-{}.jsonl", batch.id, kind.label()))
+}
+
+/// Writes the input file from the members, byte for byte as they were taken in. One that is there is whole.
+fn write_input(shared: &Shared, batch: &Batch) -> io::Result<()> {
+    let path = input_path(shared, batch);
+    if std::fs::metadata(&path).is_ok_and(|file| file.len() == batch.input_bytes) {
+        return Ok(());
+    }
+    let part = path.with_extension("part");
+    let mut file = io::BufWriter::with_capacity(1 << 20, std::fs::File::create(&part)?);
+    let mut after: Option<RequestId> = None;
+    loop {
+        let page = shared.reader.members(batch.id, after, CHUNK_LINES).map_err(io::Error::other)?;
+        let Some(last) = page.last() else { break };
+        after = Some(*last);
+        for id in page {
+            file.write_all(&line_of(shared, id).map_err(io::Error::other)?)?;
+        }
+    }
+    let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.sync_all()?;
+    std::fs::rename(&part, &path)?;
+    std::fs::File::open(&shared.spool)?.sync_all()
+}
+
+fn line_of(shared: &Shared, id: RequestId) -> Result<Vec<u8>, StoreError> {
+    let missing = |what| StoreError::NotFound { what, id: id.to_string() };
+    let request = shared.reader.request(id)?.ok_or_else(|| missing("request"))?;
+    let body = match &request.source {
+        Source::Session { session, version, prompt } => {
+            let content = shared.reader.content(*session, *version)?;
+            let content = content.ok_or_else(|| missing("session content of request"))?;
+            intake::analysis_body(&request.group.model, *prompt, &content)
+        }
+        Source::Generic { .. } => {
+            let body = shared.reader.body(id)?.ok_or_else(|| missing("body of request"))?;
+            String::from_utf8(body).map_err(|err| StoreError::Codec(err.to_string()))?
+        }
+    };
+    let line = jsonl::input_line(id, request.group.endpoint, &body);
+    if crc32c::crc32c(&line) != request.line_crc {
+        return Err(StoreError::Broken(format!("the line of request {id} is not what was taken in")));
+    }
+    Ok(line)
+}
+
+/// A nonce for a create call.
+pub async fn make_intent(shared: &Shared, input: InputFile) -> Event {
+    creation_enabled(shared).await;
+    let nonce = Nonce::new(shared.ids.next());
+    Event::IntentMade(Intent { nonce, input, at: shared.clock.now() })
+}
+
+/// Sends the create call, once.
+pub async fn create(shared: &Shared, batch: &Batch, intent: Intent) -> Event {
+    let new = NewBatch {
+        input_file: intent.input.id.clone(),
+        endpoint: batch.group.endpoint,
+        metadata: vec![
+            ("ns_instance", shared.store.instance().to_string()),
+            ("ns_batch", batch.id.to_string()),
+            ("ns_nonce", intent.nonce.to_string()),
+        ],
+    };
+    match shared.provider.create_batch(&new).await {
+        Ok(created) => Event::Created(observation(created)),
+        Err(err) => Event::CreateFailed {
+            input_gone: is_input_gone(&err),
+            trouble: trouble(err),
+            at: shared.clock.now(),
+        },
+    }
+}
+
+fn is_input_gone(err: &ProviderError) -> bool {
+    match err {
+        ProviderError::Refused { param: Some(param), message, status, .. } => {
+            let words = message.to_ascii_lowercase();
+            let gone = ["not find", "not found", "no such", "not exist"];
+            matches!(param.as_str(), "input_file_id" | "file_id")
+                && (*status == 404 || gone.iter().any(|word| words.contains(word)))
+        }
+        ProviderError::Refused { .. }
+        | ProviderError::NotSent { .. }
+        | ProviderError::RateLimited { .. }
+        | ProviderError::Account { .. }
+        | ProviderError::Uncertain { .. }
+        | ProviderError::Local { .. } => false,
+    }
+}
+
+/// Searches the provider's list once. The first search of a process begins at once, later ones a while after.
+pub async fn sweep(shared: &Shared, intent: Intent, since_ms: u64, first: bool) -> Event {
+    if !first {
+        let pause = (shared.grace / 4).clamp(Duration::from_millis(500), Duration::from_secs(60));
+        tokio::time::sleep(pause).await;
+    }
+    let (complete, found) = match search(shared, &intent).await {
+        Ok((complete, found)) => (complete, found),
+        Err(err) => {
+            tracing::warn!(nonce = %intent.nonce, error = %err, "the search for an uncertain batch did not get through");
+            (false, None)
+        }
+    };
+    let looked_for = Duration::from_millis(shared.clock.monotonic_ms().saturating_sub(since_ms));
+    Event::Swept { complete, grace_over: looked_for >= shared.grace, found }
+}
+
+/// Whether every page back to the input file's own time was read, and what was found.
+async fn search(shared: &Shared, intent: &Intent) -> Result<(bool, Option<Observation>), ProviderError> {
+    let nonce = intent.nonce.to_string();
+    let ours = |batch: &BatchObject| {
+        batch.input_file_id.as_ref() == Some(&intent.input.id)
+            || batch.metadata.iter().any(|(key, value)| key == "ns_nonce" && *value == nonce)
+    };
+    let mut found: Vec<BatchObject> = Vec::new();
+    let mut after = None;
+    for _ in 0..PAGES_MAX {
+        let page = shared.provider.list_batches(after.as_ref(), 100).await?;
+        let last = page.data.last().map(|batch| (batch.id.clone(), batch.created_at));
+        found.extend(page.data.into_iter().filter(ours));
+        let Some((last, created_at)) = last else { return Ok((true, keep(found))) };
+        let past = created_at.is_some_and(|at| at < intent.input.created_at);
+        if past || !page.has_more {
+            return Ok((true, keep(found)));
+        }
+        if after.as_ref() == Some(&last) {
+            break;
+        }
+        after = Some(last);
+    }
+    Ok((false, keep(found)))
+}
+
+/// The one to keep: the one with results, else the oldest.
+fn keep(mut found: Vec<BatchObject>) -> Option<Observation> {
+    if found.len() > 1 {
+        let ids: Vec<_> = found.iter().map(|batch| batch.id.as_str().to_owned()).collect();
+        tracing::error!(provider_batches = ?ids, "two batches came of one create call; the better one is kept, the others may cost money");
+    }
+    found.sort_by_key(|batch| (batch.output_file_id.is_none(), batch.created_at));
+    found.into_iter().next().map(observation)
+}
+
+/// Deletes the input file and sees that it is gone, however long that takes.
+pub async fn fence(shared: &Shared, file: &FileId) -> Event {
+    let mut pause = Duration::from_millis(500);
+    loop {
+        let gone = match shared.provider.delete_file(file).await {
+            Ok(()) => shared.provider.get_file(file).await.map(|file| file.is_none()),
+            Err(err) => Err(err),
+        };
+        match gone {
+            Ok(true) => return Event::Fenced,
+            Ok(false) => tracing::warn!(file = %file, "a deleted input file is still there; trying again"),
+            Err(err) => tracing::warn!(file = %file, error = %err, "an input file cannot be deleted yet"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(60));
+    }
+}
+
+/// Brings a result file home.
+pub async fn download(shared: &Shared, batch: &Batch, kind: ResultKind, file: FileId) -> Event {
+    let to = result_path(shared, batch, kind);
+    match fetch_whole(shared, &file, &to).await {
+        Ok(torn) => Event::Downloaded { kind, torn },
+        Err(err) => Event::DownloadFailed { kind, trouble: trouble(err), at: shared.clock.now() },
+    }
+}
+
+/// A length other than the provider's is tried once more and taken if the content is the same. Says whether
+/// it is torn all the same; the provider's `bytes` is not right everywhere, so it never is by that alone.
+async fn fetch_whole(shared: &Shared, file: &FileId, to: &Path) -> Result<bool, ProviderError> {
+    let first = shared.provider.download_file(file, to).await?;
+    let said = shared.provider.get_file(file).await?.and_then(|file| file.bytes);
+    if said.is_none_or(|bytes| bytes == first.bytes) {
+        return Ok(false);
+    }
+    let second = shared.provider.download_file(file, to).await?;
+    if Some(second.bytes) != said && second.sha256 != first.sha256 {
+        return Err(ProviderError::Uncertain {
+            call: "GET /files/{id}/content",
+            what: "the content differs from one download to the next".to_owned(),
+        });
+    }
+    Ok(false)
+}
+
+/// Lines of a result file, judged.
+pub struct Chunk {
+    pub lines: Vec<AppliedLine>,
+    pub to: u64,
+    pub end: bool,
+}
+
+/// Reads the next lines of a file at home.
+pub async fn read_chunk(
+    shared: &Arc<Shared>,
+    batch: Batch,
+    kind: ResultKind,
+    offset: u64,
+) -> Result<Chunk, StoreError> {
+    let shared = shared.clone();
+    blocking(move || {
+        let path = result_path(&shared, &batch, kind);
+        let failed = |err: io::Error| StoreError::Folder { path: path.display().to_string(), why: err.to_string() };
+        let length = std::fs::metadata(&path).map_err(failed)?.len();
+        if length < offset {
+            return Err(failed(io::Error::other("it is shorter than what was read of it")));
+        }
+        let mut reader = LineReader::open(&path, offset).map_err(failed)?;
+        let mut lines = Vec::new();
+        while lines.len() < CHUNK_LINES && reader.offset() - offset < CHUNK_BYTES {
+            match reader.next_line().map_err(failed)? {
+                None => return Ok(Chunk { lines, to: reader.offset(), end: true }),
+                Some(RawLine::Oversized { offset, length }) => {
+                    tracing::warn!(batch.id = %batch.id, offset, length, "a result line is too long to be read");
+                    lines.push(AppliedLine::Unreadable);
+                }
+                Some(RawLine::Whole { offset, bytes }) => {
+                    lines.push(judge(&shared, &batch, bytes, offset)?);
+                }
+            }
+        }
+        Ok(Chunk { lines, to: reader.offset(), end: false })
+    })
+    .await
+}
+
+fn judge(shared: &Shared, batch: &Batch, bytes: &[u8], offset: u64) -> Result<AppliedLine, StoreError> {
+    let (custom_id, mut outcome) = match jsonl::decode_line(bytes) {
+        Decoded::Line { custom_id, outcome, .. } => (custom_id, outcome),
+        Decoded::Bad { reason, .. } => {
+            tracing::warn!(batch.id = %batch.id, offset, reason, "a result line cannot be read");
+            return Ok(AppliedLine::Unreadable);
+        }
+    };
+    let Ok(id) = custom_id.parse::<RequestId>() else { return Ok(AppliedLine::Unknown) };
+    let Some(request) = shared.reader.request(id)? else { return Ok(AppliedLine::Unknown) };
+    if request.group.company != batch.group.company {
+        return Ok(AppliedLine::Unknown);
+    }
+    let analysis = check_analysis(&request, &mut outcome);
+    let usage = outcome.answered.usage.as_ref();
+    let model = outcome.answered.model.as_deref();
+    let cost = usage.and_then(|usage| shared.prices.cost(&request.group.model, model, usage));
+    Ok(AppliedLine::Line { request: id, outcome, analysis, cost })
+}
+
+/// For a session: the analysis as JSON, or the outcome turned into a failure that says why there is none.
+fn check_analysis(request: &Request, outcome: &mut Outcome) -> Option<String> {
+    let (Source::Session { .. }, Ok(body)) = (&request.source, &outcome.result) else { return None };
+    let analysis = analysis::parse_answer(body)
+        .map_err(|err| Failure::new(FailureClass::Unusable, err.code(), &err.to_string()))
+        .and_then(|analysis| {
+            serde_json::to_string(&analysis)
+                .map_err(|err| Failure::new(FailureClass::Unusable, "invalid_answer", &err.to_string()))
+        });
+    match analysis {
+        Ok(analysis) => Some(analysis),
+        Err(failure) => {
+            outcome.result = Err(failure);
+            None
+        }
+    }
+}
+
+/// The requests whose lines the provider named when it refused the batch.
+pub async fn named_lines(
+    shared: &Arc<Shared>,
+    batch: &Batch,
+) -> Result<HashMap<RequestId, Failure>, StoreError> {
+    let Some(ended) = ended(batch) else { return Ok(HashMap::new()) };
+    let BatchFailure::Lines(faults) = ended.refusal() else { return Ok(HashMap::new()) };
+    let (shared, id) = (shared.clone(), batch.id);
+    blocking(move || {
+        let mut named = HashMap::new();
+        let mut faults = faults.into_iter().peekable();
+        let (mut after, mut line) = (None, 0);
+        while faults.peek().is_some() {
+            let page = shared.reader.members(id, after, CHUNK_LINES)?;
+            let Some(last) = page.last() else { break };
+            after = Some(*last);
+            for request in page {
+                line += 1;
+                if let Some(fault) = faults.next_if(|fault| fault.line == line) {
+                    named.insert(request, fault.failure);
+                }
+            }
+        }
+        Ok(named)
+    })
+    .await
+}
+
+fn ended(batch: &Batch) -> Option<&Ended> {
+    use crate::domain::batch::BatchState as S;
+    match &batch.state {
+        S::Settling { ended, .. }
+        | S::Downloading { ended, .. }
+        | S::Applying { ended, .. }
+        | S::Closing { ended, .. } => Some(ended),
+        S::Filling
+        | S::Sealed
+        | S::Uploading { .. }
+        | S::Ready { .. }
+        | S::Creating { .. }
+        | S::Uncertain { .. }
+        | S::Fencing { .. }
+        | S::Parked { .. }
+        | S::Observing { .. }
+        | S::Cleaning { .. }
+        | S::Closed { .. } => None,
+    }
+}
+
+/// Removes the local files. One that is not there is fine; one that stays only costs room, and is tried again.
+pub async fn clean(shared: &Arc<Shared>, batch: &Batch) -> Event {
+    let paths = [
+        input_path(shared, batch),
+        result_path(shared, batch, ResultKind::Output),
+        result_path(shared, batch, ResultKind::Error),
+    ];
+    for path in paths {
+        for path in [path.with_extension("part"), path.with_extension("jsonl.part"), path] {
+            match tokio::fs::remove_file(&path).await {
+                Ok(()) => {}
+                Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+                Err(err) => tracing::warn!(path = %path.display(), error = %err, "a spool file stays"),
+            }
+        }
+    }
+    Event::Cleaned { at: shared.clock.now() }
+}
+
+fn trouble(err: ProviderError) -> Trouble {
+    let why = match std::error::Error::source(&err) {
+        Some(source) => format!("{err}: {source}"),
+        None => err.to_string(),
+    };
+    match err {
+        ProviderError::NotSent { .. } => Trouble::Later { retry_after_ms: None, why },
+        ProviderError::RateLimited { retry_after, .. } => {
+            let millis = retry_after.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+            Trouble::Later { retry_after_ms: millis, why }
+        }
+        ProviderError::Account { .. } => Trouble::Account { why },
+        ProviderError::Refused { status, code, message, .. } => {
+            let code = if code.is_empty() { format!("http_{status}") } else { code };
+            Trouble::Refused(Failure::new(FailureClass::Permanent, code, &message).with_status(status))
+        }
+        ProviderError::Uncertain { .. } => Trouble::Uncertain { why },
+        ProviderError::Local { .. } => Trouble::Local { why },
+    }
+}
+
+/// What the provider's object says, in the domain's words.
+pub fn observation(batch: BatchObject) -> Observation {
+    let running = |running| Some(ObservedStatus::Running(running));
+    let ended = |how| Some(ObservedStatus::Ended(how));
+    Observation {
+        status: match &batch.status {
+            ProviderStatus::Validating => running(Running::Validating),
+            ProviderStatus::InProgress => running(Running::InProgress),
+            ProviderStatus::Finalizing | ProviderStatus::Cancelling => running(Running::Finalizing),
+            ProviderStatus::Completed => ended(Terminal::Completed),
+            ProviderStatus::Failed => ended(Terminal::Failed),
+            ProviderStatus::Expired => ended(Terminal::Expired),
+            ProviderStatus::Cancelled => ended(Terminal::Cancelled),
+            ProviderStatus::Unknown(word) => {
+                tracing::warn!(provider_batch = %batch.id, status = word, "the provider has a status that we do not know; waiting on");
+                None
+            }
+        },
+        id: batch.id,
+        output: batch.output_file_id,
+        error: batch.error_file_id,
+        completed_lines: batch.counts.map_or(0, |counts| counts.completed),
+        problems: batch
+            .errors
+            .into_iter()
+            .take(Ended::PROBLEMS_MAX)
+            .map(|error| Problem {
+                code: error.code,
+                message: error.message,
+                param: error.param,
+                line: error.line,
+            })
+            .collect(),
+        ended_at: batch.ended_at.filter(|at| *at > Timestamp::from_millis(0)),
+    }
+}

@@ -1,0 +1,309 @@
+//! Intake: the only writer of new and requeued requests, and of sessions.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::Shared;
+use super::creator::{Creator, Nudge};
+use super::registry::blocking;
+use crate::domain::analysis;
+use crate::domain::id::{CompanyId, RequestId, SessionId};
+use crate::domain::request::{Endpoint, Group, Source};
+use crate::domain::session::{Message as ChatMessage, Session, SessionFacts};
+use crate::provider::jsonl;
+use crate::store::{Accepted, ClientKey, Content, NewRequest, Requeued, SessionIn, SessionTaken, StoreError};
+
+/// How many requests or sessions one message may carry.
+pub const CHUNK: usize = 250;
+
+/// Writes what comes in.
+pub struct Intake {
+    shared: Arc<Shared>,
+    creator: Addr<Creator>,
+    settling: bool,
+}
+
+impl Intake {
+    /// Intake that nudges `creator` when something new waits.
+    pub const fn new(shared: Arc<Shared>, creator: Addr<Creator>) -> Self {
+        Self { shared, creator, settling: false }
+    }
+
+    /// Makes the requests of all sessions that have settled.
+    fn settle(&mut self, ctx: &mut Context<Self>) {
+        if self.settling {
+            return;
+        }
+        self.settling = true;
+        let shared = self.shared.clone();
+        ctx.spawn(async move { request_settled(&shared).await }.into_actor(self).map(|made, this, _| {
+            this.settling = false;
+            match made {
+                Ok(0) => {}
+                Ok(made) => {
+                    tracing::info!(requests = made, "{made} analyses requested");
+                    this.creator.do_send(Nudge);
+                }
+                Err(err) => {
+                    tracing::error!(error = %err, "the analyses of settled sessions could not be requested")
+                }
+            }
+        }));
+    }
+}
+
+impl Actor for Intake {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.set_mailbox_capacity(64);
+        self.settle(ctx);
+        let interval = self.shared.settle.clamp(Duration::from_secs(1), Duration::from_secs(30));
+        ctx.run_interval(interval, |this, ctx| this.settle(ctx));
+    }
+}
+
+/// A request from the API, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestIn {
+    /// By which a repeat is recognised.
+    pub key: Option<ClientKey>,
+    /// Where it goes.
+    pub endpoint: Endpoint,
+    /// `body.model`
+    pub model: String,
+    /// The body as JSON text on one line.
+    pub body: String,
+    /// Higher goes first.
+    pub priority: i8,
+    /// Not to be batched before.
+    pub not_before: Option<crate::domain::id::Timestamp>,
+}
+
+/// Take in requests of one company, at most [`CHUNK`].
+#[derive(Message)]
+#[rtype(result = "Result<Vec<Accepted>, StoreError>")]
+pub struct AcceptRequests {
+    /// Whose.
+    pub company: CompanyId,
+    /// What.
+    pub requests: Vec<RequestIn>,
+}
+
+impl Handler<AcceptRequests> for Intake {
+    type Result = ResponseFuture<Result<Vec<Accepted>, StoreError>>;
+
+    fn handle(&mut self, asked: AcceptRequests, _: &mut Context<Self>) -> Self::Result {
+        let (shared, creator) = (self.shared.clone(), self.creator.clone());
+        Box::pin(async move {
+            let AcceptRequests { company, requests } = asked;
+            let made = requests.into_iter().map(|request| generic(&shared, &company, request)).collect();
+            let accepted = shared.store.accept_requests(made, shared.clock.now()).await?;
+            if accepted.iter().any(|accepted| matches!(accepted, Accepted::New(_))) {
+                creator.do_send(Nudge);
+            }
+            Ok(accepted)
+        })
+    }
+}
+
+fn generic(shared: &Shared, company: &CompanyId, request: RequestIn) -> NewRequest {
+    let id = RequestId::new(shared.ids.next());
+    let line = jsonl::input_line(id, request.endpoint, &request.body);
+    let mut hash = Sha256::new();
+    hash.update(request.endpoint.path());
+    hash.update([0]);
+    hash.update(request.body.as_bytes());
+    NewRequest {
+        id,
+        group: Group { company: company.clone(), endpoint: request.endpoint, model: request.model },
+        source: Source::Generic {
+            client_id: match &request.key {
+                Some(ClientKey::Id(id)) => Some(id.clone()),
+                Some(ClientKey::Line { .. }) | None => None,
+            },
+        },
+        key: request.key,
+        content_hash: hash.finalize().into(),
+        line_bytes: u32::try_from(line.len()).unwrap_or(u32::MAX),
+        line_crc: crc32c::crc32c(&line),
+        estimated_tokens: analysis::estimate_tokens(request.body.len()),
+        body: Some(request.body),
+        priority: request.priority,
+        not_before: request.not_before,
+    }
+}
+
+/// A session as an export or a client gives it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChatSession {
+    /// The client's id.
+    pub external_id: String,
+    /// What it says of the session.
+    pub facts: SessionFacts,
+    /// The messages; none where the transcript could not be had.
+    pub messages: Option<Vec<ChatMessage>>,
+}
+
+/// Take in sessions of one company, at most [`CHUNK`].
+#[derive(Message)]
+#[rtype(result = "Result<Vec<SessionTaken>, StoreError>")]
+pub struct AcceptSessions {
+    /// Whose.
+    pub company: CompanyId,
+    /// What.
+    pub sessions: Vec<ChatSession>,
+}
+
+impl Handler<AcceptSessions> for Intake {
+    type Result = ResponseActFuture<Self, Result<Vec<SessionTaken>, StoreError>>;
+
+    fn handle(&mut self, asked: AcceptSessions, _: &mut Context<Self>) -> Self::Result {
+        let shared = self.shared.clone();
+        let taken = async move {
+            let AcceptSessions { company, sessions } = asked;
+            let now = shared.clock.now();
+            let take = |session: ChatSession| SessionIn {
+                company: company.clone(),
+                external_id: session.external_id,
+                id: SessionId::new(shared.ids.next()),
+                facts: session.facts,
+                content_hash: content_hash(session.messages.as_deref().unwrap_or_default()),
+                messages: session.messages,
+                settles_at: now.plus(shared.settle),
+            };
+            let sessions = sessions.into_iter().map(take).collect();
+            shared.store.accept_sessions(sessions, now).await
+        };
+        Box::pin(taken.into_actor(self).map(|taken, this, ctx| {
+            if this.shared.settle.is_zero() {
+                this.settle(ctx);
+            }
+            taken
+        }))
+    }
+}
+
+fn content_hash(messages: &[ChatMessage]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for message in messages {
+        hash.update(message.role.label());
+        hash.update(message.at.map_or(i64::MIN, |at| at.as_millis()).to_be_bytes());
+        hash.update((message.text.len() as u64).to_be_bytes());
+        hash.update(message.text.as_bytes());
+    }
+    hash.finalize().into()
+}
+
+/// What became of the requests that were to be requeued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RequeueCounts {
+    /// Wait for a batch again.
+    pub requeued: u64,
+    /// Do not exist.
+    pub not_found: u64,
+    /// Are not failed.
+    pub skipped: u64,
+}
+
+/// Put failed requests back to wait for a batch; one named twice counts once.
+#[derive(Message)]
+#[rtype(result = "Result<RequeueCounts, StoreError>")]
+pub struct Requeue(pub Vec<RequestId>);
+
+impl Handler<Requeue> for Intake {
+    type Result = ResponseFuture<Result<RequeueCounts, StoreError>>;
+
+    fn handle(&mut self, Requeue(ids): Requeue, _: &mut Context<Self>) -> Self::Result {
+        let (shared, creator) = (self.shared.clone(), self.creator.clone());
+        Box::pin(async move {
+            let mut seen = HashSet::new();
+            let ids: Vec<_> = ids.into_iter().filter(|id| seen.insert(*id)).collect();
+            let mut counts = RequeueCounts::default();
+            for chunk in ids.chunks(CHUNK) {
+                for fate in shared.store.requeue(chunk.to_vec(), shared.clock.now()).await? {
+                    match fate {
+                        Requeued::Requeued => counts.requeued += 1,
+                        Requeued::Skipped => counts.skipped += 1,
+                        Requeued::NotFound => counts.not_found += 1,
+                    }
+                }
+            }
+            if counts.requeued > 0 {
+                tracing::info!(
+                    requests = counts.requeued,
+                    "{} failed requests were requeued",
+                    counts.requeued
+                );
+                creator.do_send(Nudge);
+            }
+            Ok(counts)
+        })
+    }
+}
+
+/// Makes requests for what has settled, chunk by chunk; says how many.
+async fn request_settled(shared: &Arc<Shared>) -> Result<usize, StoreError> {
+    let mut made = 0;
+    loop {
+        let now = shared.clock.now();
+        let worker = shared.clone();
+        let settled = blocking(move || {
+            let sessions = worker.reader.settled(now, CHUNK)?;
+            let read = sessions.len();
+            let requests =
+                sessions.into_iter().filter_map(|session| for_analysis(&worker, session).transpose());
+            Ok((read, requests.collect::<Result<Vec<_>, _>>()?))
+        });
+        let (read, requests) = settled.await?;
+        if requests.is_empty() {
+            return Ok(made);
+        }
+        made += shared.store.request_analyses(requests, now).await?;
+        if read < CHUNK {
+            return Ok(made);
+        }
+    }
+}
+
+fn for_analysis(
+    shared: &Shared,
+    session: Session,
+) -> Result<Option<(SessionId, u32, NewRequest)>, StoreError> {
+    let Some(content) = shared.reader.content(session.id, session.version)? else { return Ok(None) };
+    let Some(company) = shared.reader.company(&session.company)? else { return Ok(None) };
+    let id = RequestId::new(shared.ids.next());
+    let body = analysis_body(&company.model, analysis::PROMPT_VERSION, &content);
+    let line = jsonl::input_line(id, Endpoint::ChatCompletions, &body);
+    let request = NewRequest {
+        id,
+        group: Group {
+            company: session.company.clone(),
+            endpoint: Endpoint::ChatCompletions,
+            model: company.model,
+        },
+        source: Source::Session {
+            session: session.id,
+            version: session.version,
+            prompt: analysis::PROMPT_VERSION,
+        },
+        key: None,
+        content_hash: session.content_hash,
+        body: None,
+        line_bytes: u32::try_from(line.len()).unwrap_or(u32::MAX),
+        line_crc: crc32c::crc32c(&line),
+        estimated_tokens: analysis::estimate_tokens(body.len()),
+        priority: 0,
+        not_before: None,
+    };
+    Ok(Some((session.id, session.version, request)))
+}
+
+/// The body of a session's analysis, the same whenever it is built from the same content.
+pub(super) fn analysis_body(model: &str, prompt: u32, content: &Content) -> String {
+    analysis::request_body(model, prompt, &content.facts, &content.messages)
+}

@@ -1,0 +1,162 @@
+//! The poller: asks the provider about running batches on a timer and tells what it saw. Never changes a record.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use actix::prelude::*;
+
+use super::Shared;
+use super::effects::observation;
+use super::registry::{Observable, Registry, Seen};
+use crate::domain::id::{BatchId, ProviderBatchId};
+use crate::provider::ProviderError;
+use crate::provider::wire::BatchObject;
+
+/// A batch that is asked about alone waits at most so many ticks between two questions.
+const TICKS_BETWEEN_MAX: u32 = 8;
+
+/// Asks about running batches.
+pub struct Poller {
+    shared: Arc<Shared>,
+    registry: Addr<Registry>,
+    alone: HashMap<BatchId, Alone>,
+    tick: u64,
+    busy: bool,
+}
+
+/// When a batch that no list shows is asked about next.
+#[derive(Debug, Clone, Default)]
+struct Alone {
+    due: u64,
+    unchanged: u32,
+    last: Option<String>,
+}
+
+impl Poller {
+    /// A poller for what `registry` hosts.
+    pub fn new(shared: Arc<Shared>, registry: Addr<Registry>) -> Self {
+        Self { shared, registry, alone: HashMap::new(), tick: 0, busy: false }
+    }
+
+    fn tick(&mut self, ctx: &mut Context<Self>) {
+        if self.busy || !self.shared.switches.polling() {
+            return;
+        }
+        self.busy = true;
+        self.tick += 1;
+        let (shared, registry) = (self.shared.clone(), self.registry.clone());
+        let (alone, tick) = (std::mem::take(&mut self.alone), self.tick);
+        let round = async move {
+            let targets = registry.send(Observable).await.unwrap_or_default();
+            Round { shared: &shared, registry: &registry, calls: 0, alone, tick }.run(targets).await
+        };
+        ctx.spawn(round.into_actor(self).map(|alone, this, _| {
+            this.alone = alone;
+            this.busy = false;
+        }));
+    }
+}
+
+impl Actor for Poller {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        self.tick(ctx);
+        ctx.run_interval(self.shared.polling_interval, Self::tick);
+    }
+}
+
+struct Round<'a> {
+    shared: &'a Shared,
+    registry: &'a Addr<Registry>,
+    calls: usize,
+    alone: HashMap<BatchId, Alone>,
+    tick: u64,
+}
+
+impl Round<'_> {
+    async fn run(mut self, targets: Vec<(BatchId, ProviderBatchId)>) -> HashMap<BatchId, Alone> {
+        self.alone.retain(|id, _| targets.iter().any(|(target, _)| target == id));
+        let mut rest: HashMap<ProviderBatchId, BatchId> =
+            targets.into_iter().map(|(id, provider_batch)| (provider_batch, id)).collect();
+        if rest.len() >= 2
+            && let Err(err) = self.sweep(&mut rest).await
+        {
+            tracing::warn!(error = %err, "the provider's batches cannot be listed");
+        }
+        let mut singles: Vec<_> = rest.into_iter().collect();
+        // Those that have waited longest first, so that the bound on calls starves nobody.
+        singles.sort_by_key(|(_, id)| (self.alone.get(id).map_or(0, |alone| alone.due), *id));
+        for (provider_batch, id) in singles {
+            if self.calls >= self.shared.polling_calls_max {
+                break;
+            }
+            if self.alone.get(&id).is_some_and(|alone| alone.due > self.tick) {
+                continue;
+            }
+            self.calls += 1;
+            match self.shared.provider.get_batch(&provider_batch).await {
+                Ok(Some(batch)) => self.saw_alone(id, batch),
+                Ok(None) => {
+                    tracing::error!(batch.id = %id, provider_batch = %provider_batch,
+                        "the provider does not know batch {provider_batch}; asking again, nothing is given up");
+                    self.unchanged(id);
+                }
+                Err(err) => {
+                    tracing::warn!(batch.id = %id, error = %err, "the provider cannot be asked about a batch");
+                    self.unchanged(id);
+                    // What stopped this call would stop the others, too: the next tick is soon enough.
+                    break;
+                }
+            }
+        }
+        self.alone
+    }
+
+    /// Reads the list while its pages hold at least two batches that are waited for.
+    async fn sweep(&mut self, rest: &mut HashMap<ProviderBatchId, BatchId>) -> Result<(), ProviderError> {
+        let mut after = None;
+        while self.calls < self.shared.polling_calls_max && !rest.is_empty() {
+            self.calls += 1;
+            let page = self.shared.provider.list_batches(after.as_ref(), 100).await?;
+            let last = page.data.last().map(|batch| batch.id.clone());
+            let mut ours = 0;
+            for batch in page.data {
+                if let Some(id) = rest.remove(&batch.id) {
+                    ours += 1;
+                    self.saw(id, batch);
+                }
+            }
+            if ours < 2 || !page.has_more || last == after {
+                break;
+            }
+            after = last;
+        }
+        Ok(())
+    }
+
+    fn saw(&mut self, id: BatchId, batch: BatchObject) {
+        self.alone.remove(&id);
+        let at = self.shared.clock.now();
+        self.registry.do_send(Seen { id, seen: observation(batch), at });
+    }
+
+    fn saw_alone(&mut self, id: BatchId, batch: BatchObject) {
+        let word = batch.status.label().to_owned();
+        let alone = self.alone.entry(id).or_default();
+        if alone.last.as_ref() == Some(&word) {
+            self.unchanged(id);
+        } else {
+            *alone = Alone { due: self.tick + 1, unchanged: 0, last: Some(word) };
+        }
+        let at = self.shared.clock.now();
+        self.registry.do_send(Seen { id, seen: observation(batch), at });
+    }
+
+    fn unchanged(&mut self, id: BatchId) {
+        let alone = self.alone.entry(id).or_default();
+        alone.unchanged = alone.unchanged.saturating_add(1);
+        let ticks = (1 << (alone.unchanged / 4).min(8)).min(TICKS_BETWEEN_MAX);
+        alone.due = self.tick + u64::from(ticks);
+    }
+}
