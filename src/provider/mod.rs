@@ -43,7 +43,8 @@ pub trait Provider: Send + Sync + 'static {
     /// `POST /files` with purpose `batch`, streamed from `path`. Sent once.
     async fn upload_file(&self, path: &Path, filename: &str) -> Result<FileObject, ProviderError>;
     /// `GET /files?purpose=batch`, newest first, at most `limit`, after the file `after`.
-    async fn list_files(&self, after: Option<&FileId>, limit: u32) -> Result<Page<FileObject>, ProviderError>;
+    async fn list_files(&self, after: Option<&FileId>, limit: u32)
+    -> Result<Page<FileObject>, ProviderError>;
     /// `GET /files/{id}`; none if there is no such file.
     async fn get_file(&self, id: &FileId) -> Result<Option<FileObject>, ProviderError>;
     /// `GET /files/{id}/content` into `to`: a temporary name, synced, renamed, the folder synced.
