@@ -1,0 +1,121 @@
+//! The keys that there are, their defaults, and which one was meant.
+
+use super::error::Problem;
+
+/// Every single key with its default, written as a file would have it; none where it may be left out.
+pub(super) const KEYS: [(&str, Option<&str>); 28] = [
+    ("server.bind", Some("127.0.0.1:8080")),
+    ("data.path", Some("data")),
+    ("provider.kind", Some("simulator")),
+    ("provider.base_url", Some("https://api.openai.com/v1")),
+    ("creation.enabled", Some("true")),
+    ("creation.interval", Some("10m")),
+    ("creation.max_requests", Some("50000")),
+    ("creation.max_file_size", Some("190MB")),
+    ("creation.max_age", Some("30m")),
+    ("polling.enabled", Some("true")),
+    ("polling.interval", Some("2m")),
+    ("polling.max_calls", Some("100")),
+    ("submission.grace", Some("15m")),
+    ("retry.max_attempts", Some("3")),
+    ("retry.backoff", Some("1m")),
+    ("retry.capacity_backoff", Some("1m")),
+    ("analysis.model", Some("gpt-4o-mini")),
+    ("analysis.settle", Some("1h")),
+    ("import.time_zone", Some("Europe/Amsterdam")),
+    ("fetch.allow_hosts", Some("")),
+    ("simulator.turnaround", Some("10s")),
+    ("simulator.faults", None),
+    ("simulator.token_limit", None),
+    ("log.level", Some("info")),
+    ("log.format", Some("auto")),
+    // The defaults of these two stand in prices.toml, with the prices that they belong to.
+    ("prices.version", None),
+    ("prices.currency", None),
+    ("prices.models", None),
+];
+
+pub(super) const COMPANY_KEYS: [&str; 4] = ["id", "name", "model", "suspended"];
+pub(super) const IMPORT_KEYS: [&str; 5] = ["company", "csv", "every", "transcripts", "time_zone"];
+pub(super) const RATE_KEYS: [&str; 4] = ["input", "cached", "cache_write", "output"];
+pub(super) const LONG_CONTEXT: &str = "long_context";
+pub(super) const LONG_CONTEXT_ABOVE: &str = "above";
+/// Names at the top of the file.
+const LISTS: [&str; 2] = ["companies", "imports"];
+
+/// Secrets stand in the environment, because files end up in repositories.
+const SECRETS: [(&str, &str); 6] = [
+    ("provider.api_key", "OPENAI_API_KEY"),
+    ("provider.key", "OPENAI_API_KEY"),
+    ("provider.organization", "OPENAI_ORG_ID"),
+    ("provider.project", "OPENAI_PROJECT_ID"),
+    ("provider.webhook_secret", "OPENAI_WEBHOOK_SECRET"),
+    ("server.admin_token", "NIGHTSHIFT_ADMIN_TOKEN"),
+];
+
+/// The key as the table has it, if there is such a key.
+pub(super) fn known(key: &str) -> Option<&'static str> {
+    KEYS.iter().map(|(known, _)| *known).find(|known| *known == key && *known != "prices.models")
+}
+
+pub(super) fn is_section(name: &str) -> bool {
+    KEYS.iter().any(|(key, _)| key.split_once('.').is_some_and(|(section, _)| section == name))
+}
+
+/// There is no such key: which one was meant?
+pub(super) fn unknown(key: &str) -> Problem {
+    let problem = "there is no such key";
+    if let Some((_, variable)) = SECRETS.iter().find(|(secret, _)| *secret == key) {
+        return Problem::new(problem, format!("set it in the environment as {variable}"));
+    }
+    let section = key.split_once('.').map_or(key, |(section, _)| section);
+    let in_section = KEYS
+        .iter()
+        .map(|(known, _)| *known)
+        .filter(|known| known.split_once('.').is_some_and(|(known, _)| known == section));
+    // A key in the wrong section is found by its own name.
+    let last = |key: &str| key.rsplit('.').next().map(str::to_owned).unwrap_or_default();
+    let elsewhere = KEYS.iter().map(|(known, _)| *known).find(|known| last(known) == last(key));
+    match nearest(key, KEYS.iter().map(|(known, _)| *known)).or(elsewhere) {
+        Some(near) => Problem::new(problem, format!("did you mean {near}?")),
+        None => {
+            let names: Vec<&str> = in_section.collect();
+            let known = if names.is_empty() {
+                "see config.toml for those there are".to_owned()
+            } else {
+                format!("known here: {}", names.join(", "))
+            };
+            Problem::new(problem, known)
+        }
+    }
+}
+
+/// There is no such section at the top of the file.
+pub(super) fn unknown_section(name: &str) -> Problem {
+    let sections = KEYS.iter().filter_map(|(key, _)| key.split_once('.')).map(|(section, _)| section);
+    let mut names: Vec<&str> = sections.chain(LISTS).collect();
+    names.dedup();
+    let remedy = match nearest(name, names.iter().copied()) {
+        Some(near) => format!("did you mean {near}?"),
+        None => format!("known are: {}", names.join(", ")),
+    };
+    Problem::new("there is no such section", remedy)
+}
+
+/// There is no such key in an entry of a list.
+pub(super) fn unknown_in_list(key: &str, known: &[&'static str]) -> Problem {
+    let remedy = match nearest(key, known.iter().copied()) {
+        Some(near) => format!("did you mean {near}?"),
+        None => format!("known here: {}", known.join(", ")),
+    };
+    Problem::new("there is no such key", remedy)
+}
+
+/// The most similar name, if it is similar at all.
+fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let (similarity, near) = known
+        .map(|known| (strsim::jaro_winkler(&name.to_lowercase(), known), known))
+        .max_by(|a, b| a.0.total_cmp(&b.0))?;
+    let edits = strsim::osa_distance(&name.to_lowercase(), near);
+    (similarity > 0.8 && edits <= 1 + near.len() / 4).then_some(near)
+}

@@ -1,0 +1,206 @@
+//! Companies, imports and prices: what there may be several of.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+
+use super::check::Check;
+use super::error::{Origin, Problem};
+use super::keys::LONG_CONTEXT;
+use super::raw::{Entry, Item};
+use super::values::{self, Scalar};
+use super::{ImportSource, Location};
+use crate::domain::company::Company;
+use crate::domain::id::CompanyId;
+use crate::domain::price::{LongContext, ModelPrice, PriceTable, Rates};
+
+const SECOND: Duration = Duration::from_secs(1);
+const EVERY_DEFAULT: Duration = Duration::from_secs(15 * 60);
+
+fn required<'a>(
+    check: &mut Check,
+    path: &str,
+    item: &'a Item,
+    name: &str,
+    remedy: &str,
+) -> Option<&'a Entry> {
+    let entry = item.fields.get(name);
+    if entry.is_none() {
+        check.fail(format!("{path}.{name}"), &item.origin, Problem::new("it is missing", remedy));
+    }
+    entry
+}
+
+/// `Some(None)` where it is left out, none after an error.
+fn optional<T>(
+    check: &mut Check,
+    path: &str,
+    item: &Item,
+    name: &str,
+    parse: impl FnOnce(&Scalar) -> Result<T, Problem>,
+) -> Option<Option<T>> {
+    match item.fields.get(name) {
+        Some(entry) => check.read(&format!("{path}.{name}"), entry, parse).map(Some),
+        None => Some(None),
+    }
+}
+
+fn company_id(value: &Scalar) -> Result<CompanyId, Problem> {
+    let remedy = "use 1 to 64 of a-z A-Z 0-9 _ -";
+    values::text(value)?
+        .parse()
+        .map_err(|_| Problem::new(format!("{value} is not the id of a company"), remedy))
+}
+
+/// The ids that are given, each with its company unless something is wrong with that.
+pub(super) fn companies(
+    check: &mut Check,
+    items: &[Item],
+    model_default: Option<&str>,
+) -> Vec<(CompanyId, Option<Company>)> {
+    let mut companies: Vec<(CompanyId, Option<Company>)> = Vec::new();
+    for (index, item) in items.iter().enumerate() {
+        let path = format!("companies[{index}]");
+        let id = required(check, &path, item, "id", "give the company an id, for instance \"demo\"");
+        let id = id.and_then(|entry| check.read(&format!("{path}.id"), entry, company_id));
+        let name = optional(check, &path, item, "name", values::text);
+        let model = optional(check, &path, item, "model", values::model);
+        let suspended = optional(check, &path, item, "suspended", values::truth);
+        let Some(id) = id else { continue };
+        if companies.iter().any(|(other, _)| *other == id) {
+            let problem =
+                Problem::new(format!("{:?} is there twice", id.as_str()), "give each company its own id");
+            check.fail(format!("{path}.id"), &item.origin, problem);
+            continue;
+        }
+        let company = (|| {
+            let model = model?.or_else(|| model_default.map(str::to_owned))?;
+            let name = name?.unwrap_or_else(|| id.to_string());
+            Some(Company { id: id.clone(), name, model, suspended: suspended?.unwrap_or(false) })
+        })();
+        if let Some(company) = &company {
+            let state = if company.suspended { ", suspended" } else { "" };
+            let value = format!("{:?}, model {:?}{state}", company.name, company.model);
+            check.list(format!("companies.{id}"), value, &item.origin);
+        }
+        companies.push((id, company));
+    }
+    companies
+}
+
+/// The exports to read.
+pub(super) fn imports(
+    check: &mut Check,
+    items: &[Item],
+    companies: &[(CompanyId, Option<Company>)],
+    zone_default: Option<&TimeZone>,
+) -> Vec<ImportSource> {
+    let mut imports = Vec::new();
+    for (index, item) in items.iter().enumerate() {
+        let path = format!("imports[{index}]");
+        let company = required(check, &path, item, "company", "name one of the [[companies]]");
+        let company = company.and_then(|entry| check.read(&format!("{path}.company"), entry, company_id));
+        if let Some(company) = &company
+            && !companies.iter().any(|(id, _)| id == company)
+        {
+            let ids: Vec<&str> = companies.iter().map(|(id, _)| id.as_str()).collect();
+            let remedy = format!("add it to [[companies]], or use one of: {}", ids.join(", "));
+            let problem = Problem::new(format!("there is no company {:?}", company.as_str()), remedy);
+            check.fail(format!("{path}.company"), &item.origin, problem);
+        }
+        let base = check.base(&item.origin).to_owned();
+        let csv = required(check, &path, item, "csv", "give the path or the address of the export");
+        let csv = csv.and_then(|entry| check.read(&format!("{path}.csv"), entry, values::location(&base)));
+        let every = optional(check, &path, item, "every", values::duration(SECOND));
+        let transcripts = optional(check, &path, item, "transcripts", values::path(&base));
+        let time_zone = optional(check, &path, item, "time_zone", values::time_zone);
+        let import = (|| {
+            Some(ImportSource {
+                company: company?,
+                csv: csv?,
+                every: every?.unwrap_or(EVERY_DEFAULT),
+                transcripts: transcripts?,
+                time_zone: time_zone?.or_else(|| zone_default.cloned())?,
+            })
+        })();
+        if let Some(import) = import {
+            check.list(path, listed(&import), &item.origin);
+            imports.push(import);
+        }
+    }
+    imports
+}
+
+fn listed(import: &ImportSource) -> String {
+    let kind = match &import.csv {
+        Location::Path(_) => "file",
+        Location::Url(_) => "address",
+    };
+    let every = humantime::format_duration(import.every);
+    format!("{kind} {} for {}, every {every}", import.csv, import.company)
+}
+
+/// The prices that come with the program, and over them those of the file.
+pub(super) fn prices(
+    check: &mut Check,
+    models: BTreeMap<String, (Item, Option<Item>)>,
+) -> Option<PriceTable> {
+    // Those of prices.toml lie in the layers as everything else does; only their origin tells them apart.
+    let builtin = |item: &Item| item.origin == Origin::Default;
+    let version = check.optional("prices.version", values::text)?;
+    let currency = check.get("prices.currency", values::currency)?;
+    let (own_version, own_currency) = (check.is_set("prices.version"), check.is_set("prices.currency"));
+    let mut table = BTreeMap::new();
+    let mut own = 0_usize;
+    let mut whole = true;
+    for (name, (item, long)) in models {
+        if builtin(&item) && own_currency && currency != BUILTIN_CURRENCY {
+            // Dollars do not become euros by another name.
+            continue;
+        }
+        own += usize::from(!builtin(&item));
+        let path = format!("prices.models.{name:?}");
+        match model_price(check, &path, &item, long.as_ref()) {
+            Some(price) => drop(table.insert(name, price)),
+            None => whole = false,
+        }
+    }
+    let version = version.unwrap_or_default();
+    // A stored cost names the version: two tables must not share one.
+    let version = if own > 0 && !own_version { format!("{version}+custom") } else { version };
+    let count = format!("{} models, {own} of them set here", table.len());
+    check.list("prices.models", count, &Origin::Default);
+    whole.then_some(PriceTable { version, currency, models: table })
+}
+
+const BUILTIN_CURRENCY: &str = "USD";
+
+fn model_price(check: &mut Check, path: &str, item: &Item, long: Option<&Item>) -> Option<ModelPrice> {
+    let usual = rates(check, path, item);
+    let long_context = match long {
+        Some(long) => long_context(check, &format!("{path}.{LONG_CONTEXT}"), long).map(Some),
+        None => Some(None),
+    };
+    Some(ModelPrice { usual: usual?, long_context: long_context? })
+}
+
+fn long_context(check: &mut Check, path: &str, item: &Item) -> Option<LongContext> {
+    let above = required(check, path, item, "above", "give the number of input tokens, for instance 272000");
+    let above =
+        above.and_then(|entry| check.read(&format!("{path}.above"), entry, values::whole(1, u64::MAX)));
+    let rates = rates(check, path, item);
+    Some(LongContext { above: above?, rates: rates? })
+}
+
+fn rates(check: &mut Check, path: &str, item: &Item) -> Option<Rates> {
+    let remedy = "write what a million tokens cost, \"0\" if nothing";
+    let mut one = |name| {
+        let entry = required(check, path, item, name, remedy)?;
+        check.read(&format!("{path}.{name}"), entry, values::price)
+    };
+    let (input, output) = (one("input"), one("output"));
+    let cached = optional(check, path, item, "cached", values::price);
+    let cache_write = optional(check, path, item, "cache_write", values::price);
+    Some(Rates { input: input?, cached: cached?, cache_write: cache_write?, output: output? })
+}
