@@ -7,6 +7,7 @@
 //! - [`transcript`]: the messages of one conversation.
 
 pub mod csv;
+pub mod export;
 mod record;
 mod time;
 pub mod transcript;
