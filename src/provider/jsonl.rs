@@ -60,6 +60,7 @@ fn push_on_one_line(line: &mut Vec<u8>, json: &str) {
 }
 
 /// What one line of a result file says.
+#[allow(clippy::large_enum_variant, reason = "made one at a time and taken apart at once")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decoded {
     /// What became of one request.

@@ -125,7 +125,7 @@ impl OpenAi {
 }
 
 /// Never from https to something that others can read.
-fn is_allowed(from: &Url, to: &Url) -> bool {
+pub(super) fn is_allowed(from: &Url, to: &Url) -> bool {
     to.scheme() == "https" || (to.scheme() == "http" && from.scheme() == "http")
 }
 
