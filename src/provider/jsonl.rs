@@ -134,16 +134,19 @@ fn outcome(response: Option<&str>, error: Option<&str>) -> Outcome {
     let peeked = answer::look_at(&body);
     peeked.fill(&mut answered);
     let good_status = status.is_none_or(|status| (200..300).contains(&status));
-    let failure = match error.or_else(|| peeked.error.as_deref().and_then(|error| error_in(Some(error)))) {
-        // A failed response carries its `error` inside; the body is an answer all the same, and was paid for.
-        Some(_) if good_status && peeked.is_response => peeked.unusable(),
+    let failure = match error {
         Some(error) => Some(failure_from(status, error)),
         None if !good_status => Some(failure_from(status, Words::from_text(&body))),
-        None => peeked.unusable(),
+        // A failed response carries its `error` inside; it is an answer all the same, and was paid for.
+        None if peeked.is_response => peeked.unusable(),
+        None => match error_in(peeked.error.as_deref()) {
+            Some(error) => Some(failure_from(status, error)),
+            None => peeked.unusable(),
+        },
     };
     let result = match failure {
         Some(failure) => Err(with_status(failure, status)),
-        None if peek::depth(&body) > DEPTH_MAX => Err(with_status(
+        None if peek::is_deeper(&body, DEPTH_MAX) => Err(with_status(
             Failure::new(FailureClass::Unusable, "too_deep", "the body is nested too deeply"),
             status,
         )),

