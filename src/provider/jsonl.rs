@@ -84,14 +84,14 @@ pub enum Decoded {
 /// Reads one line of an output or error file; a byte order mark before it and a `\r` behind it do no harm.
 pub fn decode_line(line: &[u8]) -> Decoded {
     let bad = |reason, custom_id| Decoded::Bad { reason, custom_id };
-    let Ok(text) = std::str::from_utf8(line) else { return bad("not UTF-8", None) };
+    let Ok(text) = std::str::from_utf8(line) else { return bad("not UTF-8", custom_id_in(line)) };
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim_ascii().is_empty() {
         return bad("empty line", None);
     }
     let Peek { values: [provider_id, custom_id, response, error], whole } =
         peek(text, ["id", "custom_id", "response", "error"]);
-    let custom_id = custom_id.and_then(word).filter(|id| id.len() <= CUSTOM_ID_BYTES_MAX);
+    let custom_id = custom_id.and_then(usable_id);
     if !whole {
         return bad("not a JSON object", custom_id);
     }
@@ -102,6 +102,21 @@ pub fn decode_line(line: &[u8]) -> Decoded {
     }
     let outcome = outcome(response, error);
     Decoded::Line { custom_id, provider_id: provider_id.and_then(word), outcome }
+}
+
+/// Whose line it seems to be that cannot be read, or of which only the beginning is at hand. It says nothing
+/// about the outcome.
+pub fn custom_id_in(line: &[u8]) -> Option<String> {
+    let readable = match std::str::from_utf8(line) {
+        Ok(text) => text,
+        Err(error) => std::str::from_utf8(&line[..error.valid_up_to()]).unwrap_or_default(),
+    };
+    let text = readable.strip_prefix('\u{feff}').unwrap_or(readable);
+    peek(text, ["custom_id"]).values[0].and_then(usable_id)
+}
+
+fn usable_id(json: &str) -> Option<String> {
+    word(json).filter(|id| id.len() <= CUSTOM_ID_BYTES_MAX)
 }
 
 /// `response.body` as it can come.

@@ -105,7 +105,6 @@ fn options(origin: &str) -> Options {
         api_key: Some(KEY.into()),
         project: Some("proj_1".into()),
         repeat_after: Duration::from_millis(1),
-        idle_timeout: Duration::from_millis(100),
         ..Options::new(format!("{origin}/v1/"))
     }
 }
@@ -292,14 +291,12 @@ async fn a_time_out_after_sending_is_uncertain() {
     assert!(matches!(error, ProviderError::Uncertain { .. }), "{error}");
 }
 
-async fn dead_origin() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
-}
-
 #[tokio::test]
 async fn without_a_connection_nothing_was_sent() {
-    let client = client(&dead_origin().await);
+    // A port that is taken, so that no other test gets it, but that nobody listens at.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let client = client(&format!("http://{}", socket.local_addr().unwrap()));
     for error in [
         client.create_batch(&new_batch()).await.unwrap_err(),
         upload(&client, b"{}\n").await.unwrap_err(),
@@ -509,7 +506,8 @@ async fn a_download_that_breaks_off_or_stands_still_leaves_nothing() {
         let (origin, count) = raw_server(answer).await;
         let folder = tempfile::tempdir().unwrap();
         let to = folder.path().join("output.jsonl");
-        let error = client(&origin).download_file(&FileId::new("f"), &to).await.unwrap_err();
+        let options = Options { idle_timeout: Duration::from_millis(100), ..options(&origin) };
+        let error = OpenAi::new(options).unwrap().download_file(&FileId::new("f"), &to).await.unwrap_err();
         assert!(matches!(error, ProviderError::Uncertain { .. }), "{error}");
         assert_eq!(names(folder.path()), Vec::<String>::new());
         assert_eq!(*count.lock().unwrap(), 1);
