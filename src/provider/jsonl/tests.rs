@@ -304,6 +304,12 @@ fn a_body_nested_a_million_deep_costs_no_stack_and_is_no_result() {
 }
 
 #[test]
+fn brackets_in_words_are_not_depth() {
+    let body = json!({"a": format!("\"\\{}", "[{".repeat(300))}).to_string();
+    assert_eq!(outcome_of(&line_of(200, &body)).result.unwrap(), body);
+}
+
+#[test]
 fn an_error_that_wraps_itself_again_and_again_is_unpacked_only_so_far() {
     let mut error = json!("the core");
     for _ in 0..6 {
