@@ -17,9 +17,10 @@ const BILLING_CODES: [&str; 6] = [
 ];
 
 /// Codes that say that the key is the trouble.
-const KEY_CODES: [&str; 5] = [
+const KEY_CODES: [&str; 6] = [
     "invalid_api_key",
     "authentication_error",
+    "auth_error",
     "account_deactivated",
     "permission_error",
     "permission_denied",
@@ -80,6 +81,11 @@ pub fn is_billing(code: &str) -> bool {
     listed(&BILLING_CODES, code)
 }
 
+/// Whether a code says that the key is the trouble; some gateways say so with a 400.
+pub fn is_key_trouble(code: &str) -> bool {
+    listed(&KEY_CODES, code)
+}
+
 /// What to do about a failed line, from its HTTP status, its `error.code` and its `error.type`.
 ///
 /// A status of 0 is what some servers write where there was none. What we do not know is transient where
@@ -91,7 +97,8 @@ pub fn classify(http_status: Option<u16>, code: Option<&str>, kind: Option<&str>
         .filter(|status| *status != 0 && !(200..300).contains(status))
         .or_else(|| code.and_then(|code| code.parse().ok()).filter(|status| (300..600).contains(status)));
     let says = |list: &[&str]| words().any(|word| listed(list, word));
-    if says(&BILLING_CODES) || matches!(status, Some(401 | 403)) {
+    let is_ours = matches!(status, None | Some(400..500));
+    if says(&BILLING_CODES) || matches!(status, Some(401 | 403)) || (is_ours && says(&KEY_CODES)) {
         return FailureClass::Account;
     }
     if says(&CAPACITY_CODES) {
@@ -104,7 +111,6 @@ pub fn classify(http_status: Option<u16>, code: Option<&str>, kind: Option<&str>
         Some(408 | 409 | 425 | 429) => FailureClass::Transient,
         Some(400..500) => FailureClass::Permanent,
         Some(_) => FailureClass::Transient,
-        None if says(&KEY_CODES) => FailureClass::Account,
         None if says(&PERMANENT_CODES) => FailureClass::Permanent,
         None => FailureClass::Transient,
     }
@@ -362,6 +368,8 @@ mod tests {
             (None, Some("400"), C::Permanent),
             (Some(0), Some("429"), C::Transient),
             (Some(503), Some("model_not_found"), C::Transient),
+            (Some(400), Some("invalid_api_key"), C::Account),
+            (Some(500), Some("authentication_error"), C::Transient),
         ];
         for (status, code, class) in rows {
             assert_eq!(classify(status, code, None), class, "{status:?} {code:?}");

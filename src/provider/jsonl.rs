@@ -60,6 +60,7 @@ fn push_on_one_line(line: &mut Vec<u8>, json: &str) {
 }
 
 /// What one line of a result file says.
+#[allow(clippy::large_enum_variant, reason = "made one at a time and taken apart at once")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decoded {
     /// What became of one request.
@@ -83,14 +84,14 @@ pub enum Decoded {
 /// Reads one line of an output or error file; a byte order mark before it and a `\r` behind it do no harm.
 pub fn decode_line(line: &[u8]) -> Decoded {
     let bad = |reason, custom_id| Decoded::Bad { reason, custom_id };
-    let Ok(text) = std::str::from_utf8(line) else { return bad("not UTF-8", None) };
+    let Ok(text) = std::str::from_utf8(line) else { return bad("not UTF-8", custom_id_in(line)) };
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim_ascii().is_empty() {
         return bad("empty line", None);
     }
     let Peek { values: [provider_id, custom_id, response, error], whole } =
         peek(text, ["id", "custom_id", "response", "error"]);
-    let custom_id = custom_id.and_then(word).filter(|id| id.len() <= CUSTOM_ID_BYTES_MAX);
+    let custom_id = custom_id.and_then(usable_id);
     if !whole {
         return bad("not a JSON object", custom_id);
     }
@@ -101,6 +102,21 @@ pub fn decode_line(line: &[u8]) -> Decoded {
     }
     let outcome = outcome(response, error);
     Decoded::Line { custom_id, provider_id: provider_id.and_then(word), outcome }
+}
+
+/// Whose line it seems to be that cannot be read, or of which only the beginning is at hand. It says nothing
+/// about the outcome.
+pub fn custom_id_in(line: &[u8]) -> Option<String> {
+    let readable = match std::str::from_utf8(line) {
+        Ok(text) => text,
+        Err(error) => std::str::from_utf8(&line[..error.valid_up_to()]).unwrap_or_default(),
+    };
+    let text = readable.strip_prefix('\u{feff}').unwrap_or(readable);
+    peek(text, ["custom_id"]).values[0].and_then(usable_id)
+}
+
+fn usable_id(json: &str) -> Option<String> {
+    word(json).filter(|id| id.len() <= CUSTOM_ID_BYTES_MAX)
 }
 
 /// `response.body` as it can come.
@@ -133,16 +149,19 @@ fn outcome(response: Option<&str>, error: Option<&str>) -> Outcome {
     let peeked = answer::look_at(&body);
     peeked.fill(&mut answered);
     let good_status = status.is_none_or(|status| (200..300).contains(&status));
-    let failure = match error.or_else(|| peeked.error.as_deref().and_then(|error| error_in(Some(error)))) {
-        // A failed response carries its `error` inside; the body is an answer all the same, and was paid for.
-        Some(_) if good_status && peeked.is_response => peeked.unusable(),
+    let failure = match error {
         Some(error) => Some(failure_from(status, error)),
         None if !good_status => Some(failure_from(status, Words::from_text(&body))),
-        None => peeked.unusable(),
+        // A failed response carries its `error` inside; it is an answer all the same, and was paid for.
+        None if peeked.is_response => peeked.unusable(),
+        None => match error_in(peeked.error.as_deref()) {
+            Some(error) => Some(failure_from(status, error)),
+            None => peeked.unusable(),
+        },
     };
     let result = match failure {
         Some(failure) => Err(with_status(failure, status)),
-        None if peek::depth(&body) > DEPTH_MAX => Err(with_status(
+        None if peek::is_deeper(&body, DEPTH_MAX) => Err(with_status(
             Failure::new(FailureClass::Unusable, "too_deep", "the body is nested too deeply"),
             status,
         )),

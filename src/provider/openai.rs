@@ -1,7 +1,7 @@
 //! The provider over HTTP: OpenAI, or a server that follows it.
 //!
 //! Calls that may cost money or leave something behind are sent once and follow no redirect. The others repeat
-//! themselves a little ([`exchange`]). What an answer other than 2xx means is told in [`refusal`].
+//! themselves a little (`exchange`). What an answer other than 2xx means is told in `refusal`.
 
 mod download;
 mod exchange;

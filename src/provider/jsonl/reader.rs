@@ -23,6 +23,8 @@ pub enum RawLine<'a> {
         offset: u64,
         /// Its length without the `\n`.
         length: u64,
+        /// Its beginning, for [`custom_id_in`](super::custom_id_in).
+        head: &'a [u8],
     },
 }
 
@@ -66,7 +68,7 @@ impl<R: BufRead> LineReader<R> {
             let begin = self.offset;
             let Some(length) = self.read_line()? else { return Ok(None) };
             if length > self.line_bytes_max as u64 {
-                return Ok(Some(RawLine::Oversized { offset: begin, length }));
+                return Ok(Some(RawLine::Oversized { offset: begin, length, head: &self.line }));
             }
             if !self.line.trim_ascii().is_empty() {
                 return Ok(Some(RawLine::Whole { offset: begin, bytes: &self.line }));

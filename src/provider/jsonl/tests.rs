@@ -166,6 +166,20 @@ fn a_good_status_around_an_error_is_a_failure() {
 }
 
 #[test]
+fn an_error_of_the_line_counts_also_beside_a_good_answer() {
+    for body in [CHAT, r#"{"object":"response","status":"completed"}"#] {
+        let line = format!(
+            r#"{{"custom_id":"c1","response":{{"status_code":200,"body":{body}}},"error":{{"code":"batch_expired"}}}}"#
+        );
+        assert_eq!(says(&failure_of(&line)), (FailureClass::Transient, "batch_expired", Some(200)));
+    }
+    let line = format!(r#"{{"custom_id":"c1","response":{{"status_code":200,"body":{CHAT}}},"error":""}}"#);
+    assert!(outcome_of(&line).result.is_ok());
+    let no_status = format!(r#"{{"custom_id":"c1","response":{{"body":{CHAT}}}}}"#);
+    assert!(outcome_of(&no_status).result.is_ok());
+}
+
+#[test]
 fn a_success_without_a_body_is_lost_because_it_was_paid_for() {
     for body in ["null", "\"\""] {
         assert_eq!(says(&failure_of(&line_of(200, body))), (FailureClass::Lost, "empty_body", Some(200)));
@@ -240,6 +254,9 @@ fn a_line_without_a_custom_id_or_of_another_shape_is_bad() {
         Decoded::Line { .. } => panic!("{bytes:?} was taken"),
     };
     assert_eq!(bad(b"{\"custom_id\":\"\xff\"}"), ("not UTF-8", None));
+    assert_eq!(bad(b"{\"custom_id\":\"c9\",\"x\":\"\xff\"}"), ("not UTF-8", Some("c9".into())));
+    assert_eq!(custom_id_in(br#"{"id":"x","custom_id":"c9","response":{"bo"#), Some("c9".into()));
+    assert_eq!(custom_id_in(br#"{"id":"x","custom_id":"c"#), None);
     assert_eq!(bad(b"  \r"), ("empty line", None));
     for torn in [&b"nonsense"[..], b"[]", b"{", b"\"x\"", b"null"] {
         assert_eq!(bad(torn), ("not a JSON object", None));
@@ -287,6 +304,12 @@ fn a_body_nested_a_million_deep_costs_no_stack_and_is_no_result() {
 }
 
 #[test]
+fn brackets_in_words_are_not_depth() {
+    let body = json!({"a": format!("\"\\{}", "[{".repeat(300))}).to_string();
+    assert_eq!(outcome_of(&line_of(200, &body)).result.unwrap(), body);
+}
+
+#[test]
 fn an_error_that_wraps_itself_again_and_again_is_unpacked_only_so_far() {
     let mut error = json!("the core");
     for _ in 0..6 {
@@ -321,11 +344,12 @@ fn lines_are_split_on_line_feeds_only_and_the_last_needs_none() {
 
 #[test]
 fn an_oversized_line_is_passed_over_and_the_next_is_read() {
-    let mut reader = LineReader::with_line_max(Cursor::new(b"12345678\nok\n123456789".as_slice()), 0, 4);
-    assert_eq!(reader.next_line().unwrap(), Some(RawLine::Oversized { offset: 0, length: 8 }));
+    let oversized = |offset, length, head| Some(RawLine::Oversized { offset, length, head });
+    let mut reader = LineReader::with_line_max(Cursor::new(b"12345678\nok\nabcdefghi".as_slice()), 0, 4);
+    assert_eq!(reader.next_line().unwrap(), oversized(0, 8, b"1234".as_slice()));
     assert_eq!(reader.offset(), 9);
     assert_eq!(reader.next_line().unwrap(), Some(RawLine::Whole { offset: 9, bytes: b"ok" }));
-    assert_eq!(reader.next_line().unwrap(), Some(RawLine::Oversized { offset: 12, length: 9 }));
+    assert_eq!(reader.next_line().unwrap(), oversized(12, 9, b"abcd".as_slice()));
     assert_eq!(reader.next_line().unwrap(), None);
     assert_eq!(all_lines(b"1234\n", 4), [(0, Some(b"1234".to_vec()), 5)]);
 }

@@ -54,7 +54,7 @@ impl OpenAi {
             let Some(location) =
                 location.filter(|_| matches!(answer.status.as_u16(), 301 | 302 | 303 | 307 | 308))
             else {
-                return Err(self.refused(CALL, &answer));
+                return Err(self.not_content(&url, &answer));
             };
             let next = url.join(location).ok().filter(|next| is_allowed(&url, next));
             let Some(next) = next else {
@@ -63,6 +63,14 @@ impl OpenAi {
             url = next;
         }
         Err(uncertain("too many redirects"))
+    }
+
+    /// What another origin refuses says nothing about our key or our file.
+    fn not_content(&self, url: &Url, answer: &Answer) -> ProviderError {
+        if url.origin() == self.base.origin() {
+            return self.refused(CALL, answer);
+        }
+        uncertain(&format!("the place that it was redirected to answered {}", answer.status.as_u16()))
     }
 
     /// Asks for the content, and again on passing faults. Once it comes, nothing is repeated here.
@@ -125,7 +133,7 @@ impl OpenAi {
 }
 
 /// Never from https to something that others can read.
-fn is_allowed(from: &Url, to: &Url) -> bool {
+pub(super) fn is_allowed(from: &Url, to: &Url) -> bool {
     to.scheme() == "https" || (to.scheme() == "http" && from.scheme() == "http")
 }
 

@@ -8,7 +8,7 @@ use secrecy::ExposeSecret as _;
 
 use super::OpenAi;
 use super::exchange::Answer;
-use crate::domain::retry::is_billing;
+use crate::domain::retry::{is_billing, is_key_trouble};
 use crate::provider::ProviderError;
 use crate::provider::wire::ErrorBody;
 
@@ -25,6 +25,9 @@ impl OpenAi {
                 ProviderError::RateLimited { call, code, message, retry_after: retry_after(&answer.headers) }
             }
             408 | 409 => uncertain(call, status, &message),
+            400..500 if is_key_trouble(&code) || is_key_trouble(&kind) => {
+                ProviderError::Account { call, status, code, message }
+            }
             400..500 => ProviderError::Refused { call, status, code, message, param },
             _ => uncertain(call, status, &message),
         }
