@@ -315,9 +315,10 @@ pub async fn read_chunk(
         while lines.len() < CHUNK_LINES && reader.offset() - offset < CHUNK_BYTES {
             match reader.next_line().map_err(failed)? {
                 None => return Ok(Chunk { lines, to: reader.offset(), end: true }),
-                Some(RawLine::Oversized { offset, length }) => {
+                Some(RawLine::Oversized { offset, length, head }) => {
                     tracing::warn!(batch.id = %batch.id, offset, length, "a result line is too long to be read");
-                    lines.push(AppliedLine::Unreadable);
+                    let request = jsonl::custom_id_in(head).and_then(|id| id.parse().ok());
+                    lines.push(AppliedLine::Unreadable { request, reason: "it is too long" });
                 }
                 Some(RawLine::Whole { offset, bytes }) => {
                     lines.push(judge(&shared, &batch, bytes, offset)?);
@@ -332,9 +333,10 @@ pub async fn read_chunk(
 fn judge(shared: &Shared, batch: &Batch, bytes: &[u8], offset: u64) -> Result<AppliedLine, StoreError> {
     let (custom_id, mut outcome) = match jsonl::decode_line(bytes) {
         Decoded::Line { custom_id, outcome, .. } => (custom_id, outcome),
-        Decoded::Bad { reason, .. } => {
+        Decoded::Bad { reason, custom_id } => {
             tracing::warn!(batch.id = %batch.id, offset, reason, "a result line cannot be read");
-            return Ok(AppliedLine::Unreadable);
+            let request = custom_id.and_then(|id| id.parse().ok());
+            return Ok(AppliedLine::Unreadable { request, reason });
         }
     };
     let Ok(id) = custom_id.parse::<RequestId>() else { return Ok(AppliedLine::Unknown) };

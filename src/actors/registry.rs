@@ -46,6 +46,10 @@ impl Registry {
         let reader = self.shared.reader.clone();
         let load = async move { blocking(move || reader.batch(id)).await };
         ctx.spawn(load.into_actor(self).map(move |loaded, this, ctx| match loaded {
+            Ok(Some(batch)) if batch.state.is_live() && batch.provider != this.shared.identity => {
+                tracing::error!(batch.id = %id, provider.kind = batch.provider.kind, provider.base_url = batch.provider.base_url,
+                    "batch {id} went to another provider than the one configured now; it rests until that one is configured again");
+            }
             Ok(Some(batch)) if batch.state.is_live() => this.start(batch, fresh, ctx),
             Ok(_) => {
                 this.deaths.remove(&id);

@@ -90,8 +90,14 @@ pub struct Cut {
 /// A line of a result file, decoded and judged, ready to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AppliedLine {
-    /// It could not be read.
-    Unreadable,
+    /// It could not be read; where it still names a request, that one's result is lost, not missing: it was
+    /// run, and to run it again is for an operator to say.
+    Unreadable {
+        /// Whose line it seems to be.
+        request: Option<RequestId>,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// It names something that is no request id.
     Unknown,
     /// It is about this request.
@@ -362,9 +368,13 @@ fn apply_line(
 ) -> Result<(), StoreError> {
     let (id, outcome, analysis, cost) = match line {
         AppliedLine::Line { request, outcome, analysis, cost } => (request, outcome, analysis, cost),
-        AppliedLine::Unreadable => {
+        AppliedLine::Unreadable { request, reason } => {
             batch.anomalies.unreadable += 1;
-            return Ok(());
+            let Some(request) = request else { return Ok(()) };
+            let detail = format!("its line in the result file cannot be read: {reason}");
+            let failure = Failure::new(FailureClass::Lost, "result_lost", &detail);
+            let outcome = Outcome { answered: Answered::default(), result: Err(failure) };
+            (request, outcome, None, None)
         }
         AppliedLine::Unknown => {
             batch.anomalies.unknown += 1;
