@@ -108,7 +108,7 @@ impl BatchActor {
                 "batch {}: {story}", batch.id,
             );
         }
-        if batch.state.label() != "uncertain" {
+        if !matches!(batch.state, BatchState::Uncertain { .. } | BatchState::Fencing { .. }) {
             self.uncertain_since = None;
         }
         let observed = if batch.state.is_observed() { batch.provider_batch.clone() } else { None };

@@ -210,9 +210,14 @@ pub async fn sweep(shared: &Shared, intent: Intent, since_ms: u64, first: bool) 
 /// Whether every page back to the input file's own time was read, and what was found.
 async fn search(shared: &Shared, intent: &Intent) -> Result<(bool, Option<Observation>), ProviderError> {
     let nonce = intent.nonce.to_string();
-    let ours = |batch: &BatchObject| {
-        batch.input_file_id.as_ref() == Some(&intent.input.id)
-            || batch.metadata.iter().any(|(key, value)| key == "ns_nonce" && *value == nonce)
+    let ours = |batch: &BatchObject| match batch.metadata.iter().find(|(key, _)| key == "ns_nonce") {
+        // The nonce decides where there is one: the same file may have been sent before, and turned away.
+        Some((_, found)) => *found == nonce,
+        // Some servers drop metadata; then the file tells, unless that batch is known already.
+        None => {
+            batch.input_file_id.as_ref() == Some(&intent.input.id)
+                && matches!(shared.reader.batch_of_provider(&batch.id), Ok(None))
+        }
     };
     let mut found: Vec<BatchObject> = Vec::new();
     let mut after = None;

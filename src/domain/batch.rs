@@ -214,6 +214,8 @@ pub enum BatchState {
     Fencing {
         /// The intent that is given up.
         intent: Intent,
+        /// Whether the file is gone, so that only what was created before is still to be searched for.
+        gone: bool,
     },
     /// Refused for good three times; the operator decides. The members are kept.
     Parked {

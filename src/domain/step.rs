@@ -107,7 +107,10 @@ pub fn step(state: &BatchState, event: &Event, policy: &Policy) -> Result<Step, 
         (S::Uncertain { intent, sweeps }, E::Swept { complete, grace_over, found }) => {
             Ok(submitting::swept(intent, *sweeps, *complete, *grace_over, found.as_ref(), policy))
         }
-        (S::Fencing { intent }, E::Fenced) => Ok(submitting::fenced(intent)),
+        (S::Fencing { intent, gone: false }, E::Fenced) => Ok(submitting::fenced(intent)),
+        (S::Fencing { intent, gone: true }, E::Swept { complete, found, .. }) => {
+            Ok(submitting::last_swept(intent, *complete, found.as_ref()))
+        }
         (S::Observing { intent, running, wait }, E::Observed { seen, at }) => {
             Ok(observing::observed(intent, *running, wait, seen, *at, policy))
         }
@@ -177,7 +180,8 @@ pub fn resume(state: &BatchState) -> Vec<Effect> {
         }],
         S::Ready { wait, .. } => vec![wait.until.map_or(Effect::MakeIntent, Effect::WakeAt)],
         S::Creating { intent, .. } | S::Uncertain { intent, .. } => vec![Effect::Sweep(intent.clone())],
-        S::Fencing { intent } => vec![Effect::Fence(intent.input.id.clone())],
+        S::Fencing { intent, gone: true } => vec![Effect::Sweep(intent.clone())],
+        S::Fencing { intent, gone: false } => vec![Effect::Fence(intent.input.id.clone())],
         S::Parked { .. } => Vec::new(),
         S::Observing { .. } | S::Settling { .. } => vec![Effect::Observe],
         S::Downloading { ended, kind, wait, .. } => match wait.until {

@@ -1,1 +1,12 @@
-//! it
+//! The tests that need more than one module.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::wildcard_enum_match_arm,
+    missing_docs,
+    reason = "tests may fail where they stand"
+)]
+
+mod properties;

@@ -113,7 +113,7 @@ pub(super) fn swept(
     }
     let sweeps = if complete { sweeps.saturating_add(1) } else { sweeps };
     if complete && grace_over && sweeps >= policy.sweeps_min {
-        return go(BatchState::Fencing { intent: intent.clone() })
+        return go(BatchState::Fencing { intent: intent.clone(), gone: false })
             .with([Effect::Fence(intent.input.id.clone())])
             .telling(format!(
                 "not found in {sweeps} complete searches; deleting the input file before it is sent again"
@@ -123,11 +123,28 @@ pub(super) fn swept(
 }
 
 pub(super) fn fenced(intent: &Intent) -> Step {
+    go(BatchState::Fencing { intent: intent.clone(), gone: true })
+        .with([Effect::Sweep(intent.clone())])
+        .telling(
+            "the old input file is gone, so nothing can come of the old call any more; looking a last time",
+        )
+}
+
+/// The last search: the call may have had its effect between the search before and the deletion.
+pub(super) fn last_swept(intent: &Intent, complete: bool, found: Option<&Observation>) -> Step {
+    if let Some(seen) = found {
+        let step = created(intent, &Wait::default(), seen);
+        return step.telling(format!("found at the provider as {} after all, adopted", seen.id));
+    }
+    if !complete {
+        return go(BatchState::Fencing { intent: intent.clone(), gone: true })
+            .with([Effect::Sweep(intent.clone())]);
+    }
     let upload = intent.input.upload + 1;
     go(BatchState::Uploading { upload, wait: Wait::default() })
         .changing(Change::Supersede(intent.clone()))
         .with([Effect::UploadInput { upload }])
-        .telling("the old input file is gone, so nothing can come of the old call; uploading again")
+        .telling("the old create call came to nothing; uploading again")
 }
 
 pub(super) fn parked(upload: u32, failure: Failure) -> Step {

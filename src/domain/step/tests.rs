@@ -1,1 +1,266 @@
 //! The machine, event by event.
+
+use super::*;
+use crate::domain::batch::{Closing, InputFile, Problem, ResultKind, Running, Terminal};
+use crate::domain::event::{Observation, ObservedStatus, Trouble};
+use crate::domain::id::Nonce;
+use crate::domain::request::{Failure, FailureClass};
+
+const POLICY: Policy =
+    Policy { backoff: Duration::from_secs(60), capacity_backoff: Duration::from_secs(60), sweeps_min: 3 };
+
+fn at(secs: i64) -> Timestamp {
+    Timestamp::from_secs(secs)
+}
+
+fn input(upload: u32) -> InputFile {
+    InputFile { id: FileId::new(format!("file-{upload}")), upload, created_at: at(0) }
+}
+
+fn intent(upload: u32) -> Intent {
+    Intent { nonce: Nonce::from_bytes([7; 16]), input: input(upload), at: at(1) }
+}
+
+fn creating() -> BatchState {
+    BatchState::Creating { intent: intent(1), wait: Wait::default() }
+}
+
+fn observing() -> BatchState {
+    BatchState::Observing { intent: intent(1), running: Running::Validating, wait: Wait::default() }
+}
+
+fn seen(status: ObservedStatus) -> Observation {
+    Observation {
+        id: ProviderBatchId::new("batch_1"),
+        status: Some(status),
+        output: None,
+        error: None,
+        completed_lines: 0,
+        problems: Vec::new(),
+        ended_at: None,
+    }
+}
+
+fn ended(how: Terminal) -> Observation {
+    seen(ObservedStatus::Ended(how))
+}
+
+fn observed(seen: Observation, secs: i64) -> Event {
+    Event::Observed { seen, at: at(secs) }
+}
+
+fn take(state: &BatchState, event: &Event) -> Step {
+    step(state, event, &POLICY).unwrap()
+}
+
+fn uncertain() -> Trouble {
+    Trouble::Uncertain { why: "reset".to_owned() }
+}
+
+fn refused() -> Trouble {
+    Trouble::Refused(Failure::new(FailureClass::Permanent, "bad", "no"))
+}
+
+fn create_failed(trouble: Trouble) -> Event {
+    Event::CreateFailed { trouble, input_gone: false, at: at(10) }
+}
+
+#[test]
+fn an_uncertain_create_call_is_looked_for_and_never_sent_again_at_once() {
+    let step = take(&creating(), &create_failed(uncertain()));
+    assert_eq!(step.next, BatchState::Uncertain { intent: intent(1), sweeps: 0 });
+    assert_eq!(step.effects, [Effect::Sweep(intent(1))]);
+}
+
+#[test]
+fn a_restart_that_finds_an_intent_searches_first() {
+    assert_eq!(resume(&creating()), [Effect::Sweep(intent(1))]);
+}
+
+#[test]
+fn what_a_search_finds_is_adopted() {
+    let found = Some(seen(ObservedStatus::Running(Running::InProgress)));
+    let step = take(&creating(), &Event::Swept { complete: false, grace_over: false, found });
+    assert!(step.changes.contains(&Change::Adopt(ProviderBatchId::new("batch_1"))));
+    assert_eq!(step.next.status(), crate::domain::batch::BatchStatus::InProgress);
+}
+
+#[test]
+fn not_found_takes_three_complete_searches_and_the_grace_and_then_the_old_file_goes_first() {
+    let mut state = creating();
+    let swept = |complete, grace_over| Event::Swept { complete, grace_over, found: None };
+    for (complete, grace_over) in [(true, true), (false, true), (true, true), (true, false)] {
+        state = take(&state, &swept(complete, grace_over)).next;
+        assert!(matches!(state, BatchState::Uncertain { .. }));
+    }
+    let step = take(&state, &swept(true, true));
+    assert_eq!(step.effects, [Effect::Fence(FileId::new("file-1"))]);
+    let step = take(&step.next, &Event::Fenced);
+    assert_eq!(step.effects, [Effect::Sweep(intent(1))]);
+    let step = take(&step.next, &swept(false, true));
+    assert_eq!(step.effects, [Effect::Sweep(intent(1))]);
+    let step = take(&step.next, &swept(true, true));
+    assert_eq!(step.effects, [Effect::UploadInput { upload: 2 }]);
+    assert!(step.changes.contains(&Change::Supersede(intent(1))));
+}
+
+#[test]
+fn a_rate_limit_keeps_the_file_and_waits_as_long_as_it_is_asked_to() {
+    let trouble = Trouble::Later { retry_after_ms: Some(300_000), why: "429".to_owned() };
+    let step = take(&creating(), &create_failed(trouble));
+    let BatchState::Ready { input: file, wait } = &step.next else { panic!("{:?}", step.next) };
+    assert_eq!((file, wait.until), (&input(1), Some(at(310))));
+    assert_eq!(take(&step.next, &Event::WaitEnded).effects, [Effect::MakeIntent]);
+}
+
+#[test]
+fn three_refusals_park_the_batch_with_its_members() {
+    let mut state = creating();
+    for _ in 0..2 {
+        let step = take(&state, &create_failed(refused()));
+        let BatchState::Ready { .. } = step.next else { panic!("{:?}", step.next) };
+        state = take(&step.next, &Event::IntentMade(intent(1))).next;
+    }
+    let step = take(&state, &create_failed(refused()));
+    assert!(matches!(step.next, BatchState::Parked { .. }));
+    assert_eq!(resume(&step.next), []);
+}
+
+#[test]
+fn an_outage_between_two_refusals_does_not_make_them_forgotten_nor_count_itself() {
+    let later = Trouble::Later { retry_after_ms: None, why: "down".to_owned() };
+    let mut state = creating();
+    for trouble in [refused(), later.clone(), later.clone(), later, refused()] {
+        let step = take(&state, &create_failed(trouble));
+        assert!(matches!(step.next, BatchState::Ready { .. }), "{:?}", step.next);
+        state = take(&step.next, &Event::IntentMade(intent(1))).next;
+    }
+    assert!(matches!(take(&state, &create_failed(refused())).next, BatchState::Parked { .. }));
+}
+
+#[test]
+fn an_input_file_that_is_gone_is_uploaded_again() {
+    let event = Event::CreateFailed { trouble: refused(), input_gone: true, at: at(10) };
+    assert_eq!(take(&creating(), &event).effects, [Effect::UploadInput { upload: 2 }]);
+}
+
+#[test]
+fn a_status_is_never_shown_going_back() {
+    let state = take(&observing(), &observed(seen(ObservedStatus::Running(Running::Finalizing)), 5)).next;
+    let back = observed(seen(ObservedStatus::Running(Running::Validating)), 6);
+    assert!(take(&state, &back).changes_nothing(&state));
+    let unknown = observed(Observation { status: None, ..ended(Terminal::Completed) }, 7);
+    assert!(take(&state, &unknown).changes_nothing(&state));
+}
+
+#[test]
+fn every_terminal_status_has_its_files_read_failed_too() {
+    for how in [Terminal::Completed, Terminal::Failed, Terminal::Expired, Terminal::Cancelled] {
+        let files =
+            Observation { output: Some(FileId::new("out")), error: Some(FileId::new("err")), ..ended(how) };
+        let mut step = take(&observing(), &observed(files, 5));
+        for (kind, id) in [(ResultKind::Output, "out"), (ResultKind::Error, "err")] {
+            assert_eq!(step.effects, [Effect::Download { kind, file: FileId::new(id) }], "{how:?}");
+            step = take(&step.next, &Event::Downloaded { kind, torn: false });
+            assert_eq!(step.effects, [Effect::ApplyLines { kind, offset: 0 }]);
+            step = take(&step.next, &Event::LinesRead { kind, from: 0, to: 99, end: false });
+            assert_eq!(step.effects, [Effect::ApplyLines { kind, offset: 99 }]);
+            step = take(&step.next, &Event::LinesRead { kind, from: 99, to: 99, end: true });
+        }
+        assert_eq!(step.effects, [Effect::CloseChunk]);
+    }
+}
+
+#[test]
+fn a_missing_output_id_is_asked_for_again_for_ten_minutes() {
+    let early = Observation { completed_lines: 3, ..ended(Terminal::Completed) };
+    let state = take(&observing(), &observed(early.clone(), 0)).next;
+    assert!(matches!(state, BatchState::Settling { .. }));
+    let still = take(&state, &observed(early.clone(), 599)).next;
+    assert!(matches!(still, BatchState::Settling { .. }));
+    let there = Observation { output: Some(FileId::new("out")), ..early.clone() };
+    assert!(matches!(take(&still, &observed(there, 599)).next, BatchState::Downloading { lost: false, .. }));
+    assert!(matches!(take(&still, &observed(early, 600)).next, BatchState::Closing { lost: true, .. }));
+}
+
+#[test]
+fn no_room_at_the_provider_waits_with_the_same_file_and_longer_each_time() {
+    let full = |secs| {
+        let problem = Problem { code: Some("token_limit_exceeded".to_owned()), ..Problem::default() };
+        observed(Observation { problems: vec![problem], ..ended(Terminal::Failed) }, secs)
+    };
+    let mut state = observing();
+    let mut waits = Vec::new();
+    for _ in 0..3 {
+        let next = take(&state, &full(0)).next;
+        let BatchState::Ready { wait, .. } = &next else { panic!("{next:?}") };
+        waits.push(wait.until.unwrap());
+        let next = take(&next, &Event::IntentMade(intent(1))).next;
+        state = take(&next, &Event::Created(seen(ObservedStatus::Running(Running::Validating)))).next;
+    }
+    assert_eq!(waits, [at(60), at(120), at(240)]);
+}
+
+#[test]
+fn a_result_file_that_is_refused_five_times_is_lost_but_an_outage_waits() {
+    let files = Observation { output: Some(FileId::new("out")), ..ended(Terminal::Completed) };
+    let failed = |trouble| Event::DownloadFailed { kind: ResultKind::Output, trouble, at: at(10) };
+    let mut state = take(&observing(), &observed(files, 5)).next;
+    for _ in 0..20 {
+        state = take(&state, &failed(Trouble::Later { retry_after_ms: None, why: "down".to_owned() })).next;
+        assert!(matches!(state, BatchState::Downloading { .. }));
+    }
+    for _ in 0..4 {
+        state = take(&state, &failed(refused())).next;
+        assert!(matches!(state, BatchState::Downloading { .. }));
+    }
+    assert!(matches!(take(&state, &failed(refused())).next, BatchState::Closing { lost: true, .. }));
+}
+
+#[test]
+fn a_lost_copy_is_fetched_again_and_read_on_where_it_was() {
+    let files = Observation { output: Some(FileId::new("out")), ..ended(Terminal::Completed) };
+    let mut state = take(&observing(), &observed(files, 5)).next;
+    let kind = ResultKind::Output;
+    for event in [
+        Event::Downloaded { kind, torn: false },
+        Event::LinesRead { kind, from: 0, to: 70, end: false },
+        Event::CopyLost { kind },
+    ] {
+        state = take(&state, &event).next;
+    }
+    let step = take(&state, &Event::Downloaded { kind, torn: false });
+    assert_eq!(step.effects, [Effect::ApplyLines { kind, offset: 70 }]);
+}
+
+#[test]
+fn a_chunk_from_another_place_of_the_file_is_a_bug() {
+    let files = Observation { output: Some(FileId::new("out")), ..ended(Terminal::Completed) };
+    let kind = ResultKind::Output;
+    let state = take(&observing(), &observed(files, 5)).next;
+    let state = take(&state, &Event::Downloaded { kind, torn: false }).next;
+    let event = Event::LinesRead { kind, from: 10, to: 20, end: false };
+    assert_eq!(step(&state, &event, &POLICY), Err(IllegalEvent { state: "applying", event: "lines_read" }));
+}
+
+#[test]
+fn only_a_completed_batch_ends_processed() {
+    for (how, closing) in [
+        (Terminal::Completed, Closing::Processed),
+        (Terminal::Expired, Closing::Failed),
+        (Terminal::Cancelled, Closing::Cancelled),
+    ] {
+        let state = take(&observing(), &observed(ended(how), 5)).next;
+        let step = take(&state, &Event::ChunkClosed { remaining: false, at: at(9) });
+        assert_eq!(step.next, BatchState::Cleaning { closing });
+        let step = take(&step.next, &Event::Cleaned { at: at(10) });
+        assert_eq!((step.next, step.effects), (BatchState::Closed { closing }, vec![Effect::Retire]));
+    }
+}
+
+#[test]
+fn an_empty_batch_closes_and_sends_nothing() {
+    let step = take(&BatchState::Filling, &Event::FillEnded { members: 0, at: at(1) });
+    assert_eq!(step.next, BatchState::Closed { closing: Closing::Cancelled });
+    assert_eq!(step.effects, [Effect::Retire]);
+}
