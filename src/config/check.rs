@@ -95,7 +95,7 @@ impl Check {
     fn list_entries(&mut self) {
         for (key, _) in KEYS {
             if let Some(entry) = self.entries.get(key) {
-                let (value, origin) = (entry.value.to_string(), entry.origin.clone());
+                let (value, origin) = (entry.value.plain(), entry.origin.clone());
                 self.listing.push(Listed { key: key.to_owned(), value, origin });
             }
         }
@@ -203,7 +203,7 @@ fn provider(check: &mut Check, env: &dyn Fn(&str) -> Option<String>) -> Option<P
     let project = header(check, env, "OPENAI_PROJECT_ID");
     for (name, value) in [("OPENAI_ORG_ID", &organization), ("OPENAI_PROJECT_ID", &project)] {
         if let Some(value) = value {
-            check.list(name, format!("{value:?}"), &Origin::Env(name.to_owned()));
+            check.list(name, value, &Origin::Env(name.to_owned()));
         }
     }
     match kind {
