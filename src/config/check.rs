@@ -95,7 +95,7 @@ impl Check {
     fn list_entries(&mut self) {
         for (key, _) in KEYS {
             if let Some(entry) = self.entries.get(key) {
-                let (value, origin) = (entry.value.to_string(), entry.origin.clone());
+                let (value, origin) = (entry.value.plain(), entry.origin.clone());
                 self.listing.push(Listed { key: key.to_owned(), value, origin });
             }
         }
@@ -128,7 +128,9 @@ pub(super) fn settings(raw: Raw, env: &dyn Fn(&str) -> Option<String>) -> Result
     let imports = lists::imports(&mut check, &imports, &companies, zone);
     let companies = companies.into_iter().flat_map(|(_, company)| company).collect();
     let prices = lists::prices(&mut check, models);
-    let Check { errors, notes, listing, .. } = check;
+    let Check { mut errors, notes, listing, .. } = check;
+    // In the order in which they are mended: the file from top to bottom, then variables, then flags.
+    errors.sort_by(|a, b| a.origin.cmp(&b.origin));
     let built = (|| {
         Some(Settings {
             file,
@@ -202,8 +204,9 @@ fn provider(check: &mut Check, env: &dyn Fn(&str) -> Option<String>) -> Option<P
     let organization = header(check, env, "OPENAI_ORG_ID");
     let project = header(check, env, "OPENAI_PROJECT_ID");
     for (name, value) in [("OPENAI_ORG_ID", &organization), ("OPENAI_PROJECT_ID", &project)] {
-        if let Some(value) = value {
-            check.list(name, format!("{value:?}"), &Origin::Env(name.to_owned()));
+        match value {
+            Some(value) => check.list(name, value, &Origin::Env(name.to_owned())),
+            None => check.list(name, "not set", &Origin::Default),
         }
     }
     match kind {

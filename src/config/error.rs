@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 /// Where a value comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
     /// Nobody said otherwise.
     Default,
@@ -49,10 +49,8 @@ pub struct ConfigError {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.key.is_empty() {
-            write!(f, "{} ", self.key)?;
-        }
-        write!(f, "({}): {}; {}", self.origin, self.problem, self.remedy)
+        let key = if self.key.is_empty() { "the file" } else { &self.key };
+        write!(f, "{key} ({}): {}; {}", self.origin, self.problem, self.remedy)
     }
 }
 

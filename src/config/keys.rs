@@ -68,25 +68,19 @@ pub(super) fn unknown(key: &str) -> Problem {
     if let Some((_, variable)) = SECRETS.iter().find(|(secret, _)| *secret == key) {
         return Problem::new(problem, format!("set it in the environment as {variable}"));
     }
-    let section = key.split_once('.').map_or(key, |(section, _)| section);
-    let in_section = KEYS
-        .iter()
-        .map(|(known, _)| *known)
-        .filter(|known| known.split_once('.').is_some_and(|(known, _)| known == section));
-    // A key in the wrong section is found by its own name.
-    let last = |key: &str| key.rsplit('.').next().map(str::to_owned).unwrap_or_default();
-    let elsewhere = KEYS.iter().map(|(known, _)| *known).find(|known| last(known) == last(key));
-    match nearest(key, KEYS.iter().map(|(known, _)| *known)).or(elsewhere) {
+    let (section, name) = key.split_once('.').unwrap_or(("", key));
+    let all = || KEYS.iter().filter_map(|(known, _)| Some((*known, known.split_once('.')?)));
+    let here: Vec<&str> =
+        all().filter(|(_, (known, _))| *known == section).map(|(_, (_, known))| known).collect();
+    if let Some(near) = nearest(name, here.iter().copied()) {
+        return Problem::new(problem, format!("did you mean {section}.{near}?"));
+    }
+    // A key in the wrong section, and then a section that is misspelt.
+    let elsewhere = all().find(|(_, (_, known))| *known == name).map(|(known, _)| known);
+    match elsewhere.or_else(|| nearest(key, all().map(|(known, _)| known))) {
         Some(near) => Problem::new(problem, format!("did you mean {near}?")),
-        None => {
-            let names: Vec<&str> = in_section.collect();
-            let known = if names.is_empty() {
-                "see config.toml for those there are".to_owned()
-            } else {
-                format!("known here: {}", names.join(", "))
-            };
-            Problem::new(problem, known)
-        }
+        None if here.is_empty() => Problem::new(problem, "see config.toml for those there are"),
+        None => Problem::new(problem, format!("known in {section}: {}", here.join(", "))),
     }
 }
 

@@ -32,6 +32,11 @@ fn required<'a>(
     entry
 }
 
+/// Where a field stands, or the item that lacks it.
+fn origin_of<'a>(item: &'a Item, name: &str) -> &'a Origin {
+    item.fields.get(name).map_or(&item.origin, |entry| &entry.origin)
+}
+
 /// `Some(None)` where it is left out, none after an error.
 fn optional<T>(
     check: &mut Check,
@@ -71,7 +76,7 @@ pub(super) fn companies(
         if companies.iter().any(|(other, _)| *other == id) {
             let problem =
                 Problem::new(format!("{:?} is there twice", id.as_str()), "give each company its own id");
-            check.fail(format!("{path}.id"), &item.origin, problem);
+            check.fail(format!("{path}.id"), origin_of(item, "id"), problem);
             continue;
         }
         let company = (|| {
@@ -107,7 +112,7 @@ pub(super) fn imports(
             let ids: Vec<&str> = companies.iter().map(|(id, _)| id.as_str()).collect();
             let remedy = format!("add it to [[companies]], or use one of: {}", ids.join(", "));
             let problem = Problem::new(format!("there is no company {:?}", company.as_str()), remedy);
-            check.fail(format!("{path}.company"), &item.origin, problem);
+            check.fail(format!("{path}.company"), origin_of(item, "company"), problem);
         }
         let base = check.base(&item.origin).to_owned();
         let csv = required(check, &path, item, "csv", "give the path or the address of the export");

@@ -77,7 +77,7 @@ pub struct Settings {
 pub struct Listed {
     /// As in `creation.interval`.
     pub key: String,
-    /// As a file would have it; of a secret only whether it is set.
+    /// As it was given; of a secret only whether it is set.
     pub value: String,
     /// Where it comes from.
     pub origin: Origin,

@@ -147,12 +147,14 @@ impl Raw {
 
     fn read_text(&mut self, source: &Source<'_>) {
         let (table, errors) = DeTable::parse_recoverable(source.text);
+        // What is left of a table that is not closed would only bring errors that are none.
+        let table = if errors.is_empty() { table.into_inner() } else { DeTable::new() };
         for err in errors {
             let origin = source.at(&err.span().unwrap_or_default());
             let problem = format!("it is not TOML: {}", err.message().lines().collect::<Vec<_>>().join(", "));
             self.errors.push(Problem::new(problem, "mend it there").at("", &origin));
         }
-        for (name, value) in table.get_ref() {
+        for (name, value) in &table {
             let origin = source.at(&name.span());
             match (name.get_ref().as_ref(), value.get_ref()) {
                 ("companies", _) => self.companies = self.list("companies", value, &COMPANY_KEYS, source),

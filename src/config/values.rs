@@ -36,6 +36,17 @@ impl fmt::Display for Scalar {
     }
 }
 
+impl Scalar {
+    /// As a listing shows it.
+    pub(super) fn plain(&self) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::List(items) => items.join(", "),
+            Self::Number(_) | Self::Truth(_) | Self::Other(_) => self.to_string(),
+        }
+    }
+}
+
 type Parsed<T> = Result<T, Problem>;
 
 const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);

@@ -248,7 +248,7 @@ struct Cells<'a> {
 
 impl Cells<'_> {
     fn row(&self) -> Result<Row, RowError> {
-        let (_, encoding) = decode(self.record.bytes());
+        let encoding = if self.record.is_utf8() { Encoding::Utf8 } else { Encoding::Windows1252 };
         let cell = |column| self.text(column, encoding);
         let facts = SessionFacts {
             started_at: self

@@ -38,8 +38,9 @@ impl Record {
         self.bytes.get(start..end)
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes
+    /// Each field for itself: two halves of a character in two fields make no character.
+    pub(super) fn is_utf8(&self) -> bool {
+        (0..self.len()).all(|index| self.field(index).is_none_or(|field| std::str::from_utf8(field).is_ok()))
     }
 
     fn clear(&mut self, line: u64) {

@@ -221,7 +221,9 @@ mod tests {
     }
 
     /// Role, text and warnings, without times.
-    fn outline(text: impl AsRef<[u8]>) -> (Vec<(Role, String)>, Vec<(u64, WarningKind)>) {
+    type Outline = (Vec<(Role, String)>, Vec<(u64, WarningKind)>);
+
+    fn outline(text: impl AsRef<[u8]>) -> Outline {
         let transcript = parse(text);
         let messages = transcript.messages.into_iter().map(|message| (message.role, message.text)).collect();
         (messages, transcript.warnings.into_iter().map(|warning| (warning.line, warning.kind)).collect())

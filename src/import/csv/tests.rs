@@ -300,3 +300,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_sample_that_comes_with_the_program_is_sound() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("data/sample");
+    let file = std::fs::File::open(folder.join("sessions.csv")).unwrap();
+    let rows: Vec<Row> = Rows::new(file, options()).map(Result::unwrap).collect();
+    let transcripts: Vec<&str> = rows.iter().filter_map(|row| row.facts.transcript.as_deref()).collect();
+    assert_eq!((rows.len(), transcripts.len()), (24, 22), "two sessions have no messages");
+    for reference in transcripts {
+        let file = std::fs::File::open(folder.join(reference)).unwrap();
+        let transcript = crate::import::transcript::read(file, &options()).unwrap();
+        assert!(transcript.messages.len() > 1 && transcript.warnings.is_empty(), "{reference}");
+    }
+}
