@@ -47,7 +47,7 @@ enum Broken {
     ForgetsIntents,
     /// One fruitless search is enough, and the old file stays.
     SkipsTheFence,
-    /// A member without a line is simply put back as if it had never been sent.
+    /// Lines are applied to whatever request is at hand.
     TakesLinesOfOthers,
 }
 
@@ -391,7 +391,7 @@ impl World {
         if let (true, Some(index)) = (look, known) {
             return self.happened(id, Event::Uploaded(input(index)));
         }
-        let fault = dice.pick(4);
+        let fault = dice.pick(5);
         let mut arrived = None;
         if fault != 2 && fault != 3 {
             let members = self.store.reader().members(id, None, 1000).unwrap();
@@ -400,6 +400,10 @@ impl World {
         }
         match (fault, arrived) {
             (0, Some(index)) => self.happened(id, Event::Uploaded(input(index))),
+            (4, _) => {
+                self.crash();
+                Ok(())
+            }
             (2, _) => {
                 let trouble = Trouble::Later { retry_after_ms: None, why: "down".to_owned() };
                 self.happened(id, Event::UploadFailed { trouble, at })
@@ -418,7 +422,7 @@ impl World {
         if self.broken == Broken::ResendsWithoutSearch {
             uncertain = Trouble::Later { retry_after_ms: None, why: "reset".to_owned() };
         }
-        match dice.pick(5) {
+        match dice.pick(6) {
             0 => {
                 let index = self.remote.create(intent, 0);
                 let seen = self.remote.observe(index);
@@ -432,6 +436,12 @@ impl World {
             }
             2 => self.happened(id, failed(uncertain)),
             3 => self.happened(id, failed(Trouble::Later { retry_after_ms: Some(5), why: "429".to_owned() })),
+            // A kill between the effect and everything that would tell of it.
+            4 => {
+                self.remote.create(intent, 0);
+                self.crash();
+                Ok(())
+            }
             _ => {
                 self.remote.late.push(intent.clone());
                 self.happened(id, failed(uncertain))
