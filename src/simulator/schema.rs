@@ -143,11 +143,9 @@ impl Filler<'_> {
 
 /// The schema's type; of several the first that is not null.
 fn type_of(schema: &Value) -> &str {
-    let several = schema["type"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    schema["type"]
-        .as_str()
-        .or_else(|| several.filter(|kind| *kind != "null").next())
-        .unwrap_or(if schema.get("properties").is_some() { "object" } else { "string" })
+    let mut several = schema["type"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let untyped = if schema.get("properties").is_some() { "object" } else { "string" };
+    schema["type"].as_str().or_else(|| several.find(|kind| *kind != "null")).unwrap_or(untyped)
 }
 
 /// `text` brought within the schema's lengths, counted in characters.

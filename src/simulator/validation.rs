@@ -127,23 +127,24 @@ impl Check {
             }
         };
         self.custom_id(&request["custom_id"]);
-        match &request["method"] {
-            Value::Null => self.missing("method"),
-            method if method == "POST" => {}
-            _ => self.fail("invalid_method", "The method has to be POST.".to_owned(), Some("method")),
+        let (method, url, body) = (&request["method"], &request["url"], &request["body"]);
+        if method.is_null() {
+            self.missing("method");
+        } else if method != "POST" {
+            self.fail("invalid_method", "The method has to be POST.".to_owned(), Some("method"));
         }
-        match &request["url"] {
-            Value::Null => self.missing("url"),
-            url if url == self.endpoint.path() => {}
-            _ => {
-                let message = format!("The URL has to be the batch's endpoint, '{}'.", self.endpoint.path());
-                self.fail("invalid_url", message, Some("url"));
-            }
+        if url.is_null() {
+            self.missing("url");
+        } else if url != self.endpoint.path() {
+            let message = format!("The URL has to be the batch's endpoint, '{}'.", self.endpoint.path());
+            self.fail("invalid_url", message, Some("url"));
         }
-        match &request["body"] {
-            Value::Null => self.missing("body"),
-            body if body.is_object() => self.body(body),
-            _ => self.fail("invalid_type", "The body has to be an object.".to_owned(), Some("body")),
+        if body.is_null() {
+            self.missing("body");
+        } else if body.is_object() {
+            self.body(body);
+        } else {
+            self.fail("invalid_type", "The body has to be an object.".to_owned(), Some("body"));
         }
     }
 
