@@ -15,10 +15,8 @@ use super::answers::Endpoint;
 use super::disk::Disk;
 use super::faults::{BatchFault, Faults};
 use super::running::{self, Job};
-use super::world::{
-    BatchError, BatchRecord, CancelRule, Entry, FileRecord, Results, Status, Verdict, Work, World,
-    cancel_rule,
-};
+use super::timeline::{CancelRule, Status, Work, cancel_rule};
+use super::world::{BatchError, BatchRecord, Entry, FileRecord, Results, Verdict, World};
 use super::{Options, SimulatorError, dice, validation};
 use crate::clock::SharedClock;
 
@@ -26,6 +24,8 @@ use crate::clock::SharedClock;
 pub(super) const FILE_LIFE_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 /// Batches that are computed at once.
 const WORKERS: usize = 2;
+/// Tasks of the engine at most.
+const MAX_TASKS: u32 = 1 << 16;
 
 /// The simulator behind its server.
 pub(super) struct Engine {
@@ -39,6 +39,8 @@ pub(super) struct Engine {
     shown: Mutex<HashMap<String, Shown>>,
     at_work: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
     workers: Semaphore,
+    /// One permit for each task of the engine, so that its end can be waited for.
+    tasks: Arc<Semaphore>,
     start: u64,
     requests: AtomicU64,
     uploads: AtomicU64,
@@ -83,6 +85,7 @@ impl Engine {
             shown: Mutex::default(),
             at_work: Mutex::default(),
             workers: Semaphore::new(WORKERS),
+            tasks: Arc::new(Semaphore::new(MAX_TASKS as usize)),
             requests: AtomicU64::new(0),
             uploads: AtomicU64::new(0),
         })
@@ -169,14 +172,36 @@ impl Engine {
         if self.due(id).is_none() {
             return Ok(());
         }
-        let (engine, id) = (self.clone(), id.to_owned());
-        // A task of its own: a client that hangs up must not leave half of the work without its lock.
-        let work = tokio::spawn(async move {
+        let id = id.to_owned();
+        self.spawn(|engine| async move {
             let lock = engine.lock_of(&id);
             let _held = lock.lock().await;
             engine.advance_held(&id).await
+        })
+        .await
+    }
+
+    /// Runs `work` as a task of its own: a client that hangs up must not leave half of it without its lock.
+    async fn spawn<T, F>(self: &Arc<Self>, work: impl FnOnce(Arc<Self>) -> F) -> Result<T, SimulatorError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, SimulatorError>> + Send + 'static,
+    {
+        let permit = self.tasks.clone().acquire_owned().await.map_err(|_| SimulatorError::BrokeOff)?;
+        let work = work(self.clone());
+        let task = tokio::spawn(async move {
+            let done = work.await;
+            // Given back last, when the task no longer holds the engine.
+            drop(permit);
+            done
         });
-        work.await.map_err(|_| SimulatorError::BrokeOff)?
+        task.await.map_err(|_| SimulatorError::BrokeOff)?
+    }
+
+    /// Waits until no task is left that holds the engine.
+    pub(super) async fn settle(&self) {
+        // The semaphore is never closed, so that there is nothing to do about an error.
+        let _all = self.tasks.acquire_many(MAX_TASKS).await;
     }
 
     /// Asks a batch to stop if it may be; gives its record and what the rule said.
@@ -184,8 +209,8 @@ impl Engine {
         self: &Arc<Self>,
         id: &str,
     ) -> Result<Option<(CancelRule, Status)>, SimulatorError> {
-        let (engine, id) = (self.clone(), id.to_owned());
-        let work = tokio::spawn(async move {
+        let id = id.to_owned();
+        self.spawn(|engine| async move {
             let lock = engine.lock_of(&id);
             let _held = lock.lock().await;
             engine.advance_held(&id).await?;
@@ -198,8 +223,8 @@ impl Engine {
                 engine.commit(&mut world, Entry::CancelRequested { batch: id, at })?;
             }
             Ok(Some((rule, status)))
-        });
-        work.await.map_err(|_| SimulatorError::BrokeOff)?
+        })
+        .await
     }
 
     fn lock_of(&self, id: &str) -> Arc<AsyncMutex<()>> {

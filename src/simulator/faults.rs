@@ -122,6 +122,11 @@ pub(super) enum CallFault {
         #[serde(default = "half")]
         share: f64,
     },
+    /// A body stops after this share of its bytes and the connection stays open.
+    Stall {
+        #[serde(default = "half")]
+        share: f64,
+    },
     /// A list answers an empty page that claims that there is more.
     EmptyPage {},
 }
@@ -155,6 +160,8 @@ pub(super) enum LineFault {
     Duplicate {},
     /// The line ran, but what stands in the file is not JSON.
     Corrupt {},
+    /// The line begins with a byte order mark.
+    Bom {},
     /// The answer was cut off by the token limit.
     Length {},
     /// The model refused.
@@ -195,6 +202,8 @@ pub(super) enum BatchFault {
     UnknownStatus { status: String, polls: u64 },
     /// Its times are RFC 3339 text.
     IsoTimes {},
+    /// It has members that nobody knows.
+    UnknownFields {},
 }
 
 fn half() -> f64 {
@@ -289,10 +298,10 @@ fn call_rule(mut rule: Value) -> Result<CallRule, String> {
     let call = take(&mut rule, "call")?.ok_or("call: it is missing")?;
     let fault = fault(rule)?;
     match &fault {
-        CallFault::Truncate { share } => {
+        CallFault::Truncate { share } | CallFault::Stall { share } => {
             share_is_possible(*share)?;
             if call != Call::FilesContent {
-                return Err("truncate is for files.content".to_owned());
+                return Err("truncate and stall are for files.content".to_owned());
             }
         }
         CallFault::EmptyPage {} if !matches!(call, Call::BatchesList | Call::FilesList) => {

@@ -4,7 +4,7 @@
 //! seen to fail. It follows the provider's contract and shares nothing with the client but the clock, so that a
 //! mistake of ours is not hidden by the same mistake here. Its state is in a folder and survives a kill.
 //!
-//! - `world`: the state and its rules, pure. `faults`: the plan of what goes wrong. `dice`: chance that replays.
+//! - `world`: the state and its rules, pure; `timeline`: where a batch is at a moment. `faults`: the plan of what goes wrong. `dice`: chance that replays.
 //! - `validation`, `running`: what happens to an input file. `answers`, `schema`, `conversation`: what is answered.
 //! - `disk`: journal, ledger and bytes. `engine`: moves batches on as time passes.
 //! - `server`, `uploads`, `wire`: OpenAI's paths and shapes.
@@ -18,6 +18,7 @@ mod faults;
 mod running;
 mod schema;
 mod server;
+mod timeline;
 mod uploads;
 mod validation;
 mod wire;
@@ -157,10 +158,16 @@ impl Simulator {
             }
         };
         let serving = serving::serve(listener, self.routes(), options.serving.clone(), shutdown);
-        tokio::select! {
+        let drained = tokio::select! {
             drained = serving => drained,
             never = ticking => never,
+        };
+        // Then the folder is free for the next one; what does not end in time goes on without a server.
+        let settling = tokio::time::timeout(options.serving.drain_timeout, self.engine.settle());
+        if settling.await.is_err() {
+            tracing::warn!("the simulator stops while a batch is still computed");
         }
+        drained
     }
 }
 

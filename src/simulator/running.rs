@@ -143,6 +143,7 @@ impl Run<'_> {
                 LineFault::Status { .. }
                 | LineFault::Duplicate {}
                 | LineFault::Corrupt {}
+                | LineFault::Bom {}
                 | LineFault::Length {}
                 | LineFault::Refusal {}
                 | LineFault::Nonsense {}
@@ -168,6 +169,7 @@ impl Run<'_> {
                 | LineFault::Missing {}
                 | LineFault::Duplicate {}
                 | LineFault::Corrupt {}
+                | LineFault::Bom {}
                 | LineFault::Stranger {},
             )
             | None => Spoil::Not,
@@ -249,6 +251,7 @@ impl Run<'_> {
                 let half = bytes.get(..bytes.len() / 2).unwrap_or_default();
                 self.write(file, &[half, b"\n"].concat())
             }
+            Some(LineFault::Bom {}) => self.write(file, &["\u{feff}".as_bytes(), bytes.as_slice()].concat()),
             Some(LineFault::Duplicate {}) => self.write(file, &[bytes.as_slice(), &bytes].concat()),
             Some(LineFault::Stranger {}) => {
                 let stranger = line(&format!("stranger-{}", self.id_of("stranger", custom_id)), self);

@@ -22,13 +22,16 @@ use warp::reply::{Reply, Response};
 use super::SimulatorError;
 use super::engine::Engine;
 use super::faults::{BatchFault, Call, CallFault, RetryAfter};
+use super::timeline::CancelRule;
 use super::uploads::{self, Body};
 use super::wire::{Refusal, file_view, json_response, page};
-use super::world::{CancelRule, FileRecord};
+use super::world::FileRecord;
 use crate::serving::{self, BodyLimits};
 
 mod batches;
 mod content;
+
+use content::Part;
 
 /// Seconds that a file may be told to live.
 pub(super) const LIFE_SECONDS: RangeInclusive<i64> = 3600..=2_592_000;
@@ -154,22 +157,29 @@ async fn checked(engine: &Arc<Engine>, mut request: Request) -> Result<Response,
             while let Some(Ok(_)) = request.body.next().await {}
         }
         Some(CallFault::EmptyPage {}) => return Ok(json_response(&page(&[], true))),
-        Some(CallFault::DropAfter {} | CallFault::Status { .. } | CallFault::Truncate { .. }) | None => {}
+        Some(
+            CallFault::DropAfter {}
+            | CallFault::Status { .. }
+            | CallFault::Truncate { .. }
+            | CallFault::Stall { .. },
+        )
+        | None => {}
     }
     if let Some(response) = planned_status(engine, fault.as_ref(), false) {
         return Ok(response);
     }
-    let share = match &fault {
-        Some(CallFault::Truncate { share }) => Some(*share),
+    let part = match &fault {
+        Some(CallFault::Truncate { share }) => Part::Cut(*share),
+        Some(CallFault::Stall { share }) => Part::Stalled(*share),
         Some(
             CallFault::DropBefore {}
             | CallFault::DropAfter {}
             | CallFault::Status { .. }
             | CallFault::EmptyPage {},
         )
-        | None => None,
+        | None => Part::Whole,
     };
-    let answer = dispatch(engine, call, &id, request, share).await;
+    let answer = dispatch(engine, call, &id, request, part).await;
     if fault == Some(CallFault::DropAfter {}) {
         return Ok(serving::severed());
     }
@@ -181,7 +191,7 @@ async fn dispatch(
     call: Call,
     id: &str,
     request: Request,
-    share: Option<f64>,
+    part: Part,
 ) -> Result<Response, Refusal> {
     match call {
         Call::FilesCreate => create_file(engine, request).await,
@@ -191,7 +201,7 @@ async fn dispatch(
             true => Ok(json_response(&json!({"id": id, "object": "file", "deleted": true}))),
             false => Err(Refusal::no_file(id)),
         },
-        Call::FilesContent => content::respond(engine, &find_file(engine, id)?, share).await,
+        Call::FilesContent => content::respond(engine, &find_file(engine, id)?, part).await,
         Call::BatchesCreate => {
             let body = whole(request.body).await?;
             batches::create(engine, &body).map(|batch| json_response(&batch))

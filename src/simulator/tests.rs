@@ -508,6 +508,7 @@ async fn planned_errors_carry_their_headers_and_a_cut_body_is_an_error() {
         {"call": "batches.list", "fault": "status", "status": 502, "nth": 3},
         {"call": "batches.list", "fault": "empty_page", "nth": 4},
         {"call": "files.content", "fault": "truncate", "nth": 1},
+        {"call": "files.content", "fault": "stall", "nth": 3},
         {"call": "files.create", "fault": "status", "status": 500, "effect": true, "nth": 2},
     ]});
     let server = start_with_faults(folder.path(), plan).await;
@@ -526,6 +527,11 @@ async fn planned_errors_carry_their_headers_and_a_cut_body_is_an_error() {
     assert_eq!(cut.status().as_u16(), 200);
     assert!(cut.bytes().await.is_err());
     assert_eq!(content().await.unwrap().text().await.unwrap(), lines(1000));
+    let mut stalled = content().await.unwrap();
+    let begin = stalled.chunk().await.unwrap().unwrap();
+    assert!(!begin.is_empty() && begin.len() < lines(1000).len());
+    let rest = async { while stalled.chunk().await.unwrap().is_some() {} };
+    assert!(tokio::time::timeout(Duration::from_millis(50), rest).await.is_err());
     let part = Part::text(lines(1)).file_name("a.jsonl");
     assert_eq!(server.upload(Form::new().text("purpose", "batch").part("file", part)).await.0, 500);
     assert_eq!(server.get("/v1/files").await.1["data"].as_array().unwrap().len(), 2);
@@ -579,6 +585,7 @@ async fn planned_lines_go_wrong_as_planned() {
         rule(json!({"fault": "error"}), 5),
         rule(json!({"fault": "length"}), 6),
         rule(json!({"fault": "stranger"}), 7),
+        rule(json!({"fault": "bom"}), 8),
     ]});
     let server = start_with_faults(folder.path(), plan).await;
     let batch = server.batch(&lines(9)).await;

@@ -119,7 +119,7 @@ pub(super) fn batch_view(batch: &BatchRecord, now: i64, shown: Shown) -> Value {
     let status = batch.status(now);
     let hidden = batch.has_fault(&BatchFault::SkipStates {}) && !status.is_terminal();
     let (stamps, counts, label) = if hidden {
-        (super::world::Stamps::default(), (0, 0, 0), "validating")
+        (super::timeline::Stamps::default(), (0, 0, 0), "validating")
     } else {
         (batch.stamps(now), batch.counts(now), status.label())
     };
@@ -197,8 +197,12 @@ fn disguised(batch: &BatchRecord, mut view: Value, shown: Shown) -> Value {
             | BatchFault::Cancel { .. }
             | BatchFault::EmptyIds {}
             | BatchFault::SkipStates {}
-            | BatchFault::IsoTimes {} => {}
+            | BatchFault::IsoTimes {}
+            | BatchFault::UnknownFields {} => {}
         }
+    }
+    if batch.has_fault(&BatchFault::UnknownFields {}) {
+        view["a_field_of_tomorrow"] = json!({"nested": [1, null]});
     }
     if batch.has_fault(&BatchFault::EmptyIds {}) {
         for key in ["output_file_id", "error_file_id"] {

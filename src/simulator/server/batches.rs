@@ -168,7 +168,8 @@ fn is_listed(engine: &Engine, batch: &BatchRecord) -> bool {
         | BatchFault::SkipStates {}
         | BatchFault::WrongCounts {}
         | BatchFault::UnknownStatus { .. }
-        | BatchFault::IsoTimes {} => None,
+        | BatchFault::IsoTimes {}
+        | BatchFault::UnknownFields {} => None,
     });
     lists.is_none_or(|lists| engine.shown(&batch.id, |shown| shown.left_out += 1).left_out > lists)
 }

@@ -10,12 +10,18 @@ use super::super::engine::Engine;
 use super::super::wire::Refusal;
 use super::super::world::FileRecord;
 
-/// Streams the file; with `share` the connection is cut after that share of its bytes.
-pub(super) async fn respond(
-    engine: &Engine,
-    file: &FileRecord,
-    share: Option<f64>,
-) -> Result<Response, Refusal> {
+/// How much of a body is sent.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Part {
+    Whole,
+    /// This share, then the connection is cut.
+    Cut(f64),
+    /// This share, then nothing more comes.
+    Stalled(f64),
+}
+
+/// Streams the file, or that part of it.
+pub(super) async fn respond(engine: &Engine, file: &FileRecord, part: Part) -> Result<Response, Refusal> {
     let bytes = match tokio::fs::File::open(engine.disk.file_path(&file.id)).await {
         Ok(bytes) => bytes,
         // Deleted between the look-up and here.
@@ -25,17 +31,15 @@ pub(super) async fn respond(
             return Err(Refusal::internal());
         }
     };
-    let mut response = match share {
-        None => warp::reply::stream(ReaderStream::new(bytes)).into_response(),
-        Some(share) => {
-            #[allow(
-                clippy::cast_precision_loss,
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "where a body is cut need not be exact"
-            )]
-            let part = (file.bytes as f64 * share) as u64;
-            warp::reply::stream(ReaderStream::new(bytes.take(part)).chain(cut())).into_response()
+    let mut response = match part {
+        Part::Whole => warp::reply::stream(ReaderStream::new(bytes)).into_response(),
+        Part::Cut(share) => {
+            let begin = ReaderStream::new(bytes.take(bytes_of(file, share)));
+            warp::reply::stream(begin.chain(cut())).into_response()
+        }
+        Part::Stalled(share) => {
+            let begin = ReaderStream::new(bytes.take(bytes_of(file, share)));
+            warp::reply::stream(begin.chain(futures_util::stream::pending())).into_response()
         }
     };
     let headers = response.headers_mut();
@@ -47,6 +51,16 @@ pub(super) async fn respond(
         headers.insert(header::CONTENT_DISPOSITION, value);
     }
     Ok(response)
+}
+
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "where a body stops need not be exact"
+)]
+fn bytes_of(file: &FileRecord, share: f64) -> u64 {
+    (file.bytes as f64 * share) as u64
 }
 
 /// An error, after a pause in which what came before it is sent.
