@@ -18,7 +18,7 @@ use crate::actors::intake::Intake;
 use crate::actors::poller::Poller;
 use crate::actors::registry::{Registry, Resume};
 use crate::actors::{Shared, Switches};
-use crate::clock::{Clock, Ids, SharedClock, SystemClock};
+use crate::clock::{Ids, SharedClock, SystemClock};
 use crate::config::{ImportSource, Location, ProviderKind, Settings};
 use crate::domain::batch::ProviderIdentity;
 use crate::domain::cut::Limits;
@@ -253,8 +253,8 @@ async fn provider_url(
 /// Reads a plan of faults for the simulator; without a path nothing goes wrong.
 pub fn fault_plan(path: Option<&Path>) -> Result<FaultPlan, AppError> {
     let Some(path) = path else { return Ok(FaultPlan::default()) };
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| AppError::Folder { path: path.to_owned(), source })?;
+    let text =
+        std::fs::read_to_string(path).map_err(|source| AppError::Folder { path: path.to_owned(), source })?;
     FaultPlan::parse(&text).map_err(|source| AppError::Faults { path: path.to_owned(), source })
 }
 
@@ -324,7 +324,9 @@ fn announce(settings: &Settings, address: SocketAddr, resumed: usize) {
         tracing::warn!("{note}");
     }
     let provider = match settings.provider.kind {
-        ProviderKind::Simulator => "the embedded simulator (nothing leaves this machine, nothing is paid)".to_owned(),
+        ProviderKind::Simulator => {
+            "the embedded simulator (nothing leaves this machine, nothing is paid)".to_owned()
+        }
         ProviderKind::OpenAi => settings.provider.base_url.clone(),
     };
     tracing::info!(
@@ -348,10 +350,17 @@ async fn tell_progress(reader: StoreReader, address: SocketAddr) {
         told = counts;
         let [waiting, in_batches, complete, failed] = counts;
         let all: u64 = counts.iter().sum();
-        tracing::info!(waiting, in_batches, complete, failed,
-            "progress: {complete} of {all} requests complete, {failed} failed, {in_batches} in batches, {waiting} waiting");
+        tracing::info!(
+            waiting,
+            in_batches,
+            complete,
+            failed,
+            "progress: {complete} of {all} requests complete, {failed} failed, {in_batches} in batches, {waiting} waiting"
+        );
         if waiting + in_batches == 0 {
-            tracing::info!("all work is done: see `nightshift status`, or http://{address}/api/admin/legacy/summary with the admin token");
+            tracing::info!(
+                "all work is done: see `nightshift status`, or http://{address}/api/admin/legacy/summary with the admin token"
+            );
         }
     }
 }

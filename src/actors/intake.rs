@@ -78,6 +78,8 @@ pub struct RequestIn {
     pub model: String,
     /// The body as JSON text on one line.
     pub body: String,
+    /// The client's own pairs as JSON text.
+    pub metadata: Option<String>,
     /// Higher goes first.
     pub priority: i8,
     /// Not to be batched before.
@@ -118,6 +120,8 @@ fn generic(shared: &Shared, company: &CompanyId, request: RequestIn) -> NewReque
     hash.update(request.endpoint.path());
     hash.update([0]);
     hash.update(request.body.as_bytes());
+    hash.update([0]);
+    hash.update(request.metadata.as_deref().unwrap_or_default());
     NewRequest {
         id,
         group: Group { company: company.clone(), endpoint: request.endpoint, model: request.model },
@@ -133,6 +137,7 @@ fn generic(shared: &Shared, company: &CompanyId, request: RequestIn) -> NewReque
         line_crc: crc32c::crc32c(&line),
         estimated_tokens: analysis::estimate_tokens(request.body.len()),
         body: Some(request.body),
+        metadata: request.metadata,
         priority: request.priority,
         not_before: request.not_before,
     }
@@ -297,6 +302,7 @@ fn for_analysis(
         line_bytes: u32::try_from(line.len()).unwrap_or(u32::MAX),
         line_crc: crc32c::crc32c(&line),
         estimated_tokens: analysis::estimate_tokens(body.len()),
+        metadata: None,
         priority: 0,
         not_before: None,
     };

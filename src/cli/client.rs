@@ -58,7 +58,8 @@ impl Client {
             }
         })?;
         let status = answer.status();
-        let body = answer.bytes().await.map_err(|err| CliError::Failed(format!("the answer broke off: {err}")))?;
+        let body =
+            answer.bytes().await.map_err(|err| CliError::Failed(format!("the answer broke off: {err}")))?;
         let value: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
         if status.is_success() {
             return Ok(value);

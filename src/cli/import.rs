@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use clap::Args;
@@ -15,8 +15,8 @@ use super::client::Client;
 use super::{CliError, block_on, output};
 use crate::config::Settings;
 use crate::domain::id::CompanyId;
-use crate::import::export::{self, ExportedSession};
 use crate::import::Options;
+use crate::import::export::{self, ExportedSession};
 
 /// Sessions in one call.
 const CHUNK: usize = 250;
@@ -52,7 +52,8 @@ struct Counts {
 /// Reads the export and sends it chunk by chunk.
 pub fn run(command: &Import, settings: &Settings, server: Option<&str>, json: bool) -> Result<(), CliError> {
     let client = Client::new(settings, server)?;
-    let failed = |err: std::io::Error| CliError::Failed(format!("{} cannot be read: {err}", command.file.display()));
+    let failed =
+        |err: std::io::Error| CliError::Failed(format!("{} cannot be read: {err}", command.file.display()));
     let file = File::open(&command.file).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
     let time_zone = match &command.time_zone {

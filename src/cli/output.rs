@@ -51,7 +51,8 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) {
         }
     }
     let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let padded: Vec<_> = widths.iter().zip(cells).map(|(width, cell)| format!("{cell:<width$}")).collect();
+        let padded: Vec<_> =
+            widths.iter().zip(cells).map(|(width, cell)| format!("{cell:<width$}")).collect();
         data(padded.join("  ").trim_end());
     };
     line(&mut head.iter().copied());

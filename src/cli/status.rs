@@ -70,7 +70,12 @@ pub struct Requeue {
 }
 
 /// `nightshift status`
-pub fn status(command: &Status, settings: &Settings, server: Option<&str>, json: bool) -> Result<(), CliError> {
+pub fn status(
+    command: &Status,
+    settings: &Settings,
+    server: Option<&str>,
+    json: bool,
+) -> Result<(), CliError> {
     let client = Client::new(settings, server)?;
     let mut query = Vec::new();
     query.extend(command.company.clone().map(|company| ("companyId", company)));

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::{CliError, block_on, data_folder, output};
 use crate::app;
-use crate::clock::{Clock, Ids, SharedClock, SystemClock};
+use crate::clock::{Ids, SharedClock, SystemClock};
 use crate::config::Settings;
 use crate::domain::id::CompanyId;
 use crate::http::auth;

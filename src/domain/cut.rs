@@ -63,9 +63,10 @@ pub fn due(waiting: &Waiting, limits: &Limits, now: Timestamp) -> Option<Due> {
     }
 }
 
-/// Whether one more line fits.
+/// Whether one more line fits. The first one always does: a line above the bound, taken in under a larger one,
+/// must not keep its group waiting for ever.
 pub const fn fits(members: u64, bytes: u64, line_bytes: u64, limits: &Limits) -> bool {
-    members < limits.requests_max && bytes + line_bytes <= limits.bytes_max
+    members == 0 || (members < limits.requests_max && bytes + line_bytes <= limits.bytes_max)
 }
 
 #[cfg(test)]
@@ -92,6 +93,7 @@ mod tests {
     fn a_batch_takes_exactly_what_fits() {
         assert!(fits(9, 900, 100, &LIMITS));
         assert!(!fits(10, 0, 1, &LIMITS));
-        assert!(!fits(0, 901, 100, &LIMITS));
+        assert!(!fits(1, 901, 100, &LIMITS));
+        assert!(fits(0, 0, 5000, &LIMITS));
     }
 }

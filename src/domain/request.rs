@@ -282,6 +282,8 @@ pub struct Request {
     pub line_crc: u32,
     /// Estimated input tokens.
     pub estimated_tokens: u32,
+    /// The client's own pairs, a flat JSON object of strings; kept and shown, never sent.
+    pub metadata: Option<String>,
     /// Higher goes first within a group.
     pub priority: i8,
     /// Not to be batched before: a back-off, or the client's wish.

@@ -1,1 +1,385 @@
-//! The admin and ingest API.
+//! The admin and ingest API: one table of routes, each with who may call it.
+//!
+//! One filter takes every call and a table decides, so that a path that is not there, a method that it does not
+//! have and a caller who may not are told apart on every route alike. Whatever is not in the table is denied.
+
+pub mod auth;
+mod ingest;
+mod legacy;
+mod lines;
+mod query;
+mod reply;
+mod view;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::Addr;
+use bytes::Bytes;
+use serde_json::{Value, json};
+use warp::Filter;
+use warp::filters::BoxedFilter;
+use warp::http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use warp::http::{Method, StatusCode};
+use warp::path::FullPath;
+use warp::reply::Response;
+
+use crate::actors::Shared;
+use crate::actors::intake::Intake;
+use crate::actors::registry::Registry;
+use crate::config::Secret;
+use crate::domain::id::CompanyId;
+use crate::serving::{self, BodyLimits};
+use crate::store::{Role, StoreError};
+use auth::Auth;
+use lines::Body;
+use query::Query;
+use reply::{ApiError, good};
+
+/// A body of a call that is not a stream.
+const SMALL_BODY_BYTES_MAX: u64 = 1 << 20;
+/// A stream may be as long as it likes, but must keep coming.
+const STREAM_IDLE: Duration = Duration::from_secs(30);
+/// How long a body that is read whole may take.
+const BODY_TIME: Duration = Duration::from_secs(15);
+
+/// What the routes need.
+#[derive(Debug, Clone)]
+pub struct Api {
+    registry: Addr<Registry>,
+    intake: Addr<Intake>,
+    shared: Arc<Shared>,
+    auth: Arc<Auth>,
+}
+
+impl Api {
+    /// Reads the tokens; `admin_token` is one more, of an admin.
+    pub fn new(
+        registry: Addr<Registry>,
+        intake: Addr<Intake>,
+        shared: Arc<Shared>,
+        admin_token: Option<Secret>,
+    ) -> Result<Self, StoreError> {
+        let auth = Arc::new(Auth::load(&shared.reader, admin_token.as_ref())?);
+        Ok(Self { registry, intake, shared, auth })
+    }
+}
+
+/// Who may call a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// Anybody.
+    Open,
+    /// Admins and viewers.
+    Read,
+    /// Admins.
+    Write,
+    /// Admins, and the company itself.
+    Ingest,
+    /// Admins, viewers, and the company itself.
+    Own,
+}
+
+/// What a path leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route<'a> {
+    Health,
+    Ready,
+    Summary,
+    Requests,
+    Request(&'a str),
+    Requeue,
+    Batches,
+    Batch(&'a str),
+    Companies,
+    Switches,
+    IngestRequests(&'a str),
+    IngestSessions(&'a str),
+    Session(&'a str, &'a str),
+}
+
+/// Every route: its path, its method, who may call it.
+fn route<'a>(path: &[&'a str]) -> Option<(Route<'a>, &'static str, Access)> {
+    Some(match *path {
+        ["healthz"] => (Route::Health, "GET", Access::Open),
+        ["readyz"] => (Route::Ready, "GET", Access::Open),
+        ["api", "admin", "legacy", "summary"] => (Route::Summary, "GET", Access::Read),
+        ["api", "admin", "legacy", "requests"] => (Route::Requests, "GET", Access::Read),
+        ["api", "admin", "legacy", "requests", "requeue"] => (Route::Requeue, "POST", Access::Write),
+        ["api", "admin", "legacy", "requests", id] => (Route::Request(id), "GET", Access::Read),
+        ["api", "admin", "legacy", "batches"] => (Route::Batches, "GET", Access::Read),
+        ["api", "admin", "legacy", "batches", id] => (Route::Batch(id), "GET", Access::Read),
+        ["api", "admin", "legacy", "companies"] => (Route::Companies, "GET", Access::Read),
+        ["api", "admin", "legacy", "switches"] => (Route::Switches, "GET", Access::Read),
+        ["api", "v1", "companies", company, "requests"] => {
+            (Route::IngestRequests(company), "POST", Access::Ingest)
+        }
+        ["api", "v1", "companies", company, "sessions"] => {
+            (Route::IngestSessions(company), "POST", Access::Ingest)
+        }
+        ["api", "v1", "companies", company, "sessions", id] => {
+            (Route::Session(company, id), "GET", Access::Own)
+        }
+        _ => return None,
+    })
+}
+
+/// All routes as one filter.
+pub fn routes(api: Api) -> BoxedFilter<(Response,)> {
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    warp::method()
+        .and(warp::path::full())
+        .and(query)
+        .and(warp::header::headers_cloned())
+        .and(warp::ext::optional::<SocketAddr>())
+        .and(warp::body::stream())
+        .then(move |method, path: FullPath, query, headers, peer, body| {
+            let api = api.clone();
+            let body: Body = Box::pin(serving::limited(
+                body,
+                BodyLimits { max_bytes: u64::MAX, idle: STREAM_IDLE, total: Duration::from_secs(24 * 3600) },
+            ));
+            async move { Call { api, method, path, query, headers, peer }.answer(body).await }
+        })
+        .boxed()
+}
+
+struct Call {
+    api: Api,
+    method: Method,
+    path: FullPath,
+    query: String,
+    headers: HeaderMap,
+    peer: Option<SocketAddr>,
+}
+
+impl Call {
+    async fn answer(self, body: Body) -> Response {
+        let started = Instant::now();
+        let id = self.request_id();
+        let mut reply = match self.run(body).await {
+            Ok((status, body)) => good(status, &body),
+            Err(err) => err.reply(&id),
+        };
+        let status = reply.status().as_u16();
+        let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::debug!(request.id = id, method = %self.method, path = self.path.as_str(), status, millis, "a call");
+        if let Ok(id) = HeaderValue::from_str(&id) {
+            reply.headers_mut().insert("x-request-id", id);
+        }
+        reply
+    }
+
+    /// The caller's id for the call where it is harmless, else one of ours.
+    fn request_id(&self) -> String {
+        let given = self.headers.get("x-request-id").and_then(|value| value.to_str().ok());
+        let harmless = |id: &&str| {
+            (1..=64).contains(&id.len())
+                && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        };
+        match given.filter(harmless) {
+            Some(id) => id.to_owned(),
+            None => self.api.shared.ids.next().to_string(),
+        }
+    }
+
+    async fn run(&self, body: Body) -> Result<(StatusCode, Value), ApiError> {
+        let decoded: Vec<String> = self
+            .path
+            .as_str()
+            .split('/')
+            .skip(1)
+            .map(|part| query::decode(&part.replace('+', "%2B")))
+            .collect::<Result<_, _>>()?;
+        let parts: Vec<&str> = decoded.iter().map(String::as_str).collect();
+        let found = route(&parts);
+        if let Some((_, _, Access::Open)) = found {
+        } else {
+            // Before anything else is told: without a token one does not even learn which paths there are.
+            let role = self.role()?;
+            let Some((route, method, access)) = found else { return Err(no_such_path()) };
+            self.check_method(method)?;
+            self.may(&role, access, route)?;
+            return self.dispatch(route, body).await;
+        }
+        let Some((route, method, _)) = found else { return Err(no_such_path()) };
+        self.check_method(method)?;
+        self.dispatch(route, body).await
+    }
+
+    fn role(&self) -> Result<Role, ApiError> {
+        let peer = self.peer.map(|peer| peer.ip());
+        self.api.auth.role(&self.headers, peer, self.api.shared.clock.now())
+    }
+
+    fn check_method(&self, method: &'static str) -> Result<(), ApiError> {
+        if self.method.as_str() == method || (method == "GET" && self.method == Method::HEAD) {
+            return Ok(());
+        }
+        let detail = format!("this path takes {method}");
+        Err(ApiError {
+            allow: Some(method),
+            ..ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
+        })
+    }
+
+    fn may(&self, role: &Role, access: Access, route: Route<'_>) -> Result<(), ApiError> {
+        let allowed = match (role, access) {
+            (Role::Admin, _) | (_, Access::Open) | (Role::Viewer, Access::Read | Access::Own) => true,
+            (Role::Company(own), Access::Ingest | Access::Own) => {
+                let asked = match route {
+                    Route::IngestRequests(company)
+                    | Route::IngestSessions(company)
+                    | Route::Session(company, _) => company,
+                    Route::Health
+                    | Route::Ready
+                    | Route::Summary
+                    | Route::Requests
+                    | Route::Request(_)
+                    | Route::Requeue
+                    | Route::Batches
+                    | Route::Batch(_)
+                    | Route::Companies
+                    | Route::Switches => "",
+                };
+                // A company learns nothing about which others there are.
+                if asked != own.as_str() {
+                    return Err(unknown_company(asked));
+                }
+                true
+            }
+            (Role::Viewer, Access::Write | Access::Ingest)
+            | (Role::Company(_), Access::Read | Access::Write) => false,
+        };
+        if allowed {
+            return Ok(());
+        }
+        let detail = format!("the role {} may not do this", role.label());
+        Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", detail))
+    }
+
+    async fn dispatch(&self, route: Route<'_>, body: Body) -> Result<(StatusCode, Value), ApiError> {
+        let api = &self.api;
+        let query = Query::parse(&self.query)?;
+        let shown = match route {
+            Route::Health => json!({ "ok": true }),
+            Route::Ready => return Ok(ready(api)),
+            Route::Summary => legacy::summary(api, &query).await?,
+            Route::Requests => legacy::requests(api, &query).await?,
+            Route::Request(id) => legacy::request(api, id).await?,
+            Route::Requeue => {
+                self.expect_json()?;
+                let body = read_whole(body, SMALL_BODY_BYTES_MAX).await?;
+                legacy::requeue(api, &body).await?
+            }
+            Route::Batches => legacy::batches(api, &query).await?,
+            Route::Batch(id) => legacy::batch(api, id).await?,
+            Route::Companies => legacy::companies(api).await?,
+            Route::Switches => legacy::switches(api),
+            Route::IngestRequests(company) => {
+                let company = self.company(company).await?;
+                return ingest::requests(api, &company, &self.headers, body).await;
+            }
+            Route::IngestSessions(company) => {
+                let company = self.company(company).await?;
+                return ingest::sessions(api, &company, &self.headers, body).await;
+            }
+            Route::Session(company, id) => {
+                let company = self.company(company).await?;
+                self.session(company, id).await?
+            }
+        };
+        Ok((StatusCode::OK, shown))
+    }
+
+    fn expect_json(&self) -> Result<(), ApiError> {
+        let value = self.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+        if value.split(';').next().is_some_and(|part| part.trim().eq_ignore_ascii_case("application/json")) {
+            return Ok(());
+        }
+        let detail = "send the body as application/json";
+        Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail))
+    }
+
+    /// A company that is there.
+    async fn company(&self, text: &str) -> Result<CompanyId, ApiError> {
+        let unknown = || unknown_company(text);
+        let id: CompanyId = text.parse().map_err(|_| unknown())?;
+        let (reader, wanted) = (self.api.shared.reader.clone(), id.clone());
+        match blocking(move || reader.company(&wanted)).await? {
+            Some(_) => Ok(id),
+            None => Err(unknown()),
+        }
+    }
+
+    async fn session(&self, company: CompanyId, id: &str) -> Result<Value, ApiError> {
+        let (reader, external) = (self.api.shared.reader.clone(), id.to_owned());
+        let found = blocking(move || {
+            let session = reader.session_by_external_id(&company, &external)?;
+            let Some(session) = session else { return Ok(None) };
+            let analysis = reader.analysis(session.id, session.version)?;
+            Ok(Some((session, analysis)))
+        });
+        let (session, analysis) = found
+            .await?
+            .ok_or_else(|| ApiError::not_found("unknown_session", format!("there is no session {id}")))?;
+        Ok(json!({ "ok": true, "session": view::session(&session, analysis.as_deref()) }))
+    }
+}
+
+fn no_such_path() -> ApiError {
+    ApiError::not_found("not_found", "there is no such path")
+}
+
+fn unknown_company(id: &str) -> ApiError {
+    let id: String = id.chars().take(80).collect();
+    ApiError::not_found("unknown_company", format!("there is no company {id:?}"))
+}
+
+/// Ready means: takes in work and answers. A provider that is away does not make us unready.
+fn ready(api: &Api) -> (StatusCode, Value) {
+    let mut reasons = Vec::new();
+    if !api.registry.connected() || !api.intake.connected() {
+        reasons.push("a part of the program has ended");
+    }
+    if api.shared.reader.summary(None).is_err() {
+        reasons.push("the store cannot be read");
+    }
+    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, json!({ "ok": reasons.is_empty(), "reasons": reasons }))
+}
+
+/// Reads a body whole.
+async fn read_whole(body: Body, max_bytes: u64) -> Result<Bytes, ApiError> {
+    use bytes::BytesMut;
+    use futures_util::StreamExt;
+    let too_slow = || lines::body_error(&serving::BodyError::TooSlow);
+    let mut body = body;
+    let mut whole = BytesMut::new();
+    let reading = async {
+        while let Some(chunk) = body.next().await {
+            let chunk = chunk.map_err(|err| lines::body_error(&err))?;
+            if (whole.len() + chunk.len()) as u64 > max_bytes {
+                return Err(lines::body_error(&serving::BodyError::TooLarge { limit: max_bytes }));
+            }
+            whole.extend_from_slice(&chunk);
+        }
+        Ok(())
+    };
+    tokio::time::timeout(BODY_TIME, reading).await.map_err(|_| too_slow())??;
+    Ok(whole.freeze())
+}
+
+/// Runs a read that may touch the disk beside the connections.
+async fn blocking<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::task::spawn_blocking(read).await {
+        Ok(result) => Ok(result?),
+        Err(err) => {
+            tracing::error!(error = %err, "a read panicked");
+            Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this should not happen"))
+        }
+    }
+}

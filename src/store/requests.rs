@@ -45,6 +45,8 @@ pub struct NewRequest {
     pub line_crc: u32,
     /// Estimated input tokens.
     pub estimated_tokens: u32,
+    /// The client's own pairs as JSON text.
+    pub metadata: Option<String>,
     /// Higher goes first.
     pub priority: i8,
     /// Not to be batched before.
@@ -177,6 +179,7 @@ pub(super) fn insert(tx: &mut Tx<'_>, new: NewRequest, now: Timestamp) -> Result
         line_bytes: new.line_bytes,
         line_crc: new.line_crc,
         estimated_tokens: new.estimated_tokens,
+        metadata: new.metadata,
         priority: new.priority,
         not_before: new.not_before.filter(|at| *at > now),
         requested_at: now,

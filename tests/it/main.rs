@@ -3,10 +3,15 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stdout,
     clippy::indexing_slicing,
+    clippy::disallowed_methods,
     clippy::wildcard_enum_match_arm,
     missing_docs,
     reason = "tests may fail where they stand"
 )]
 
+mod crash;
+mod process;
 mod properties;
+mod sdk;

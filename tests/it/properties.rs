@@ -25,11 +25,8 @@ use nightshift::domain::step::{self, Policy};
 use nightshift::store::{Accepted, AppliedLine, NewRequest, RequestFilter, Store};
 use proptest::prelude::*;
 
-const POLICY: Policy = Policy {
-    backoff: Duration::from_secs(60),
-    capacity_backoff: Duration::from_secs(60),
-    sweeps_min: 3,
-};
+const POLICY: Policy =
+    Policy { backoff: Duration::from_secs(60), capacity_backoff: Duration::from_secs(60), sweeps_min: 3 };
 const RETRY: retry::Policy = retry::Policy {
     max_attempts: 3,
     backoff: Duration::from_secs(60),
@@ -262,6 +259,7 @@ impl World {
             line_bytes: 100,
             line_crc: 0,
             estimated_tokens: 1,
+            metadata: None,
             priority: 0,
             not_before: None,
         });
@@ -313,7 +311,8 @@ impl World {
         for id in self.store.reader().live_batches().unwrap() {
             let batch = self.store.reader().batch(id).unwrap().unwrap();
             let mut effects: VecDeque<_> = step::resume(&batch.state).into();
-            if let (Broken::ForgetsIntents, BatchState::Creating { intent, .. }) = (self.broken, &batch.state) {
+            if let (Broken::ForgetsIntents, BatchState::Creating { intent, .. }) = (self.broken, &batch.state)
+            {
                 effects = VecDeque::from([Effect::CreateBatch(intent.clone())]);
             }
             self.actors.insert(id, Actor { batch, effects, home: HashMap::new() });
@@ -341,15 +340,14 @@ impl World {
         let batch = self.actors[&id].batch.clone();
         match effect {
             Effect::Fill => {
-                let cut = now(self.store.cut_chunk(id, batch.revision, LIMITS)).map_err(|err| err.to_string())?;
+                let cut =
+                    now(self.store.cut_chunk(id, batch.revision, LIMITS)).map_err(|err| err.to_string())?;
                 let actor = self.actors.get_mut(&id).unwrap();
                 actor.batch = cut.batch;
                 actor.effects.push_front(if cut.done { Effect::EndFilling } else { Effect::Fill });
                 Ok(())
             }
-            Effect::EndFilling => {
-                self.happened(id, Event::FillEnded { members: batch.counts.members, at })
-            }
+            Effect::EndFilling => self.happened(id, Event::FillEnded { members: batch.counts.members, at }),
             Effect::AwaitRelease => self.happened(id, Event::Released),
             Effect::WakeAt(until) => {
                 if until > at {
@@ -551,8 +549,10 @@ impl World {
     /// The provider's word on every batch that is worth asking about.
     fn poll(&mut self) -> Result<(), String> {
         let asked: Vec<_> = self.actors.values().filter(|actor| actor.batch.state.is_observed()).collect();
-        let asked: Vec<_> =
-            asked.iter().filter_map(|actor| Some((actor.batch.id, actor.batch.provider_batch.clone()?))).collect();
+        let asked: Vec<_> = asked
+            .iter()
+            .filter_map(|actor| Some((actor.batch.id, actor.batch.provider_batch.clone()?)))
+            .collect();
         for (id, provider_batch) in asked {
             let index = provider_batch.as_str().trim_start_matches("batch_").parse().unwrap();
             let seen = self.remote.observe(index);
@@ -585,7 +585,8 @@ impl World {
             if runs > failures + 1 {
                 return Err(format!("invariant 3: request {id} ran {runs} times after {failures} failures"));
             }
-            let by_file: usize = self.remote.batches.iter().map(|batch| usize::from(self.runs_now(batch, *id))).sum();
+            let by_file: usize =
+                self.remote.batches.iter().map(|batch| usize::from(self.runs_now(batch, *id))).sum();
             if by_file > 1 {
                 return Err(format!("invariant 3: request {id} is in {by_file} running batches"));
             }
@@ -613,8 +614,12 @@ impl World {
     fn turn(&mut self, dice: &mut Dice) -> Result<(), String> {
         match dice.pick(16) {
             0..=6 => {
-                let ready: Vec<_> =
-                    self.actors.iter().filter(|(_, actor)| !actor.effects.is_empty()).map(|(id, _)| *id).collect();
+                let ready: Vec<_> = self
+                    .actors
+                    .iter()
+                    .filter(|(_, actor)| !actor.effects.is_empty())
+                    .map(|(id, _)| *id)
+                    .collect();
                 if !ready.is_empty() {
                     let id = ready[dice.pick(ready.len())];
                     self.act(id, dice)?;
@@ -667,7 +672,10 @@ impl World {
             self.open_batches();
         }
         let states: Vec<_> = self.actors.values().map(|actor| actor.batch.state.label()).collect();
-        Err(format!("the work does not end: {:?}, batches {states:?}", self.store.reader().summary(None).unwrap()))
+        Err(format!(
+            "the work does not end: {:?}, batches {states:?}",
+            self.store.reader().summary(None).unwrap()
+        ))
     }
 }
 

@@ -1,0 +1,165 @@
+//! What records look like on the wire. A field's name and meaning, once here, stays.
+
+use serde_json::{Value, json};
+
+use crate::domain::batch::Batch;
+use crate::domain::company::Company;
+use crate::domain::id::Timestamp;
+use crate::domain::request::{Attempt, Request, Source, Usage};
+use crate::domain::session::Session;
+use crate::store::StoryLine;
+
+fn time(at: Option<Timestamp>) -> Value {
+    at.map_or(Value::Null, |at| Value::String(at.to_string()))
+}
+
+/// A request.
+pub fn request(request: &Request) -> Value {
+    let (session, client) = match &request.source {
+        Source::Session { session, .. } => (Some(session.to_string()), None),
+        Source::Generic { client_id } => (None, client_id.clone()),
+    };
+    let answered = &request.answered;
+    let usage = answered.usage.as_ref();
+    json!({
+        "id": request.id.to_string(),
+        "companyId": request.group.company.as_str(),
+        "sessionId": session,
+        "clientId": client,
+        "status": request.status.label(),
+        "endpoint": request.group.endpoint.path(),
+        "model": request.group.model,
+        "batchId": request.batch.map(|batch| batch.to_string()),
+        "attempts": request.attempts,
+        "errorClass": request.failure.as_ref().map(|failure| failure.class.label()),
+        "error": request.failure.as_ref().map(ToString::to_string),
+        "notBefore": time(request.not_before),
+        "priority": request.priority,
+        "metadata": request.metadata.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok()),
+        "requestedAt": time(Some(request.requested_at)),
+        "completedAt": time(request.completed_at),
+        "usage": usage.map(tokens),
+        "costMicros": request.cost.as_ref().map(|cost| cost.micros),
+        "currency": request.cost.as_ref().map(|cost| cost.currency.as_str()),
+        "priceVersion": request.cost.as_ref().map(|cost| cost.price_version.as_str()),
+        "providerRequestId": answered.provider_request_id,
+        "answeredModel": answered.model,
+        "serviceTier": answered.service_tier,
+        "systemFingerprint": answered.system_fingerprint,
+        "processingType": Request::PROCESSING_TYPE,
+    })
+}
+
+fn tokens(usage: &Usage) -> Value {
+    json!({
+        "promptTokens": usage.prompt,
+        "completionTokens": usage.completion,
+        "totalTokens": usage.total,
+        "cachedTokens": usage.cached,
+        "cacheWriteTokens": usage.cache_write,
+        "reasoningTokens": usage.reasoning,
+        "audioPromptTokens": usage.audio_prompt,
+        "audioCompletionTokens": usage.audio_completion,
+        "acceptedPredictionTokens": usage.accepted_prediction,
+        "rejectedPredictionTokens": usage.rejected_prediction,
+    })
+}
+
+/// One attempt of a request's history.
+pub fn attempt(attempt: &Attempt) -> Value {
+    json!({
+        "attempt": attempt.number,
+        "batchId": attempt.batch.to_string(),
+        "errorClass": attempt.failure.as_ref().map(|failure| failure.class.label()),
+        "code": attempt.failure.as_ref().map(|failure| failure.code.as_str()),
+        "error": attempt.failure.as_ref().map(ToString::to_string),
+        "httpStatus": attempt.failure.as_ref().and_then(|failure| failure.http_status),
+        "at": attempt.at.to_string(),
+    })
+}
+
+/// A batch.
+pub fn batch(batch: &Batch) -> Value {
+    let counts = &batch.counts;
+    let wait = batch.state.wait();
+    json!({
+        "id": batch.id.to_string(),
+        "companyId": batch.group.company.as_str(),
+        "openaiBatchId": batch.provider_batch.as_ref().map(|id| id.as_str()),
+        "inputFileId": batch.input.as_ref().map(|id| id.as_str()),
+        "outputFileId": batch.output.as_ref().map(|id| id.as_str()),
+        "errorFileId": batch.error.as_ref().map(|id| id.as_str()),
+        "status": batch.state.status().label(),
+        "step": batch.state.label(),
+        "endpoint": batch.group.endpoint.path(),
+        "model": batch.group.model,
+        "createdAt": time(Some(batch.created_at)),
+        "completedAt": time(batch.completed_at),
+        "processedAt": time(batch.processed_at),
+        "closedAt": time(batch.closed_at),
+        "counts": {
+            "members": counts.members,
+            "completed": counts.completed,
+            "failed": counts.failed,
+            "returned": counts.returned,
+            "erased": counts.erased,
+            "outstanding": counts.outstanding(),
+        },
+        "waitingUntil": wait.map_or(Value::Null, |wait| time(wait.until)),
+        "waitingFor": wait.and_then(|wait| wait.until.and(wait.why.as_deref())),
+        "inputBytes": batch.input_bytes,
+        "estimatedTokens": batch.estimated_tokens,
+        "costMicros": batch.cost_micros,
+        "anomalies": {
+            "unreadable": batch.anomalies.unreadable,
+            "unknown": batch.anomalies.unknown,
+            "repeated": batch.anomalies.repeated,
+            "missing": batch.anomalies.missing,
+        },
+        "provider": { "kind": batch.provider.kind, "baseUrl": batch.provider.base_url },
+    })
+}
+
+/// A line of a batch's story.
+pub fn story_line(line: &StoryLine) -> Value {
+    json!({ "at": line.at.to_string(), "step": line.step, "text": line.text })
+}
+
+/// A company.
+pub fn company(company: &Company, counts: [u64; 4]) -> Value {
+    json!({
+        "id": company.id.as_str(),
+        "name": company.name,
+        "model": company.model,
+        "suspended": company.suspended,
+        "summary": summary(counts),
+    })
+}
+
+/// Counts by status.
+pub fn summary(counts: [u64; 4]) -> Value {
+    let [pending, in_progress, complete, failed] = counts;
+    json!({
+        "pending_batching": pending,
+        "batching_in_progress": in_progress,
+        "processing_complete": complete,
+        "processing_failed": failed,
+    })
+}
+
+/// A session, without its messages.
+pub fn session(session: &Session, analysis: Option<&str>) -> Value {
+    json!({
+        "id": session.id.to_string(),
+        "companyId": session.company.as_str(),
+        "externalId": session.external_id,
+        "state": session.state.label(),
+        "version": session.version,
+        "messages": session.message_count,
+        "startedAt": time(session.facts.started_at),
+        "endedAt": time(session.facts.ended_at),
+        "changedAt": time(Some(session.changed_at)),
+        "requestId": session.request.map(|request| request.to_string()),
+        "analysis": analysis.and_then(|text| serde_json::from_str::<Value>(text).ok()),
+    })
+}

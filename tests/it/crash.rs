@@ -1,0 +1,111 @@
+//! Kills the real binary while it works, at every step, and counts what the provider ran.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use nightshift::store::Store;
+use serde_json::Value;
+
+use crate::process::{Server, free_port, nightshift, read, run, text};
+
+/// Each must be hit: what a batch goes through from its opening to its end.
+const STEPS: [&str; 9] =
+    ["filling", "sealed", "uploading", "creating", "observing", "downloading", "applying", "closing", "cleaning"];
+
+const SETTINGS: [&str; 10] = [
+    "creation.interval=1s",
+    "creation.max_age=0s",
+    "creation.max_requests=600",
+    "polling.interval=1s",
+    "submission.grace=1s",
+    "retry.backoff=1s",
+    "simulator.turnaround=1s",
+    "analysis.settle=0s",
+    "log.level=info",
+    "provider.kind=simulator",
+];
+
+fn lines(from: usize, count: usize) -> String {
+    let line = |number: usize| {
+        format!(
+            "{{\"id\":\"r{number}\",\"endpoint\":\"/v1/chat/completions\",\"body\":{{\"model\":\"gpt-4o-mini\",\"messages\":[{{\"role\":\"user\",\"content\":\"Question {number}?\"}}]}}}}\n"
+        )
+    };
+    (from..from + count).map(line).collect()
+}
+
+/// The steps of all batches that were not idle when the process died, from the store itself.
+fn steps_in_store(data: &std::path::Path) -> Vec<&'static str> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let store = Store::open(data, uuid::Uuid::nil(), Box::new(|_| {})).await.unwrap();
+        let reader = store.reader();
+        let live = reader.live_batches().unwrap();
+        live.into_iter().map(|id| reader.batch(id).unwrap().unwrap().state.label()).collect()
+    })
+}
+
+/// What the log says when a batch has come to a step.
+fn reached(step: &'static str) -> impl Fn(&str) -> bool {
+    move |line| match step {
+        "filling" => line.contains(" opened: "),
+        step => line.contains(&format!("\"step\":\"{step}\"")),
+    }
+}
+
+#[test]
+fn kills_at_every_step_lose_nothing_and_pay_for_nothing_twice() {
+    let long = std::env::var("NIGHTSHIFT_TEST_LONG").is_ok();
+    let (kills_min, attempts_max) = if long { (200, 600) } else { (20, 120) };
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let mut kills: BTreeMap<&str, u32> = BTreeMap::new();
+    let (mut sent, mut total, mut attempt) = (0, 0, 0);
+    let wave = 550;
+    while total < kills_min || STEPS.iter().any(|step| !kills.contains_key(step)) {
+        attempt += 1;
+        assert!(attempt < attempts_max, "{total} kills after {attempt} starts, by step {kills:?}");
+        let mut server = Server::start(folder.path(), port, &SETTINGS);
+        let [pending, in_progress, _, _] = server.summary();
+        if pending + in_progress < wave as u64 {
+            let answer = server.post("/api/v1/companies/demo/requests", "application/x-ndjson", lines(sent, wave));
+            assert_eq!(answer["rejected"], 0, "{answer}");
+            sent += wave;
+        }
+        // The step that was hit least often is next.
+        let target = *STEPS.iter().min_by_key(|step| kills.get(*step).copied().unwrap_or(0)).unwrap();
+        server.wait_until(Duration::from_secs(20), reached(target));
+        server.kill();
+        let steps = steps_in_store(&folder.path().join("data"));
+        if !steps.is_empty() {
+            total += 1;
+        }
+        for step in STEPS.iter().filter(|step| steps.contains(step)) {
+            *kills.entry(step).or_default() += 1;
+        }
+    }
+    println!("{total} kills, by the step that a batch was in: {kills:?}");
+
+    let mut server = Server::start(folder.path(), port, &SETTINGS);
+    // Sent once more, as a client does that got no answer: nothing doubles.
+    let answer = server.post("/api/v1/companies/demo/requests", "application/x-ndjson", lines(0, sent));
+    assert_eq!((&answer["duplicate"], &answer["rejected"]), (&Value::from(sent), &Value::from(0)), "{answer}");
+    server.wait_until_done(sent as u64, Duration::from_secs(120));
+    assert_eq!(server.summary(), [0, 0, sent as u64, 0], "{}", server.tail());
+    assert!(server.terminate().success());
+
+    let ledger = read(&folder.path().join("data/simulator/ledger.jsonl"));
+    let mut runs: BTreeMap<String, u32> = BTreeMap::new();
+    for line in ledger.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        if line["event"] == "line_run" {
+            *runs.entry(line["custom_id"].as_str().unwrap().to_owned()).or_default() += 1;
+        }
+    }
+    assert_eq!(runs.len(), sent, "every request was run");
+    let twice: Vec<_> = runs.iter().filter(|(_, runs)| **runs > 1).collect();
+    assert!(twice.is_empty(), "paid more than once: {twice:?}");
+
+    let verified = run(nightshift(folder.path()).arg("verify"));
+    assert!(verified.status.success(), "{}{}", text(&verified.stdout), text(&verified.stderr));
+}

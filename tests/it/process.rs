@@ -1,0 +1,191 @@
+//! The real binary as a child process, with a data folder of its own.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Long enough for a loaded machine; nothing waits this long when all is well.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub const TOKEN: &str = "a-token-for-the-tests";
+
+/// The binary, which sees no settings but those of the test.
+pub fn nightshift(data: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nightshift"));
+    for (name, _) in std::env::vars() {
+        if name.starts_with("NIGHTSHIFT_") || name.starts_with("OPENAI_") || name.starts_with("BATCH_") {
+            command.env_remove(name);
+        }
+    }
+    command
+        .current_dir(data)
+        .env("NIGHTSHIFT_DATA__PATH", data.join("data"))
+        .env("NIGHTSHIFT_ADMIN_TOKEN", TOKEN)
+        .env("NIGHTSHIFT_LOG__FORMAT", "json");
+    command
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Runs a command to its end.
+pub fn run(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A running server.
+pub struct Server {
+    child: Child,
+    lines: Receiver<String>,
+    pub seen: Vec<String>,
+    pub url: String,
+    pub data: PathBuf,
+}
+
+impl Server {
+    /// Starts it; `set` are settings as in `creation.interval=1s`.
+    pub fn start(data: &Path, port: u16, set: &[&str]) -> Self {
+        let mut command = nightshift(data);
+        for set in set {
+            command.args(["--set", set]);
+        }
+        command.args(["--set", &format!("server.bind=127.0.0.1:{port}")]);
+        Self::spawn(command, data, port)
+    }
+
+    pub fn spawn(mut command: Command, data: &Path, port: u16) -> Self {
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines() {
+                let Ok(line) = line else { return };
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let url = format!("http://127.0.0.1:{port}");
+        let mut server = Self { child, lines, seen: Vec::new(), url, data: data.join("data") };
+        server.wait_for("nightshift is up").expect("the server did not come up");
+        server
+    }
+
+    /// The next line of the log that contains `part`; none if the process ends before.
+    pub fn wait_for(&mut self, part: &str) -> Option<String> {
+        self.wait_until(PATIENCE, |line| line.contains(part))
+    }
+
+    pub fn wait_until(&mut self, patience: Duration, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        let end = Instant::now() + patience;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => {
+                    self.seen.push(line.clone());
+                    if wanted(&line) {
+                        return Some(line);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+    }
+
+    /// SIGKILL, and everything that the kill left in the pipe.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.seen.extend(self.lines.iter());
+    }
+
+    /// SIGTERM; how it left.
+    pub fn terminate(&mut self) -> ExitStatus {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        let status = self.child.wait().unwrap();
+        self.seen.extend(self.lines.iter());
+        status
+    }
+
+    pub fn get(&self, path: &str) -> Value {
+        self.call("GET", path, None)
+    }
+
+    pub fn post(&self, path: &str, content_type: &str, body: String) -> Value {
+        self.call("POST", path, Some((content_type, body)))
+    }
+
+    fn call(&self, method: &str, path: &str, body: Option<(&str, String)>) -> Value {
+        let url = format!("{}{path}", self.url);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+            let mut request = client.request(method.parse().unwrap(), url).bearer_auth(TOKEN);
+            if let Some((content_type, body)) = body {
+                request = request.header("content-type", content_type).body(body);
+            }
+            let answer = request.send().await.unwrap();
+            let bytes = answer.bytes().await.unwrap();
+            serde_json::from_slice(&bytes).unwrap_or_else(|_| panic!("no JSON: {}", text(&bytes)))
+        })
+    }
+
+    /// The four counts of the summary.
+    pub fn summary(&self) -> [u64; 4] {
+        let summary = self.get("/api/admin/legacy/summary");
+        ["pending_batching", "batching_in_progress", "processing_complete", "processing_failed"]
+            .map(|name| summary["summary"][name].as_u64().unwrap())
+    }
+
+    /// Waits until all work is done.
+    pub fn wait_until_done(&mut self, requests: u64, patience: Duration) {
+        let end = Instant::now() + patience;
+        loop {
+            let [pending, in_progress, complete, failed] = self.summary();
+            if pending + in_progress == 0 && complete + failed >= requests {
+                return;
+            }
+            assert!(
+                Instant::now() < end,
+                "not done: {pending} pending, {in_progress} in batches, {complete} complete, {failed} failed; log:\n{}",
+                self.tail()
+            );
+            // The log speaks whenever something happens, so there is nothing to wait for but its next line.
+            self.wait_until(Duration::from_millis(300), |line| line.contains("progress"));
+        }
+    }
+
+    pub fn tail(&self) -> String {
+        self.seen.iter().rev().take(40).rev().cloned().collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Only a process that this test started, by its own handle.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads a file that may not be there.
+pub fn read(path: &Path) -> String {
+    let mut text = String::new();
+    if let Ok(mut file) = std::fs::File::open(path) {
+        file.read_to_string(&mut text).unwrap();
+    }
+    text
+}
