@@ -135,6 +135,7 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
         .await
     });
     actix::spawn(tell_progress(store.reader(), address));
+    actix::spawn(keep_anchored(store.clone()));
     let ended = tokio::select! {
         signal = signalled() => signal,
         () = watch_over(&registry) => Err(AppError::Ended("registry")),
@@ -150,8 +151,22 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     if tokio::time::timeout(DRAIN, server).await.is_err() {
         tracing::warn!("some requests did not end in time and were cut");
     }
+    // A store that cannot any more has said so, and the process is leaving.
+    let _ = store.anchor().await;
     System::current().stop();
     ended
+}
+
+/// Moves the anchor after the last change of a busy stretch, too.
+async fn keep_anchored(store: Store) {
+    let mut interval = tokio::time::interval(Duration::from_secs(1));
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        if store.anchor().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// The committer cannot write or sync: what the disk has is not known any more, so nothing may go on.

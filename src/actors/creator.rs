@@ -97,10 +97,10 @@ async fn open_due(
             Some(Due::Age) if only_full => {}
             Some(due) => {
                 let batch = empty(shared, waits.group);
-                let id = batch.id;
-                tracing::info!(batch.id = %id, company.id = %batch.group.company, model = batch.group.model,
-                    waiting = waits.waiting.requests, "batch {id} opened: {}", due.label());
+                let (id, group) = (batch.id, batch.group.clone());
                 shared.store.open_batch(batch).await?;
+                tracing::info!(batch.id = %id, company.id = %group.company, model = group.model, step = "filling",
+                    waiting = waits.waiting.requests, "batch {id} opened: {}", due.label());
                 registry.do_send(Host(id));
             }
         }

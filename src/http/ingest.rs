@@ -285,10 +285,7 @@ impl Kind for Requests {
                 .map(|idempotency_key| ClientKey::Line { idempotency_key, line: number }),
         };
         let not_before = line.not_before.as_deref().map(|text| time("notBefore", text)).transpose()?;
-        let metadata = match &line.metadata {
-            None => None,
-            Some(pairs) => Some(json!(pairs).to_string()),
-        };
+        let metadata = line.metadata.as_ref().map(|pairs| json!(pairs).to_string());
         if metadata.as_ref().is_some_and(|text| text.len() > METADATA_BYTES_MAX) {
             return Err(wrong(
                 "invalid_request",

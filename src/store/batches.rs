@@ -88,6 +88,7 @@ pub struct Cut {
 }
 
 /// A line of a result file, decoded and judged, ready to be stored.
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are of the large kind")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AppliedLine {
     /// It could not be read; where it still names a request, that one's result is lost, not missing: it was
@@ -287,6 +288,10 @@ fn take_step(tx: &mut Tx<'_>, batch: &mut Batch, step: &Step, now: Timestamp) ->
         })?;
     }
     batch.state = step.next.clone();
+    if matches!(batch.state, BatchState::Creating { .. }) {
+        // What comes next costs money: a store that went back behind this must be noticed.
+        tx.anchor();
+    }
     for change in &step.changes {
         match change {
             Change::Input(file) => batch.input = Some(file.clone()),

@@ -2,6 +2,7 @@
 //! one transaction, one sync, then the replies. An operation that fails leaves no trace and disturbs no other.
 
 use std::panic::AssertUnwindSafe;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 
 use super::StoreError;
+use super::anchor::Anchor;
 use super::engine::{Engine, Writes};
 use super::keys::Tree;
 use super::tx::Tx;
@@ -18,6 +20,8 @@ use super::tx::Tx;
 const GROUP_RECORDS_MAX: usize = 250;
 /// A group ends when it has been collecting for this long.
 const GROUP_TIME_MAX: Duration = Duration::from_millis(5);
+/// While something changes the anchor is this old at most.
+const ANCHOR_AGE_MAX: Duration = Duration::from_secs(1);
 /// Operations that may wait; more than that wait before they are taken.
 const QUEUE_MAX: usize = 256;
 
@@ -57,12 +61,23 @@ struct Writer {
     engine: Arc<Engine>,
     head: Head,
     dead: Option<StoreError>,
+    /// Where there are files to be anchored, and when that was done last.
+    anchor: Option<(Anchor, Option<Instant>)>,
 }
 
 impl Committer {
-    /// Starts the thread.
-    pub fn start(engine: Arc<Engine>, on_fatal: OnFatal) -> Result<Self, StoreError> {
+    /// Starts the thread. The store is checked against the anchor in `folder` first, where one is given.
+    pub fn start(
+        engine: Arc<Engine>,
+        on_fatal: OnFatal,
+        folder: Option<&Path>,
+        fresh: bool,
+    ) -> Result<Self, StoreError> {
         let mut writer = Writer::new(engine)?;
+        if let Some(folder) = folder {
+            let anchor = Anchor::check(folder, &writer.engine, &writer.head, fresh)?;
+            writer.anchor = Some((anchor, None));
+        }
         let (queue, jobs) = mpsc::channel(QUEUE_MAX);
         std::thread::Builder::new()
             .name("committer".to_owned())
@@ -115,7 +130,7 @@ impl Writer {
             Some(bytes) => super::codec::decode(&bytes)?,
             None => Head::default(),
         };
-        Ok(Self { engine, head, dead: None })
+        Ok(Self { engine, head, dead: None, anchor: None })
     }
 
     fn serve(&mut self, mut jobs: mpsc::Receiver<Job>, on_fatal: &OnFatal) {
@@ -134,13 +149,15 @@ impl Writer {
         let mut group = Writes::new();
         let mut finishes = Vec::new();
         let mut records = 0;
+        let mut anchored = false;
         let mut next = Some(first);
         while let Some(job) = next.take() {
             records += job.records.max(1);
             let mut tx = Tx::new(&self.engine, &group);
             let (good, finish) = (job.run)(&mut tx);
-            let own = tx.into_writes();
+            let (own, wants_anchor) = tx.into_writes();
             if good {
+                anchored |= wants_anchor;
                 for (tree, changes) in own {
                     group.entry(tree).or_default().extend(changes);
                 }
@@ -152,7 +169,7 @@ impl Writer {
         }
         let fatal = match &self.dead {
             Some(err) => Some(err.clone()),
-            None => self.store(group).err(),
+            None => self.store(group, anchored).err(),
         };
         if let Some(err) = &fatal {
             // A failed sync is never tried again: what the disk has is not known any more.
@@ -163,16 +180,26 @@ impl Writer {
         }
     }
 
-    fn store(&mut self, mut group: Writes) -> Result<(), StoreError> {
-        if group.is_empty() {
+    fn store(&mut self, mut group: Writes, anchored: bool) -> Result<(), StoreError> {
+        let behind = self.anchor.as_ref().is_some_and(|(anchor, _)| anchor.revision() < self.head.revision);
+        if group.is_empty() && !(anchored && behind) {
             return Ok(());
         }
         let head = Head { revision: self.head.revision + 1, chain: chain(&self.head.chain, &group) };
-        let bytes = super::codec::encode(&head)?;
-        group.entry(Tree::Meta).or_default().insert(HEAD.to_vec(), Some(bytes));
+        let meta = group.entry(Tree::Meta).or_default();
+        meta.insert(HEAD.to_vec(), Some(super::codec::encode(&head)?));
+        let old = |last: &Option<Instant>| last.is_none_or(|last| last.elapsed() >= ANCHOR_AGE_MAX);
+        let anchor = self.anchor.as_mut().filter(|(_, last)| anchored || old(last));
+        if let Some((anchor, _)) = &anchor {
+            meta.extend(anchor.entries(&head));
+        }
         self.engine.apply(&group)?;
         self.engine.sync()?;
         self.head = head;
+        if let Some((anchor, last)) = anchor {
+            anchor.advance(&head)?;
+            *last = Some(Instant::now());
+        }
         Ok(())
     }
 }
@@ -211,7 +238,7 @@ mod tests {
     #[tokio::test]
     async fn an_operation_that_fails_or_panics_leaves_no_trace_and_disturbs_no_other() {
         let engine = Arc::new(Engine::memory());
-        let committer = Committer::start(engine.clone(), Box::new(|_| {})).unwrap();
+        let committer = Committer::start(engine.clone(), Box::new(|_| {}), None, true).unwrap();
         let bad = committer.commit(1, |tx| {
             tx.put(Tree::Meta, b"bad".to_vec(), b"x".to_vec());
             Err::<(), _>(StoreError::Broken("no".to_owned()))

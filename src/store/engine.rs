@@ -15,12 +15,17 @@ use super::keys::Tree;
 /// Changes of one group, by tree; none removes the key.
 pub type Writes = BTreeMap<Tree, BTreeMap<Vec<u8>, Option<Vec<u8>>>>;
 
+/// A tree in memory.
+type MemoryTree = BTreeMap<Vec<u8>, Vec<u8>>;
+/// All trees in memory.
+type MemoryTrees = RwLock<BTreeMap<Tree, MemoryTree>>;
+
 /// One entry of a tree.
 pub type Entry = (Vec<u8>, Vec<u8>);
 
 pub enum Engine {
     Sled(SledEngine),
-    Memory(RwLock<BTreeMap<Tree, BTreeMap<Vec<u8>, Vec<u8>>>>),
+    Memory(MemoryTrees),
 }
 
 pub struct SledEngine {
@@ -214,11 +219,7 @@ fn collect(
         .collect()
 }
 
-fn with_memory<T>(
-    trees: &RwLock<BTreeMap<Tree, BTreeMap<Vec<u8>, Vec<u8>>>>,
-    tree: Tree,
-    read: impl FnOnce(&BTreeMap<Vec<u8>, Vec<u8>>) -> T,
-) -> T {
+fn with_memory<T>(trees: &MemoryTrees, tree: Tree, read: impl FnOnce(&MemoryTree) -> T) -> T {
     let trees = trees.read().unwrap_or_else(std::sync::PoisonError::into_inner);
     match trees.get(&tree) {
         Some(tree) => read(tree),
@@ -227,7 +228,7 @@ fn with_memory<T>(
 }
 
 fn memory_range<'a>(
-    tree: &'a BTreeMap<Vec<u8>, Vec<u8>>,
+    tree: &'a MemoryTree,
     from: &[u8],
     end: Option<&[u8]>,
 ) -> impl DoubleEndedIterator<Item = (&'a Vec<u8>, &'a Vec<u8>)> + use<'a> {

@@ -3,6 +3,7 @@
 //! [`Store`] changes, [`StoreReader`] reads. Every change goes through one committer and returns when it is
 //! synced, so a reply that rests on it survives a power cut.
 
+mod anchor;
 mod batches;
 mod codec;
 mod committer;
@@ -205,8 +206,10 @@ impl Store {
     /// Opens or creates the store below `data`, whose lock it takes. `new_instance` names a store that is new.
     pub async fn open(data: &Path, new_instance: Uuid, on_fatal: OnFatal) -> Result<Self, StoreError> {
         let lock = FolderLock::take(data)?;
-        let engine = Arc::new(Engine::open(&data.join("store"))?);
-        let committer = Committer::start(engine.clone(), on_fatal)?;
+        let folder = data.join("store");
+        let fresh = !folder.join("db").exists();
+        let engine = Arc::new(Engine::open(&folder)?);
+        let committer = Committer::start(engine.clone(), on_fatal, Some(data), fresh)?;
         Self::with(committer, StoreReader { engine, _lock: Some(Arc::new(lock)) }, new_instance).await
     }
 
@@ -229,6 +232,16 @@ impl Store {
             })
             .await?;
         Ok(Self { committer, reader, instance })
+    }
+
+    /// Moves the anchor to what was stored last, if it is not there.
+    pub async fn anchor(&self) -> Result<(), StoreError> {
+        self.committer
+            .commit(1, |tx| {
+                tx.anchor();
+                Ok(())
+            })
+            .await
     }
 
     /// The reading side.

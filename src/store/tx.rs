@@ -16,16 +16,22 @@ pub struct Tx<'a> {
     group: &'a Writes,
     /// What this operation wrote.
     own: Writes,
+    anchored: bool,
 }
 
 impl<'a> Tx<'a> {
     pub fn new(engine: &'a Engine, group: &'a Writes) -> Self {
-        Self { engine, group, own: Writes::new() }
+        Self { engine, group, own: Writes::new(), anchored: false }
     }
 
-    /// What this operation wrote.
-    pub fn into_writes(self) -> Writes {
-        self.own
+    /// What this operation wrote, and whether it is to be anchored.
+    pub fn into_writes(self) -> (Writes, bool) {
+        (self.own, self.anchored)
+    }
+
+    /// Has the anchor moved behind this operation before it is acknowledged.
+    pub fn anchor(&mut self) {
+        self.anchored = true;
     }
 
     pub fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {

@@ -15,3 +15,4 @@ mod crash;
 mod process;
 mod properties;
 mod sdk;
+mod service;

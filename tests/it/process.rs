@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -35,9 +35,22 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Runs a command to its end.
+/// Runs a command to its end; one that does not come to an end fails the test.
 pub fn run(command: &mut Command) -> Output {
-    command.stdin(Stdio::null()).output().unwrap()
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = child.id();
+    let (done, waiting) = channel();
+    let waiter = std::thread::spawn(move || {
+        let output = child.wait_with_output().unwrap();
+        let _ = done.send(());
+        output
+    });
+    if waiting.recv_timeout(PATIENCE).is_err() {
+        let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+        let output = waiter.join().unwrap();
+        panic!("it did not end: {}{}", text(&output.stdout), text(&output.stderr));
+    }
+    waiter.join().unwrap()
 }
 
 pub fn text(bytes: &[u8]) -> String {
@@ -50,7 +63,6 @@ pub struct Server {
     lines: Receiver<String>,
     pub seen: Vec<String>,
     pub url: String,
-    pub data: PathBuf,
 }
 
 impl Server {
@@ -61,10 +73,10 @@ impl Server {
             command.args(["--set", set]);
         }
         command.args(["--set", &format!("server.bind=127.0.0.1:{port}")]);
-        Self::spawn(command, data, port)
+        Self::spawn(command, port)
     }
 
-    pub fn spawn(mut command: Command, data: &Path, port: u16) -> Self {
+    pub fn spawn(mut command: Command, port: u16) -> Self {
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
@@ -78,7 +90,7 @@ impl Server {
             }
         });
         let url = format!("http://127.0.0.1:{port}");
-        let mut server = Self { child, lines, seen: Vec::new(), url, data: data.join("data") };
+        let mut server = Self { child, lines, seen: Vec::new(), url };
         server.wait_for("nightshift is up").expect("the server did not come up");
         server
     }

@@ -62,14 +62,11 @@ pub(super) fn download_failed(state: &BatchState, trouble: &Trouble, at: Timesta
             .telling(format!("the {} file cannot be had and is lost", kind.label()));
     }
     let counted = Wait { refusals: 0, ..wait.clone() };
-    let wait = next_wait(&counted, trouble, at, policy).map_or_else(
-        |failure| Wait {
-            until: Some(at.plus(policy.backoff)),
-            why: Some(failure.to_string()),
-            ..counted.clone()
-        },
-        |wait| wait,
-    );
+    let wait = next_wait(&counted, trouble, at, policy).unwrap_or_else(|failure| Wait {
+        until: Some(at.plus(policy.backoff)),
+        why: Some(failure.to_string()),
+        ..counted.clone()
+    });
     let wait = Wait { refusals, ..wait };
     let story = format!(
         "the {} file did not come ({})",
