@@ -11,7 +11,12 @@
     reason = "tests may fail where they stand"
 )]
 
+mod architecture;
 mod crash;
+mod golden;
+mod harness;
+mod ingest;
+mod legacy_api;
 mod process;
 mod properties;
 mod sdk;
