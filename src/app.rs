@@ -116,13 +116,20 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     let shared = Arc::new(share(&settings, store.clone(), clock.clone(), ids, spool, base_url)?);
     let registry = Registry::new(shared.clone()).start();
     let creator = Creator::new(shared.clone(), registry.clone()).start();
+    let resume = Resume { creator: creator.clone() };
+    let resumed = registry.send(resume).await.map_err(|_| AppError::Ended("registry"))??;
     let intake = Intake::new(shared.clone(), creator.clone()).start();
-    let resumed = registry.send(Resume { creator }).await.map_err(|_| AppError::Ended("registry"))??;
-    Poller::new(shared.clone(), registry.clone()).start();
+    let poller = Poller::new(shared.clone(), registry.clone()).start();
     let sources = settings.imports.iter().filter_map(source);
     let _importers: Vec<_> = sources.map(|source| Importer::new(source, intake.clone()).start()).collect();
 
     announce(&settings, address, resumed);
+    let parts = [
+        ("registry", alive(&registry)),
+        ("creator", alive(&creator)),
+        ("intake", alive(&intake)),
+        ("poller", alive(&poller)),
+    ];
     let api = http::Api::new(registry.clone(), intake, shared.clone(), settings.server.admin_token.clone())?;
     let routes = http::routes(api);
     let options = serving::Options { max_per_address: 256, drain_timeout: DRAIN, ..Default::default() };
@@ -138,7 +145,7 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     actix::spawn(keep_anchored(store.clone()));
     let ended = tokio::select! {
         signal = signalled() => signal,
-        () = watch_over(&registry) => Err(AppError::Ended("registry")),
+        ended = watch_over(&parts) => Err(AppError::Ended(ended)),
     };
     tracing::info!("stopping: running requests end, everything else goes on with the next start");
     stop.send_replace(true);
@@ -391,10 +398,20 @@ async fn signalled() -> Result<(), AppError> {
     }
 }
 
-/// Returns when the registry is gone: nothing revives it but a start.
-async fn watch_over(registry: &Addr<Registry>) {
+type IsAlive = Box<dyn Fn() -> bool>;
+
+fn alive<A: Actor<Context = Context<A>>>(actor: &Addr<A>) -> IsAlive {
+    let actor = actor.clone();
+    Box::new(move || actor.connected())
+}
+
+/// Returns when one of the parts is gone that nothing revives but a start, with its name.
+async fn watch_over(parts: &[(&'static str, IsAlive)]) -> &'static str {
     let mut interval = tokio::time::interval(Duration::from_secs(1));
-    while registry.connected() {
+    loop {
         interval.tick().await;
+        if let Some((name, _)) = parts.iter().find(|(_, is_alive)| !is_alive()) {
+            return name;
+        }
     }
 }

@@ -7,7 +7,7 @@ use actix::prelude::*;
 
 use super::Shared;
 use super::creator::{Creator, Nudge};
-use super::effects::{self, Chunk};
+use super::effects::{self, Chunk, ChunkError};
 use super::registry::{Died, Moved, Registry};
 use crate::domain::batch::{Batch, BatchState, ResultKind};
 use crate::domain::effect::Effect;
@@ -157,7 +157,8 @@ impl BatchActor {
             Effect::Sweep(intent) => {
                 let first = self.uncertain_since.is_none();
                 let since = *self.uncertain_since.get_or_insert_with(|| shared.clock.monotonic_ms());
-                self.spawn(ctx, async move { effects::sweep(&shared, intent, since, first).await });
+                let gone = matches!(batch.state, BatchState::Fencing { gone: true, .. });
+                self.spawn(ctx, async move { effects::sweep(&shared, intent, since, first, gone).await });
             }
             Effect::Fence(file) => {
                 self.spawn(ctx, async move { effects::fence(&shared, &file).await });
@@ -199,9 +200,10 @@ impl BatchActor {
             Ok(Chunk { lines, to, end }) => {
                 this.store_lines(&Event::LinesRead { kind, from: offset, to, end }, lines, ctx);
             }
-            Err(err) => {
-                tracing::warn!(batch.id = %this.batch.id, error = %err, "a result file of batch {} cannot be read here", this.batch.id);
-                this.happened(&Event::CopyLost { kind }, ctx);
+            Err(ChunkError::Gone) => this.happened(&Event::CopyLost { kind }, ctx),
+            Err(ChunkError::Failed(err)) => {
+                tracing::error!(batch.id = %this.batch.id, error = %err, "a result file of batch {} cannot be read here", this.batch.id);
+                ctx.stop();
             }
         }));
     }

@@ -17,13 +17,14 @@ pub struct Creator {
     shared: Arc<Shared>,
     registry: Addr<Registry>,
     looking: bool,
-    again: bool,
+    /// Look once more after this look, and whether only for full batches.
+    again: Option<bool>,
 }
 
 impl Creator {
     /// A creator whose batches `registry` hosts.
     pub const fn new(shared: Arc<Shared>, registry: Addr<Registry>) -> Self {
-        Self { shared, registry, looking: false, again: false }
+        Self { shared, registry, looking: false, again: None }
     }
 
     /// Looks at every group. Between two ticks of the timer only full batches are cut.
@@ -32,7 +33,8 @@ impl Creator {
             return;
         }
         if self.looking {
-            self.again = true;
+            // A look at everything must not be lost to one at full batches only.
+            self.again = Some(self.again.unwrap_or(true) && only_full);
             return;
         }
         self.looking = true;
@@ -42,8 +44,8 @@ impl Creator {
             this.looking = false;
             if let Err(err) = opened {
                 tracing::error!(error = %err, "no batches could be opened");
-            } else if std::mem::take(&mut this.again) {
-                this.look(true, ctx);
+            } else if let Some(only_full) = this.again.take() {
+                this.look(only_full, ctx);
             }
         }));
     }
@@ -98,7 +100,11 @@ async fn open_due(
             Some(due) => {
                 let batch = empty(shared, waits.group);
                 let (id, group) = (batch.id, batch.group.clone());
-                shared.store.open_batch(batch).await?;
+                if let Err(err) = shared.store.open_batch(batch).await {
+                    // The other groups need not wait for this one.
+                    tracing::error!(company.id = %group.company, error = %err, "a batch could not be opened");
+                    continue;
+                }
                 tracing::info!(batch.id = %id, company.id = %group.company, model = group.model, step = "filling",
                     waiting = waits.waiting.requests, "batch {id} opened: {}", due.label());
                 registry.do_send(Host(id));

@@ -190,13 +190,23 @@ fn is_input_gone(err: &ProviderError) -> bool {
     }
 }
 
-/// Searches the provider's list once. The first search of a process begins at once, later ones a while after.
-pub async fn sweep(shared: &Shared, intent: Intent, since_ms: u64, first: bool) -> Event {
+/// A list that lacks a batch proves something only if it is the list of our project: then our file is there, too.
+async fn is_visible(shared: &Shared, file: &FileId) -> bool {
+    matches!(shared.provider.get_file(file).await, Ok(Some(_)))
+}
+
+/// Searches the provider's list once. `gone` says that the input file was deleted already. The first search of a process begins at once, later ones a while after.
+pub async fn sweep(shared: &Shared, intent: Intent, since_ms: u64, first: bool, gone: bool) -> Event {
     if !first {
         let pause = (shared.grace / 4).clamp(Duration::from_millis(500), Duration::from_secs(60));
         tokio::time::sleep(pause).await;
     }
     let (complete, found) = match search(shared, &intent).await {
+        Ok((true, None)) if !gone && !is_visible(shared, &intent.input.id).await => {
+            tracing::error!(file = %intent.input.id, "the provider does not show us our own input file: is this the \
+                right key and project? Nothing is sent again until it does");
+            (false, None)
+        }
         Ok((complete, found)) => (complete, found),
         Err(err) => {
             tracing::warn!(nonce = %intent.nonce, error = %err, "the search for an uncertain batch did not get through");
@@ -279,7 +289,8 @@ pub async fn download(shared: &Shared, batch: &Batch, kind: ResultKind, file: Fi
 /// it is torn all the same; the provider's `bytes` is not right everywhere, so it never is by that alone.
 async fn fetch_whole(shared: &Shared, file: &FileId, to: &Path) -> Result<bool, ProviderError> {
     let first = shared.provider.download_file(file, to).await?;
-    let said = shared.provider.get_file(file).await?.and_then(|file| file.bytes);
+    // A server that cannot say how long it is does not make the copy at home worse.
+    let said = shared.provider.get_file(file).await.ok().flatten().and_then(|file| file.bytes);
     if said.is_none_or(|bytes| bytes == first.bytes) {
         return Ok(false);
     }
@@ -300,21 +311,41 @@ pub struct Chunk {
     pub end: bool,
 }
 
+/// Why no lines could be read.
+pub enum ChunkError {
+    /// The file is not there, or not all of it.
+    Gone,
+    /// Something else, which another copy would not mend.
+    Failed(StoreError),
+}
+
+impl From<StoreError> for ChunkError {
+    fn from(err: StoreError) -> Self {
+        Self::Failed(err)
+    }
+}
+
 /// Reads the next lines of a file at home.
 pub async fn read_chunk(
     shared: &Arc<Shared>,
     batch: Batch,
     kind: ResultKind,
     offset: u64,
-) -> Result<Chunk, StoreError> {
-    let shared = shared.clone();
-    blocking(move || {
-        let path = result_path(&shared, &batch, kind);
-        let failed = |err: io::Error| StoreError::Folder { path: path.display().to_string(), why: err.to_string() };
-        let length = std::fs::metadata(&path).map_err(failed)?.len();
-        if length < offset {
-            return Err(failed(io::Error::other("it is shorter than what was read of it")));
+) -> Result<Chunk, ChunkError> {
+    let path = result_path(shared, &batch, kind);
+    match tokio::fs::metadata(&path).await {
+        Ok(file) if file.len() >= offset => {}
+        Ok(_) => return Err(ChunkError::Gone),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Err(ChunkError::Gone),
+        Err(err) => {
+            let path = path.display().to_string();
+            return Err(StoreError::Folder { path, why: err.to_string() }.into());
         }
+    }
+    let shared = shared.clone();
+    let read = blocking(move || {
+        let failed =
+            |err: io::Error| StoreError::Folder { path: path.display().to_string(), why: err.to_string() };
         let mut reader = LineReader::open(&path, offset).map_err(failed)?;
         let mut lines = Vec::new();
         while lines.len() < CHUNK_LINES && reader.offset() - offset < CHUNK_BYTES {
@@ -331,8 +362,8 @@ pub async fn read_chunk(
             }
         }
         Ok(Chunk { lines, to: reader.offset(), end: false })
-    })
-    .await
+    });
+    Ok(read.await?)
 }
 
 fn judge(shared: &Shared, batch: &Batch, bytes: &[u8], offset: u64) -> Result<AppliedLine, StoreError> {
@@ -484,11 +515,11 @@ pub fn observation(batch: BatchObject) -> Observation {
         id: batch.id,
         output: batch.output_file_id,
         error: batch.error_file_id,
-        completed_lines: batch.counts.map_or(0, |counts| counts.completed),
+        completed_lines: batch.counts.map(|counts| counts.completed),
+        failed_lines: batch.counts.map(|counts| counts.failed),
         problems: batch
             .errors
             .into_iter()
-            .take(Ended::PROBLEMS_MAX)
             .map(|error| Problem {
                 code: error.code,
                 message: error.message,

@@ -176,7 +176,7 @@ impl Handler<AcceptSessions> for Intake {
                 company: company.clone(),
                 external_id: session.external_id,
                 id: SessionId::new(shared.ids.next()),
-                facts: session.facts,
+                facts: session.facts.cut(),
                 content_hash: content_hash(session.messages.as_deref().unwrap_or_default()),
                 messages: session.messages,
                 settles_at: now.plus(shared.settle),

@@ -62,6 +62,9 @@ impl Registry {
 
     fn start(&mut self, batch: Batch, fresh: bool, ctx: &mut Context<Self>) {
         let id = batch.id;
+        if self.hosted.contains_key(&id) {
+            return;
+        }
         let observed = if batch.state.is_observed() { batch.provider_batch.clone() } else { None };
         let actor = BatchActor::new(batch, fresh, self.shared.clone(), ctx.address(), self.creator.clone());
         self.hosted.insert(id, Hosted { addr: actor.start(), observed });

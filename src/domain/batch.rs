@@ -99,13 +99,59 @@ pub struct Ended {
     pub output: Option<FileId>,
     /// The file of the other lines.
     pub error: Option<FileId>,
-    /// What is wrong with it, at most [`Ended::PROBLEMS_MAX`].
+    /// Lines that the provider counts as completed, where it ever said.
+    pub completed_lines: Option<u64>,
+    /// Lines that it counts as failed.
+    pub failed_lines: Option<u64>,
+    /// What is wrong with it, as much as is kept.
     pub problems: Vec<Problem>,
 }
 
 impl Ended {
-    /// More problems than this are not kept.
-    pub const PROBLEMS_MAX: usize = 1000;
+    /// Bytes of problems that are kept: the state is one value of the store, which has a bound.
+    pub const PROBLEM_BYTES_MAX: usize = 32 << 10;
+
+    /// As many problems as are kept, with the provider's words cut.
+    pub fn keep(problems: &[Problem]) -> Vec<Problem> {
+        let mut left = Self::PROBLEM_BYTES_MAX;
+        let cut = |text: &Option<String>, chars| text.as_ref().map(|text| text.chars().take(chars).collect());
+        let mut kept = Vec::new();
+        for problem in problems {
+            let problem = Problem {
+                code: cut(&problem.code, 60),
+                message: cut(&problem.message, 200),
+                param: cut(&problem.param, 60),
+                line: problem.line,
+            };
+            let words = [&problem.code, &problem.message, &problem.param];
+            let bytes: usize = words.into_iter().flatten().map(String::len).sum::<usize>() + 16;
+            match left.checked_sub(bytes) {
+                Some(rest) => left = rest,
+                None => break,
+            }
+            kept.push(problem);
+        }
+        kept
+    }
+
+    /// Whether the provider must have result files that it does not show yet.
+    pub fn lacks_files(&self) -> bool {
+        if self.output.is_none() && self.completed_lines.is_some_and(|lines| lines > 0) {
+            return true;
+        }
+        let lines = match (self.completed_lines, self.failed_lines) {
+            (None, None) => None,
+            (completed, failed) => Some(completed.unwrap_or(0) + failed.unwrap_or(0)),
+        };
+        let none = self.output.is_none() && self.error.is_none();
+        none && match self.how {
+            // A batch has lines, so one that was worked through has results.
+            Terminal::Completed => true,
+            // Cancelled or expired before anything ran, and says so.
+            Terminal::Expired | Terminal::Cancelled => lines != Some(0),
+            Terminal::Failed => lines.is_some_and(|lines| lines > 0),
+        }
+    }
 
     /// The result files that exist, in the order in which they are taken in.
     pub fn files(&self) -> impl Iterator<Item = (ResultKind, &FileId)> {
@@ -113,9 +159,10 @@ impl Ended {
         output.chain(self.error.iter().map(|id| (ResultKind::Error, id)))
     }
 
-    /// Whether it ran nothing and cost nothing: it failed and left no file.
+    /// Whether it ran nothing and cost nothing: it failed, left no file and counts no line.
     pub fn ran_nothing(&self) -> bool {
-        self.how == Terminal::Failed && self.files().next().is_none()
+        let lines = self.completed_lines.unwrap_or(0) + self.failed_lines.unwrap_or(0);
+        self.how == Terminal::Failed && self.files().next().is_none() && lines == 0
     }
 
     /// What the provider's list of problems means for a batch that ran nothing.
@@ -246,8 +293,6 @@ pub enum BatchState {
         ended: Ended,
         /// The file.
         kind: ResultKind,
-        /// Where its lines go on once it is home; 0 unless the copy was lost on the way.
-        offset: u64,
         /// Whether a file before this one is lost.
         lost: bool,
         /// When it may be tried.

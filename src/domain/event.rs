@@ -15,8 +15,10 @@ pub struct Observation {
     pub output: Option<FileId>,
     /// The file of the other lines.
     pub error: Option<FileId>,
-    /// Lines that the provider counts as completed.
-    pub completed_lines: u64,
+    /// Lines that the provider counts as completed; none where it does not say.
+    pub completed_lines: Option<u64>,
+    /// Lines that it counts as failed.
+    pub failed_lines: Option<u64>,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
     /// When it ended, by the provider's clock.

@@ -308,7 +308,7 @@ pub struct Request {
 
 impl Request {
     /// How many attempts the history keeps.
-    pub const HISTORY_MAX: usize = 50;
+    pub const HISTORY_MAX: usize = 20;
 
     /// How the request is processed; one kind so far.
     pub const PROCESSING_TYPE: &'static str = "batch";

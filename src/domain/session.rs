@@ -72,6 +72,30 @@ pub struct SessionFacts {
     pub first_message: Option<String>,
 }
 
+impl SessionFacts {
+    /// Longer texts are cut: they are facts about a conversation, not its place.
+    pub const TEXT_CHARS_MAX: usize = 2000;
+
+    /// The same with every text cut to size.
+    pub fn cut(mut self) -> Self {
+        let texts = [
+            &mut self.ip_address,
+            &mut self.country,
+            &mut self.language,
+            &mut self.sentiment,
+            &mut self.transcript,
+            &mut self.category,
+            &mut self.first_message,
+        ];
+        for text in texts.into_iter().flatten() {
+            if let Some((end, _)) = text.char_indices().nth(Self::TEXT_CHARS_MAX) {
+                text.truncate(end);
+            }
+        }
+        self
+    }
+}
+
 /// Where a session stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SessionState {

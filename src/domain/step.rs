@@ -74,8 +74,14 @@ impl Policy {
     pub const SETTLE: Duration = Duration::from_secs(600);
     /// Refusals in a row that park a batch.
     pub const REFUSALS_MAX: u32 = 3;
-    /// Refusals in a row after which a result file counts as lost.
-    pub const DOWNLOAD_REFUSALS_MAX: u32 = 5;
+    /// Refusals in a row after which a result file counts as lost: with the growing wait more than half an hour.
+    pub const DOWNLOAD_REFUSALS_MAX: u32 = 9;
+    /// The first wait after a result file was refused.
+    pub const DOWNLOAD_WAIT: Duration = Duration::from_secs(30);
+    /// Uploads of one input file before the operator decides.
+    pub const UPLOADS_MAX: u32 = 5;
+    /// A longer wait that the provider asks for is cut to this.
+    pub const ASKED_WAIT_MAX: Duration = Duration::from_secs(3600);
 }
 
 /// What follows from `event` in `state`.
@@ -114,11 +120,11 @@ pub fn step(state: &BatchState, event: &Event, policy: &Policy) -> Result<Step, 
         (S::Observing { intent, running, wait }, E::Observed { seen, at }) => {
             Ok(observing::observed(intent, *running, wait, seen, *at, policy))
         }
-        (S::Settling { since, .. }, E::Observed { seen, at }) => Ok(observing::settling(*since, seen, *at)),
-        (S::Downloading { ended, kind, offset, lost, .. }, E::Downloaded { kind: home, torn })
-            if kind == home =>
-        {
-            Ok(applying::downloaded(ended, *kind, *offset, *lost || *torn, *torn))
+        (S::Settling { ended, since }, E::Observed { seen, at }) => {
+            Ok(observing::settling(ended, *since, seen, *at))
+        }
+        (S::Downloading { ended, kind, lost, .. }, E::Downloaded { kind: home, torn }) if kind == home => {
+            Ok(applying::downloaded(ended, *kind, *lost || *torn, *torn))
         }
         (S::Downloading { kind, .. }, E::DownloadFailed { kind: failed, trouble, at }) if kind == failed => {
             Ok(applying::download_failed(state, trouble, *at, policy))
@@ -126,8 +132,8 @@ pub fn step(state: &BatchState, event: &Event, policy: &Policy) -> Result<Step, 
         (S::Downloading { ended, kind, .. }, E::WaitEnded) => {
             Ok(stay(state).with(applying::download(ended, *kind)))
         }
-        (S::Applying { kind, .. }, E::CopyLost { kind: lost }) if kind == lost => {
-            Ok(applying::copy_lost(state))
+        (S::Applying { ended, kind, lost, .. }, E::CopyLost { kind: gone }) if kind == gone => {
+            Ok(applying::copy_lost(ended, *kind, *lost))
         }
         (S::Applying { ended, kind, offset, lost }, E::LinesRead { kind: read, from, to, end })
             if kind == read && offset == from =>
@@ -144,6 +150,9 @@ pub fn step(state: &BatchState, event: &Event, policy: &Policy) -> Result<Step, 
             S::Uploading { .. }
             | S::Ready { .. }
             | S::Creating { .. }
+            | S::Uncertain { .. }
+            | S::Fencing { .. }
+            | S::Parked { .. }
             | S::Downloading { .. }
             | S::Applying { .. }
             | S::Closing { .. }

@@ -9,9 +9,11 @@ use super::StoreError;
 const VERSION: u8 = 1;
 
 /// Longest text that is unpacked, in bytes; longer ones are refused before they are stored.
-pub const TEXT_BYTES_MAX: usize = 64 << 20;
+pub const TEXT_BYTES_MAX: usize = 128 << 20;
 
-/// A value above this is split, because sled puts big ones into files that it never syncs.
+/// sled puts big values into files that it never syncs, so none is longer than this.
+pub const VALUE_BYTES_MAX: usize = 64 << 10;
+/// Longer texts are stored in parts of this size.
 pub const PART_BYTES: usize = 60_000;
 
 pub fn encode<T: Serialize>(record: &T) -> Result<Vec<u8>, StoreError> {

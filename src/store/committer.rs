@@ -100,8 +100,10 @@ impl Committer {
         let (reply, answer) = oneshot::channel();
         let run: Run = Box::new(move |tx| {
             // A bug in one operation must not take the writer with it.
-            let result = std::panic::catch_unwind(AssertUnwindSafe(|| op(tx)))
-                .unwrap_or_else(|_| Err(StoreError::Broken("an operation panicked".to_owned())));
+            let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
+                op(tx).and_then(|done| tx.check().map(|()| done))
+            }))
+            .unwrap_or_else(|_| Err(StoreError::Broken("an operation panicked".to_owned())));
             let good = result.is_ok();
             let finish: Finish = Box::new(move |fatal| {
                 // Nobody waiting any more is fine: what is stored is stored.
@@ -134,9 +136,20 @@ impl Writer {
     }
 
     fn serve(&mut self, mut jobs: mpsc::Receiver<Job>, on_fatal: &OnFatal) {
-        while let Some(first) = jobs.blocking_recv() {
+        let mut held: Option<Job> = None;
+        while let Some(first) = held.take().or_else(|| jobs.blocking_recv()) {
             let was_alive = self.dead.is_none();
-            self.store_group(first, || jobs.try_recv().ok());
+            let mut records = first.records;
+            self.store_group(first, || {
+                let job = jobs.try_recv().ok()?;
+                records += job.records;
+                if records <= GROUP_RECORDS_MAX {
+                    return Some(job);
+                }
+                // It would make the group too large, so it begins the next one.
+                held = Some(job);
+                None
+            });
             if let (true, Some(err)) = (was_alive, &self.dead) {
                 on_fatal(err);
             }
@@ -169,7 +182,10 @@ impl Writer {
         }
         let fatal = match &self.dead {
             Some(err) => Some(err.clone()),
-            None => self.store(group, anchored).err(),
+            // sled panics on some kinds of damage; the process must learn of it like of any other.
+            None => std::panic::catch_unwind(AssertUnwindSafe(|| self.store(group, anchored)))
+                .unwrap_or_else(|_| Err(StoreError::Io("the database gave up".to_owned())))
+                .err(),
         };
         if let Some(err) = &fatal {
             // A failed sync is never tried again: what the disk has is not known any more.

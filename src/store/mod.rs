@@ -4,6 +4,7 @@
 //! synced, so a reply that rests on it survives a power cut.
 
 mod anchor;
+mod batch_views;
 mod batches;
 mod codec;
 mod committer;
@@ -11,6 +12,7 @@ mod companies;
 mod engine;
 mod keys;
 mod lock;
+mod outcomes;
 mod requests;
 mod sessions;
 mod tx;

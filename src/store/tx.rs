@@ -17,16 +17,26 @@ pub struct Tx<'a> {
     /// What this operation wrote.
     own: Writes,
     anchored: bool,
+    /// The length of a value that is longer than it may be.
+    oversize: Option<usize>,
 }
 
 impl<'a> Tx<'a> {
     pub fn new(engine: &'a Engine, group: &'a Writes) -> Self {
-        Self { engine, group, own: Writes::new(), anchored: false }
+        Self { engine, group, own: Writes::new(), anchored: false, oversize: None }
     }
 
     /// What this operation wrote, and whether it is to be anchored.
     pub fn into_writes(self) -> (Writes, bool) {
         (self.own, self.anchored)
+    }
+
+    /// Whether every value is as short as it must be.
+    pub const fn check(&self) -> Result<(), StoreError> {
+        match self.oversize {
+            Some(bytes) => Err(StoreError::TooLong { bytes, max: codec::VALUE_BYTES_MAX }),
+            None => Ok(()),
+        }
     }
 
     /// Has the anchor moved behind this operation before it is acknowledged.
@@ -47,7 +57,11 @@ impl<'a> Tx<'a> {
         Ok(self.get(tree, key)?.is_some())
     }
 
+    /// Writes a value; one above [`codec::VALUE_BYTES_MAX`] fails the whole operation at its end.
     pub fn put(&mut self, tree: Tree, key: Vec<u8>, value: Vec<u8>) {
+        if value.len() > codec::VALUE_BYTES_MAX {
+            self.oversize = Some(value.len());
+        }
         self.own.entry(tree).or_default().insert(key, Some(value));
     }
 
@@ -139,6 +153,7 @@ pub fn number(bytes: Option<&[u8]>) -> Result<u64, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sha2::Digest;
 
     #[test]
     fn a_scan_sees_the_engine_the_group_and_the_operation_in_one_order() {
@@ -172,7 +187,7 @@ mod tests {
         let group = Writes::new();
         let mut tx = Tx::new(&engine, &group);
         // Not compressible, so that it really takes several parts.
-        let long: Vec<u8> = (0..200_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let long: Vec<u8> = (0..8000u32).flat_map(|n| sha2::Sha256::digest(n.to_be_bytes())).collect();
         tx.put_text(Tree::Bodies, b"id", &long).unwrap();
         assert!(tx.scan_prefix(Tree::Bodies, b"id", 99).unwrap().len() > 1);
         let parts: Vec<u8> =

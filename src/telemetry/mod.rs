@@ -5,6 +5,7 @@
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::debug_fn;
 
 /// How logs look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +30,12 @@ pub fn init(level: &str, format: Format) {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // It fails only where a subscriber is set already, and then that one is meant.
     let _ = if human {
-        builder.with_target(false).compact().try_init().map_err(drop)
+        // People read sentences, which hold what the fields say; the fields are for programs.
+        let sentence = debug_fn(|writer, field, value| match field.name() {
+            "message" => write!(writer, "{value:?}"),
+            _ => Ok(()),
+        });
+        builder.with_target(false).compact().fmt_fields(sentence).try_init().map_err(drop)
     } else {
         builder
             .json()

@@ -169,7 +169,8 @@ impl Harness {
             status: Some(status),
             output: files.then(|| FileId::new("file-out")),
             error: None,
-            completed_lines: 0,
+            completed_lines: None,
+            failed_lines: None,
             problems: Vec::new(),
             ended_at: None,
         };

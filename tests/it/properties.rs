@@ -125,7 +125,8 @@ impl Remote {
             status: Some(batch.status),
             output: file(ResultKind::Output),
             error: file(ResultKind::Error),
-            completed_lines: 0,
+            completed_lines: None,
+            failed_lines: None,
             problems: batch.problems.clone(),
             ended_at: None,
         }

@@ -1,7 +1,7 @@
 //! From the provider's end to ours: bring the files home, apply them, close, clean.
 
 use super::submitting::next_wait;
-use super::{Change, Policy, Step, go};
+use super::{Change, Policy, Step, backoff, go};
 use crate::domain::batch::{BatchState, Closing, Ended, ResultKind, Terminal, Wait};
 use crate::domain::effect::Effect;
 use crate::domain::event::Trouble;
@@ -17,7 +17,7 @@ fn to_file(ended: Ended, kind: Option<ResultKind>, lost: bool) -> Step {
     match kind {
         Some(kind) => {
             let effects = download(&ended, kind);
-            go(BatchState::Downloading { ended, kind, offset: 0, lost, wait: Wait::default() }).with(effects)
+            go(BatchState::Downloading { ended, kind, lost, wait: Wait::default() }).with(effects)
         }
         None => go(BatchState::Closing { ended, lost }).with([Effect::CloseChunk]),
     }
@@ -34,7 +34,8 @@ fn after(ended: &Ended, kind: ResultKind) -> Option<ResultKind> {
     }
 }
 
-pub(super) fn downloaded(ended: &Ended, kind: ResultKind, offset: u64, lost: bool, torn: bool) -> Step {
+pub(super) fn downloaded(ended: &Ended, kind: ResultKind, lost: bool, torn: bool) -> Step {
+    let offset = 0;
     let step = go(BatchState::Applying { ended: ended.clone(), kind, offset, lost })
         .with([Effect::ApplyLines { kind, offset }]);
     let how = if torn { "is home, but not whole" } else { "is home" };
@@ -42,7 +43,7 @@ pub(super) fn downloaded(ended: &Ended, kind: ResultKind, offset: u64, lost: boo
 }
 
 pub(super) fn download_failed(state: &BatchState, trouble: &Trouble, at: Timestamp, policy: &Policy) -> Step {
-    let BatchState::Downloading { ended, kind, offset, lost, wait } = state else { return go(state.clone()) };
+    let BatchState::Downloading { ended, kind, lost, wait } = state else { return go(state.clone()) };
     // Only refusals in a row count towards a loss; an outage waits as long as it lasts.
     let refusals = match trouble {
         Trouble::Refused(_) => wait.refusals.saturating_add(1),
@@ -61,36 +62,31 @@ pub(super) fn download_failed(state: &BatchState, trouble: &Trouble, at: Timesta
         return to_file(rest, next, true)
             .telling(format!("the {} file cannot be had and is lost", kind.label()));
     }
-    let counted = Wait { refusals: 0, ..wait.clone() };
-    let wait = next_wait(&counted, trouble, at, policy).unwrap_or_else(|failure| Wait {
-        until: Some(at.plus(policy.backoff)),
-        why: Some(failure.to_string()),
-        ..counted.clone()
-    });
-    let wait = Wait { refusals, ..wait };
+    let wait = if refusals > 0 {
+        let until = at.plus(backoff(Policy::DOWNLOAD_WAIT, refusals - 1));
+        let why = Some("the provider refuses it".to_owned());
+        Wait { until: Some(until), why, failures: wait.failures.saturating_add(1), refusals }
+    } else {
+        let before = Wait { refusals: 0, ..wait.clone() };
+        next_wait(&before, trouble, at, policy).unwrap_or(before)
+    };
     let story = format!(
         "the {} file did not come ({})",
         kind.label(),
         wait.why.as_deref().unwrap_or("no reason given")
     );
     let wake = wait.until.map(Effect::WakeAt);
-    go(BatchState::Downloading { ended: ended.clone(), kind: *kind, offset: *offset, lost: *lost, wait })
+    go(BatchState::Downloading { ended: ended.clone(), kind: *kind, lost: *lost, wait })
         .with(wake)
         .telling(story)
 }
 
-pub(super) fn copy_lost(state: &BatchState) -> Step {
-    let BatchState::Applying { ended, kind, offset, lost } = state else { return go(state.clone()) };
-    let effects = download(ended, *kind);
-    go(BatchState::Downloading {
-        ended: ended.clone(),
-        kind: *kind,
-        offset: *offset,
-        lost: *lost,
-        wait: Wait::default(),
-    })
-    .with(effects)
-    .telling(format!("the local copy of the {} file is gone; fetching it again", kind.label()))
+pub(super) fn copy_lost(ended: &Ended, kind: ResultKind, lost: bool) -> Step {
+    // From the start: the next copy may be in another order, and what is applied twice changes nothing.
+    let effects = download(ended, kind);
+    go(BatchState::Downloading { ended: ended.clone(), kind, lost, wait: Wait::default() })
+        .with(effects)
+        .telling(format!("the local copy of the {} file is gone; fetching it again", kind.label()))
 }
 
 pub(super) fn lines_read(ended: &Ended, kind: ResultKind, to: u64, end: bool, lost: bool) -> Step {

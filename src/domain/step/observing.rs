@@ -23,7 +23,7 @@ pub(super) fn observed(
             if ended.ran_nothing() {
                 turned_away(intent, wait, ended, at, policy)
             } else {
-                over(ended, seen, at, None)
+                over(ended, at, None)
             }
         }
         // States are skipped and may even seem to go back: only a move forward is shown.
@@ -37,28 +37,32 @@ pub(super) fn observed(
     }
 }
 
-pub(super) fn settling(since: Timestamp, seen: &Observation, at: Timestamp) -> Step {
-    let how = match seen.status {
-        Some(ObservedStatus::Ended(how)) => how,
-        // Nothing leaves a terminal state; an answer that says so is an old one.
-        Some(ObservedStatus::Running(_)) | None => Terminal::Completed,
-    };
-    over(ended(how, seen, at), seen, at, Some(since))
+pub(super) fn settling(before: &Ended, since: Timestamp, seen: &Observation, at: Timestamp) -> Step {
+    let mut ended = before.clone();
+    // Nothing leaves a terminal state: an answer that says otherwise is an old one, and takes nothing back.
+    if let Some(ObservedStatus::Ended(_)) = seen.status {
+        ended.output = seen.output.clone().or(ended.output);
+        ended.error = seen.error.clone().or(ended.error);
+        ended.completed_lines = ended.completed_lines.max(seen.completed_lines);
+        ended.failed_lines = ended.failed_lines.max(seen.failed_lines);
+    }
+    over(ended, at, Some(since))
 }
 
 /// The batch has ended and may have results.
-fn over(ended: Ended, seen: &Observation, at: Timestamp, since: Option<Timestamp>) -> Step {
-    let missing = ended.output.is_none() && seen.completed_lines > 0;
+fn over(ended: Ended, at: Timestamp, since: Option<Timestamp>) -> Step {
     let first = since.unwrap_or(at);
-    if missing && at.since(first) < Policy::SETTLE {
+    if ended.lacks_files() && at.since(first) < Policy::SETTLE {
         let step = go(BatchState::Settling { ended, since: first }).with([Effect::Observe]);
         return match since {
             Some(_) => step,
-            None => step.telling("ended with completed lines but no output file yet; asking again"),
+            None => step.telling("ended, but its result files are not there yet; asking again"),
         };
     }
+    // Completed lines without a file were paid for; where the provider counts none, they are only missing.
+    let lost = ended.output.is_none() && ended.completed_lines.is_some_and(|lines| lines > 0);
     let story = format!("the provider says {}", ended.how.label());
-    applying::first_file(ended.clone(), missing).changing(Change::Ended(ended)).telling(story)
+    applying::first_file(ended.clone(), lost).changing(Change::Ended(ended)).telling(story)
 }
 
 /// Validation failed: nothing ran and nothing was billed.
@@ -84,7 +88,7 @@ fn turned_away(intent: &Intent, wait: &Wait, ended: Ended, at: Timestamp, policy
                 Err(failure) => parked(intent.input.upload, failure),
             }
         }
-        BatchFailure::InputGone(_) if wait.failures < Policy::REFUSALS_MAX => {
+        BatchFailure::InputGone(_) if intent.input.upload < Policy::UPLOADS_MAX => {
             let upload = intent.input.upload + 1;
             go(BatchState::Uploading { upload, wait: again(None) })
                 .with([Effect::UploadInput { upload }])
@@ -109,7 +113,9 @@ fn ended(how: Terminal, seen: &Observation, at: Timestamp) -> Ended {
         at: seen.ended_at.unwrap_or(at),
         output: seen.output.clone(),
         error: seen.error.clone(),
-        problems: seen.problems.iter().take(Ended::PROBLEMS_MAX).cloned().collect(),
+        completed_lines: seen.completed_lines,
+        failed_lines: seen.failed_lines,
+        problems: Ended::keep(&seen.problems),
     }
 }
 
@@ -129,14 +135,15 @@ const fn word(running: Running) -> &'static str {
     }
 }
 
-/// The first problem in words, and how many there are.
+/// The first problem by its code and place, and how many there are. Not the provider's words: they may repeat what
+/// stands in a line, and this goes to the log.
 fn words(problems: &[Problem]) -> String {
     let Some(first) = problems.first() else { return "no reason given".to_owned() };
     let code = first.code.as_deref().unwrap_or("no code");
-    let message: String = first.message.as_deref().unwrap_or("").chars().take(200).collect();
-    let line = first.line.map(|line| format!(" (line {line})")).unwrap_or_default();
+    let param = first.param.as_deref().map(|param| format!(" {param}")).unwrap_or_default();
+    let line = first.line.map(|line| format!(" in line {line}")).unwrap_or_default();
     match problems.len() {
-        1 => format!("{code}: {message}{line}"),
-        n => format!("{code}: {message}{line}, and {} more", n - 1),
+        1 => format!("{code}{param}{line}"),
+        n => format!("{code}{param}{line}, and {} more", n - 1),
     }
 }

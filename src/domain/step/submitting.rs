@@ -148,7 +148,7 @@ pub(super) fn last_swept(intent: &Intent, complete: bool, found: Option<&Observa
 }
 
 pub(super) fn parked(upload: u32, failure: Failure) -> Step {
-    let story = format!("parked for the operator, members kept: {failure}");
+    let story = format!("parked for the operator, members kept: {}", failure.code);
     go(BatchState::Parked { upload, failure }).telling(story)
 }
 
@@ -166,7 +166,8 @@ pub(super) fn next_wait(
     let growing = backoff(policy.backoff, failures - 1);
     match trouble {
         Trouble::Later { retry_after_ms, why } => {
-            let asked = retry_after_ms.map_or(Duration::ZERO, Duration::from_millis);
+            let asked =
+                retry_after_ms.map_or(Duration::ZERO, Duration::from_millis).min(Policy::ASKED_WAIT_MAX);
             Ok(wait(until(asked.max(growing)), why, refusals_before))
         }
         Trouble::Account { why } => {
@@ -178,7 +179,8 @@ pub(super) fn next_wait(
             if refusals >= Policy::REFUSALS_MAX {
                 return Err(Failure { class: FailureClass::Permanent, ..failure.clone() });
             }
-            Ok(wait(until(growing), &failure.to_string(), refusals))
+            // The code only: the provider's words may repeat what stands in a line, and this goes to the log.
+            Ok(wait(until(growing), &format!("refused: {}", failure.code), refusals))
         }
     }
 }

@@ -35,7 +35,8 @@ fn seen(status: ObservedStatus) -> Observation {
         status: Some(status),
         output: None,
         error: None,
-        completed_lines: 0,
+        completed_lines: Some(0),
+        failed_lines: Some(0),
         problems: Vec::new(),
         ended_at: None,
     }
@@ -173,14 +174,31 @@ fn every_terminal_status_has_its_files_read_failed_too() {
 
 #[test]
 fn a_missing_output_id_is_asked_for_again_for_ten_minutes() {
-    let early = Observation { completed_lines: 3, ..ended(Terminal::Completed) };
+    let early = Observation { completed_lines: Some(3), ..ended(Terminal::Completed) };
     let state = take(&observing(), &observed(early.clone(), 0)).next;
     assert!(matches!(state, BatchState::Settling { .. }));
     let still = take(&state, &observed(early.clone(), 599)).next;
     assert!(matches!(still, BatchState::Settling { .. }));
+    // What an old answer says takes nothing back and ends nothing.
+    let old = Observation { completed_lines: None, ..seen(ObservedStatus::Running(Running::InProgress)) };
+    assert_eq!(take(&still, &observed(old, 599)).next, still);
+    let forgetful = Observation { completed_lines: None, failed_lines: None, ..early.clone() };
+    assert_eq!(take(&still, &observed(forgetful, 599)).next, still);
     let there = Observation { output: Some(FileId::new("out")), ..early.clone() };
     assert!(matches!(take(&still, &observed(there, 599)).next, BatchState::Downloading { lost: false, .. }));
     assert!(matches!(take(&still, &observed(early, 600)).next, BatchState::Closing { lost: true, .. }));
+}
+
+#[test]
+fn a_failed_batch_that_counts_lines_ran_and_its_files_are_waited_for() {
+    let ran = Observation { completed_lines: Some(400), ..ended(Terminal::Failed) };
+    assert!(matches!(take(&observing(), &observed(ran, 0)).next, BatchState::Settling { .. }));
+    let bare = Observation { completed_lines: None, failed_lines: None, ..ended(Terminal::Completed) };
+    assert!(matches!(take(&observing(), &observed(bare, 0)).next, BatchState::Settling { .. }));
+    assert!(matches!(
+        take(&observing(), &observed(ended(Terminal::Cancelled), 0)).next,
+        BatchState::Closing { .. }
+    ));
 }
 
 #[test]
@@ -202,7 +220,7 @@ fn no_room_at_the_provider_waits_with_the_same_file_and_longer_each_time() {
 }
 
 #[test]
-fn a_result_file_that_is_refused_five_times_is_lost_but_an_outage_waits() {
+fn a_result_file_that_is_refused_for_half_an_hour_is_lost_but_an_outage_waits() {
     let files = Observation { output: Some(FileId::new("out")), ..ended(Terminal::Completed) };
     let failed = |trouble| Event::DownloadFailed { kind: ResultKind::Output, trouble, at: at(10) };
     let mut state = take(&observing(), &observed(files, 5)).next;
@@ -210,15 +228,18 @@ fn a_result_file_that_is_refused_five_times_is_lost_but_an_outage_waits() {
         state = take(&state, &failed(Trouble::Later { retry_after_ms: None, why: "down".to_owned() })).next;
         assert!(matches!(state, BatchState::Downloading { .. }));
     }
-    for _ in 0..4 {
+    let mut waited = Duration::ZERO;
+    for _ in 1..Policy::DOWNLOAD_REFUSALS_MAX {
         state = take(&state, &failed(refused())).next;
-        assert!(matches!(state, BatchState::Downloading { .. }));
+        let BatchState::Downloading { wait, .. } = &state else { panic!("{state:?}") };
+        waited += wait.until.unwrap().since(at(10));
     }
+    assert!(waited >= Duration::from_secs(1800), "{waited:?}");
     assert!(matches!(take(&state, &failed(refused())).next, BatchState::Closing { lost: true, .. }));
 }
 
 #[test]
-fn a_lost_copy_is_fetched_again_and_read_on_where_it_was() {
+fn a_lost_copy_is_fetched_again_and_read_from_its_start() {
     let files = Observation { output: Some(FileId::new("out")), ..ended(Terminal::Completed) };
     let mut state = take(&observing(), &observed(files, 5)).next;
     let kind = ResultKind::Output;
@@ -230,7 +251,7 @@ fn a_lost_copy_is_fetched_again_and_read_on_where_it_was() {
         state = take(&state, &event).next;
     }
     let step = take(&state, &Event::Downloaded { kind, torn: false });
-    assert_eq!(step.effects, [Effect::ApplyLines { kind, offset: 70 }]);
+    assert_eq!(step.effects, [Effect::ApplyLines { kind, offset: 0 }]);
 }
 
 #[test]
@@ -245,12 +266,20 @@ fn a_chunk_from_another_place_of_the_file_is_a_bug() {
 
 #[test]
 fn only_a_completed_batch_ends_processed() {
+    let error = Some(FileId::new("err"));
     for (how, closing) in [
         (Terminal::Completed, Closing::Processed),
         (Terminal::Expired, Closing::Failed),
         (Terminal::Cancelled, Closing::Cancelled),
     ] {
-        let state = take(&observing(), &observed(ended(how), 5)).next;
+        let kind = ResultKind::Error;
+        let mut state =
+            take(&observing(), &observed(Observation { error: error.clone(), ..ended(how) }, 5)).next;
+        for event in
+            [Event::Downloaded { kind, torn: false }, Event::LinesRead { kind, from: 0, to: 0, end: true }]
+        {
+            state = take(&state, &event).next;
+        }
         let step = take(&state, &Event::ChunkClosed { remaining: false, at: at(9) });
         assert_eq!(step.next, BatchState::Cleaning { closing });
         let step = take(&step.next, &Event::Cleaned { at: at(10) });

@@ -19,7 +19,10 @@ impl OpenAi {
         let status = answer.status.as_u16();
         let billing = is_billing(&code) || is_billing(&kind);
         match status {
-            _ if billing => ProviderError::Account { call, status, code, message },
+            // A gateway's 500 may carry such a code, and say nothing of what was done.
+            400..500 if billing && !matches!(status, 408 | 409) => {
+                ProviderError::Account { call, status, code, message }
+            }
             401 | 403 => ProviderError::Account { call, status, code, message },
             429 => {
                 ProviderError::RateLimited { call, code, message, retry_after: retry_after(&answer.headers) }

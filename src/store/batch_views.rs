@@ -1,0 +1,142 @@
+//! Batches and what waits for them, as they are read.
+
+use super::batches::{GroupWaiting, StoryLine};
+use super::keys::{self, Key, Tree};
+use super::requests::GroupStat;
+use super::{StoreError, StoreReader, codec};
+use crate::domain::batch::{Batch, BatchStatus};
+use crate::domain::cut;
+use crate::domain::id::{BatchId, CompanyId, FileId, ProviderBatchId, RequestId, Timestamp};
+
+impl StoreReader {
+    /// One batch.
+    pub fn batch(&self, id: BatchId) -> Result<Option<Batch>, StoreError> {
+        self.read(Tree::Batches, id.as_bytes())
+    }
+
+    /// The batch that a provider's batch belongs to.
+    pub fn batch_of_provider(&self, id: &ProviderBatchId) -> Result<Option<BatchId>, StoreError> {
+        self.read(Tree::ProviderBatches, &Key::new().text(id.as_str()).done())
+    }
+
+    /// The ids of all live batches.
+    pub fn live_batches(&self) -> Result<Vec<BatchId>, StoreError> {
+        let entries = self.engine.scan(Tree::LiveBatches, &[], None, usize::MAX)?;
+        Ok(entries.iter().filter_map(|(key, _)| keys::batch_at_start(key)).collect())
+    }
+
+    /// At most `limit` batches, newest first, older than `before`, of one company or of all; and where the
+    /// next page begins, if there may be one.
+    pub fn list_batches(
+        &self,
+        company: Option<&CompanyId>,
+        status: Option<BatchStatus>,
+        before: Option<BatchId>,
+        limit: usize,
+    ) -> Result<(Vec<Batch>, Option<BatchId>), StoreError> {
+        // A page looks at no more than this, so that a rare filter cannot make it slow.
+        const LOOKED_AT_MAX: usize = 5000;
+        let mut found = Vec::new();
+        let mut before = before;
+        let mut looked_at = 0;
+        loop {
+            let end = before.map(|id| id.as_bytes().to_vec());
+            let entries = self.engine.scan_back(Tree::Batches, &[], end.as_deref(), 100)?;
+            let last_page = entries.len() < 100;
+            looked_at += entries.len();
+            for (_, value) in entries {
+                let batch: Batch = codec::decode(&value)?;
+                before = Some(batch.id);
+                let wanted = company.is_none_or(|company| *company == batch.group.company)
+                    && status.is_none_or(|status| status == batch.state.status());
+                if !wanted {
+                    continue;
+                }
+                if found.len() == limit {
+                    let next = found.last().map(|batch: &Batch| batch.id);
+                    return Ok((found, next));
+                }
+                found.push(batch);
+            }
+            if last_page {
+                return Ok((found, None));
+            }
+            if looked_at >= LOOKED_AT_MAX {
+                return Ok((found, before));
+            }
+        }
+    }
+
+    /// The story of a batch, oldest first.
+    pub fn story(&self, id: BatchId) -> Result<Vec<StoryLine>, StoreError> {
+        let prefix = id.as_bytes();
+        let end = keys::after_prefix(prefix);
+        let entries = self.engine.scan(Tree::Story, prefix, end.as_deref(), usize::MAX)?;
+        entries.into_iter().map(|(_, value)| codec::decode(&value)).collect()
+    }
+
+    /// At most `limit` members of a batch after `after`, in the order of its input file.
+    pub fn members(
+        &self,
+        id: BatchId,
+        after: Option<RequestId>,
+        limit: usize,
+    ) -> Result<Vec<RequestId>, StoreError> {
+        let from = match after {
+            // The first key that is greater than the member's own.
+            Some(request) => Key::new().bytes(&keys::member(id, request)).byte(0).done(),
+            None => id.as_bytes().to_vec(),
+        };
+        let end = keys::after_prefix(id.as_bytes());
+        let entries = self.engine.scan(Tree::Members, &from, end.as_deref(), limit)?;
+        Ok(entries.iter().filter_map(|(key, _)| keys::request_at_end(key)).collect())
+    }
+
+    /// What waits, group by group.
+    pub fn waiting(&self) -> Result<Vec<GroupWaiting>, StoreError> {
+        let mut groups = Vec::new();
+        for (key, value) in self.engine.scan(Tree::Groups, &[], None, usize::MAX)? {
+            let stat: GroupStat = codec::decode(&value)?;
+            let oldest = self.oldest(&key)?;
+            groups.push(GroupWaiting {
+                waiting: cut::Waiting {
+                    requests: stat.requests,
+                    bytes: stat.bytes,
+                    oldest: oldest.unwrap_or(Timestamp::from_millis(i64::MAX)),
+                },
+                group: stat.group,
+                filling: stat.filling,
+            });
+        }
+        Ok(groups)
+    }
+
+    /// Since when the oldest request of a group waits: the first of each priority that is there.
+    fn oldest(&self, group: &[u8]) -> Result<Option<Timestamp>, StoreError> {
+        let end = keys::after_prefix(group);
+        let mut from = group.to_vec();
+        let mut oldest: Option<Timestamp> = None;
+        loop {
+            let first = self.engine.scan(Tree::Pending, &from, end.as_deref(), 1)?;
+            let Some((key, _)) = first.first() else { return Ok(oldest) };
+            let Some((priority, rest)) = key.get(group.len()..).and_then(<[u8]>::split_first) else {
+                return Ok(oldest);
+            };
+            let since = keys::time_at_start(rest);
+            oldest = match (oldest, since) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+            let Some(next) = priority.checked_add(1) else { return Ok(oldest) };
+            from = [group, &[next]].concat();
+        }
+    }
+
+    /// At most `limit` files of ours whose deletion at the provider is due, each with the key to forget it by.
+    pub fn due_deletions(&self, now: Timestamp, limit: usize) -> Result<Vec<(Vec<u8>, FileId)>, StoreError> {
+        let end = Key::new().time(now).done();
+        let entries = self.engine.scan(Tree::Deletions, &[], Some(&end), limit)?;
+        let file = |key: &[u8]| String::from_utf8(key.get(10..)?.to_vec()).ok().map(FileId::new);
+        Ok(entries.into_iter().filter_map(|(key, _)| file(&key).map(|file| (key, file))).collect())
+    }
+}

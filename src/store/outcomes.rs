@@ -1,0 +1,270 @@
+//! What becomes of a batch's members: lines applied as they are read, and an end for whoever had none.
+
+use std::collections::HashMap;
+
+use super::batches::{self, AppliedLine, CHUNK, Closed, Fate, Provisional};
+use super::keys::{self, Key, Tree};
+use super::tx::Tx;
+use super::{StoreError, codec, requests, sessions};
+use crate::domain::batch::{Batch, BatchState, Ended, Terminal};
+use crate::domain::event::Event;
+use crate::domain::id::{BatchId, RequestId, Revision, Timestamp};
+use crate::domain::request::{
+    Answered, Attempt, Cost, Failure, FailureClass, Outcome, Request, RequestStatus,
+};
+use crate::domain::retry::{self, BatchFailure, Decision};
+use crate::domain::session::SessionState;
+use crate::domain::step::{self, Policy};
+
+pub(super) fn apply_line(
+    tx: &mut Tx<'_>,
+    batch: &mut Batch,
+    line: AppliedLine,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let (id, outcome, analysis, cost) = match line {
+        AppliedLine::Line { request, outcome, analysis, cost } => (request, outcome, analysis, cost),
+        AppliedLine::Unreadable { request, reason } => {
+            batch.anomalies.unreadable += 1;
+            let Some(request) = request else { return Ok(()) };
+            let detail = format!("its line in the result file cannot be read: {reason}");
+            let failure = Failure::new(FailureClass::Lost, "result_lost", &detail);
+            let outcome = Outcome { answered: Answered::default(), result: Err(failure) };
+            (request, outcome, None, None)
+        }
+        AppliedLine::Unknown => {
+            batch.anomalies.unknown += 1;
+            return Ok(());
+        }
+    };
+    let member = keys::member(batch.id, id);
+    if !tx.has(Tree::Members, &member)? {
+        batch.anomalies.unknown += 1;
+        return Ok(());
+    }
+    let mut request = requests::load(tx, id)?;
+    book(tx, batch, &mut request, cost)?;
+    let outstanding: Option<Provisional> = tx.read(Tree::Outstanding, &member)?;
+    match outcome.result {
+        Ok(body) if request.status == RequestStatus::ProcessingComplete => {
+            // A success is never overwritten.
+            drop(body);
+            batch.anomalies.repeated += 1;
+        }
+        Ok(body) => {
+            request.answered = outcome.answered;
+            complete(tx, batch, &mut request, &body, analysis.as_deref(), now)?;
+        }
+        Err(failure) => match outstanding {
+            Some(Provisional(None)) => {
+                tx.write(Tree::Outstanding, member, &Provisional(Some((failure, outcome.answered))))?;
+            }
+            Some(Provisional(Some(_))) | None => batch.anomalies.repeated += 1,
+        },
+    }
+    requests::save(tx, &request)
+}
+
+/// Books what a line cost, once a provider batch and request, whatever its outcome.
+fn book(
+    tx: &mut Tx<'_>,
+    batch: &mut Batch,
+    request: &mut Request,
+    cost: Option<Cost>,
+) -> Result<(), StoreError> {
+    let (Some(cost), Some(provider_batch)) = (cost, &batch.provider_batch) else { return Ok(()) };
+    let key = Key::new().bytes(request.id.as_bytes()).text(provider_batch.as_str()).done();
+    if tx.has(Tree::Bookings, &key)? {
+        return Ok(());
+    }
+    tx.write(Tree::Bookings, key, &cost)?;
+    batch.cost_micros = batch.cost_micros.saturating_add(cost.micros);
+    let before = request.cost.as_ref().map_or(0, |cost| cost.micros);
+    request.cost = Some(Cost { micros: before.saturating_add(cost.micros), ..cost });
+    Ok(())
+}
+
+fn complete(
+    tx: &mut Tx<'_>,
+    batch: &mut Batch,
+    request: &mut Request,
+    body: &str,
+    analysis: Option<&str>,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let member = keys::member(batch.id, request.id);
+    if tx.has(Tree::Outstanding, &member)? {
+        settle(tx, batch, request.id, Fate::Completed);
+    } else if request.status == RequestStatus::PendingBatching {
+        requests::dequeue(tx, request)?;
+        request.not_before = None;
+    } else if request.status == RequestStatus::BatchingInProgress {
+        // It is outstanding in another batch by now: that one's line for it will be a repeat.
+        if let Some(other) = request.batch {
+            leave(tx, other, request.id)?;
+        }
+    }
+    requests::move_to(tx, request, RequestStatus::ProcessingComplete)?;
+    request.attempts = request.attempts.saturating_add(1);
+    request.remember(Attempt { number: request.attempts, batch: batch.id, failure: None, at: now });
+    request.completed_at = Some(now);
+    request.failure = None;
+    tx.put_text(Tree::Results, request.id.as_bytes(), body.as_bytes())?;
+    if let Some(analysis) = analysis {
+        sessions::note_analysis(tx, request, analysis)?;
+    }
+    Ok(())
+}
+
+/// Takes a request out of another batch in which it is outstanding, because its result came elsewhere.
+fn leave(tx: &mut Tx<'_>, batch: BatchId, request: RequestId) -> Result<(), StoreError> {
+    let Some(mut other) = tx.read::<Batch>(Tree::Batches, batch.as_bytes())? else { return Ok(()) };
+    if tx.has(Tree::Outstanding, &keys::member(batch, request))? {
+        settle(tx, &mut other, request, Fate::Completed);
+        // Its revision stays: its actor has read nothing of what changes here.
+        tx.write(Tree::Batches, batch.as_bytes().to_vec(), &other)?;
+    }
+    Ok(())
+}
+
+/// Gives a member its fate.
+fn settle(tx: &mut Tx<'_>, batch: &mut Batch, request: RequestId, fate: Fate) {
+    let member = keys::member(batch.id, request);
+    tx.remove(Tree::Outstanding, member.clone());
+    tx.put(Tree::Members, member, vec![fate as u8]);
+    requests::counted(&mut batch.counts, fate);
+}
+
+pub(super) fn close_chunk(
+    tx: &mut Tx<'_>,
+    id: BatchId,
+    revision: Revision,
+    named: &HashMap<RequestId, Failure>,
+    retry: &retry::Policy,
+    policy: &Policy,
+    now: Timestamp,
+) -> Result<Closed, StoreError> {
+    let mut batch = batches::load(tx, id, revision)?;
+    let outstanding = tx.scan_prefix(Tree::Outstanding, id.as_bytes(), CHUNK)?;
+    for (key, value) in &outstanding {
+        let request = keys::request_at_end(key)
+            .ok_or_else(|| StoreError::Codec("an outstanding key is too short".to_owned()))?;
+        let Provisional(read) = codec::decode(value)?;
+        let mut request = requests::load(tx, request)?;
+        let end = ending(&batch, named, request.id, read);
+        if end.failure.code == "missing_result" {
+            batch.anomalies.missing += 1;
+        }
+        give_end(tx, &mut batch, &mut request, end, retry, now)?;
+    }
+    let remaining = !tx.scan_prefix(Tree::Outstanding, id.as_bytes(), 1)?.is_empty();
+    let event = Event::ChunkClosed { remaining, at: now };
+    let step = step::step(&batch.state, &event, policy).map_err(|err| StoreError::Broken(err.to_string()))?;
+    batches::take_step(tx, &mut batch, &step, now)?;
+    batches::save(tx, &mut batch)?;
+    Ok(Closed { batch, step })
+}
+
+struct Ending {
+    failure: Failure,
+    answered: Option<Answered>,
+    /// Whether the provider may have run it, so that it counts as an attempt.
+    ran: bool,
+}
+
+/// Why a member that is still outstanding when every file has been read has no result.
+fn ending(
+    batch: &Batch,
+    named: &HashMap<RequestId, Failure>,
+    request: RequestId,
+    read: Option<(Failure, Answered)>,
+) -> Ending {
+    if let Some((failure, answered)) = read {
+        return Ending { failure, answered: Some(answered), ran: true };
+    }
+    let BatchState::Closing { ended, lost } = &batch.state else {
+        let failure = Failure::new(FailureClass::Transient, "missing_result", "no line in any result file");
+        return Ending { failure, answered: None, ran: true };
+    };
+    if *lost {
+        let detail = "the provider's result cannot be had; it may have been paid for";
+        return Ending {
+            failure: Failure::new(FailureClass::Lost, "result_lost", detail),
+            answered: None,
+            ran: true,
+        };
+    }
+    if ended.ran_nothing() {
+        return not_admitted(ended, named, request);
+    }
+    let code = match ended.how {
+        Terminal::Expired => "batch_expired",
+        Terminal::Cancelled => "batch_cancelled",
+        Terminal::Completed | Terminal::Failed => "missing_result",
+    };
+    let failure = Failure::new(FailureClass::Transient, code, "no line in any result file");
+    Ending { failure, answered: None, ran: true }
+}
+
+/// What a member's end is in a batch that was not admitted: nothing ran, so nothing was paid for.
+fn not_admitted(ended: &Ended, named: &HashMap<RequestId, Failure>, request: RequestId) -> Ending {
+    let (failure, ran) = match ended.refusal() {
+        BatchFailure::Group(failure) => (failure, false),
+        BatchFailure::Lines(_) if named.is_empty() => {
+            let detail = "the provider named lines that are not in the batch";
+            (Failure::new(FailureClass::Transient, "batch_refused", detail), true)
+        }
+        BatchFailure::Lines(_) => match named.get(&request) {
+            Some(failure) => (failure.clone(), false),
+            None => {
+                let detail = "another line of its batch was refused, so nothing of it ran";
+                (Failure::new(FailureClass::Transient, "batch_refused", detail), false)
+            }
+        },
+        // Nothing tells this batch's lines from the next one's, so the tries are counted.
+        BatchFailure::TooLarge(failure)
+        | BatchFailure::Unknown(failure)
+        | BatchFailure::Account(failure)
+        | BatchFailure::Capacity(failure)
+        | BatchFailure::InputGone(failure) => (failure, true),
+    };
+    Ending { failure, answered: None, ran }
+}
+
+fn give_end(
+    tx: &mut Tx<'_>,
+    batch: &mut Batch,
+    request: &mut Request,
+    end: Ending,
+    retry: &retry::Policy,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let Ending { failure, answered, ran } = end;
+    if ran && retry::Policy::uses_attempt(failure.class) {
+        request.attempts = request.attempts.saturating_add(1);
+    }
+    let number = if ran { request.attempts } else { 0 };
+    request.remember(Attempt { number, batch: batch.id, failure: Some(failure.clone()), at: now });
+    if let Some(answered) = answered {
+        request.answered = answered;
+    }
+    let seed = u64::from(crc32c::crc32c(request.id.as_bytes()));
+    let decision = retry.next(request.attempts, failure.class, seed);
+    request.failure = Some(failure);
+    match decision {
+        Decision::Retry { after } => {
+            settle(tx, batch, request.id, Fate::Returned);
+            requests::move_to(tx, request, RequestStatus::PendingBatching)?;
+            // What did not run need not wait: nothing says that it would fail again.
+            request.not_before = if ran { Some(now.plus(after)) } else { None };
+            requests::enqueue(tx, request, now)?;
+        }
+        Decision::Fail => {
+            settle(tx, batch, request.id, Fate::Failed);
+            requests::move_to(tx, request, RequestStatus::ProcessingFailed)?;
+            request.completed_at = Some(now);
+            sessions::note_request(tx, request, SessionState::AnalysisFailed)?;
+        }
+    }
+    requests::save(tx, request)
+}
