@@ -163,7 +163,7 @@ impl Harness {
         let at = self.clock.now();
         let input = InputFile { id: FileId::new("file-in"), upload: 1, created_at: at };
         let intent = Intent { nonce: Nonce::from_bytes([1; 16]), input: input.clone(), at };
-        let number = id.to_string();
+        let number = format!("{company}-{good}-{bad}");
         let seen = |status, files: bool| Observation {
             id: ProviderBatchId::new(format!("batch_{number}")),
             status: Some(status),
