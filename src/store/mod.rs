@@ -276,3 +276,6 @@ impl StoreReader {
         codec::unpack(&packed).map(Some)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+//! What the store's files look like from inside: pinned bytes, and a broken record of each kind that is noticed.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::batches::Fate;
+use super::engine::Writes;
+use super::keys::{self, Key, Tree};
+use super::{NewRequest, Store, codec};
+use crate::domain::batch::{Anomalies, Batch, BatchState, Counts, ProviderIdentity};
+use crate::domain::cut::Limits;
+use crate::domain::id::{BatchId, RequestId, Revision, SessionId, Timestamp};
+use crate::domain::request::{Cost, Endpoint, Group, Request, RequestStatus, Source};
+use crate::domain::session::{Session, SessionFacts, SessionState};
+
+const NOW: Timestamp = Timestamp::from_secs(1_795_000_000);
+
+fn group() -> Group {
+    let company = "acme".parse().unwrap();
+    Group { company, endpoint: Endpoint::ChatCompletions, model: "gpt-4o-mini".to_owned() }
+}
+
+fn request_id(number: u8) -> RequestId {
+    RequestId::from_bytes([number; 16])
+}
+
+fn batch_id() -> BatchId {
+    BatchId::from_bytes([9; 16])
+}
+
+fn empty_batch() -> Batch {
+    Batch {
+        id: batch_id(),
+        revision: Revision::default(),
+        group: group(),
+        provider: ProviderIdentity::default(),
+        state: BatchState::Filling,
+        counts: Counts::default(),
+        input_bytes: 0,
+        estimated_tokens: 0,
+        cost_micros: 0,
+        anomalies: Anomalies::default(),
+        input: None,
+        provider_batch: None,
+        output: None,
+        error: None,
+        superseded: Vec::new(),
+        created_at: NOW,
+        completed_at: None,
+        processed_at: None,
+        closed_at: None,
+        story_lines: 0,
+    }
+}
+
+/// Three requests, two of them in a batch.
+async fn store() -> Store {
+    let store = Store::in_memory(uuid::Uuid::nil()).await.unwrap();
+    let new = |number| NewRequest {
+        id: request_id(number),
+        group: group(),
+        source: Source::Generic { client_id: None },
+        key: None,
+        content_hash: [0; 32],
+        body: Some("{}".to_owned()),
+        line_bytes: 100,
+        line_crc: 0,
+        estimated_tokens: 1,
+        metadata: None,
+        priority: 0,
+        not_before: None,
+    };
+    store.accept_requests((1..=3).map(new).collect(), NOW).await.unwrap();
+    store.open_batch(empty_batch()).await.unwrap();
+    let limits = Limits { requests_max: 2, bytes_max: 1000, age_max: Duration::ZERO };
+    store.cut_chunk(batch_id(), Revision(0), limits).await.unwrap();
+    assert_eq!(store.reader().verify().unwrap().violations, []);
+    store
+}
+
+fn tamper(store: &Store, tree: Tree, key: Vec<u8>, value: Option<Vec<u8>>) {
+    let mut writes = Writes::new();
+    writes.entry(tree).or_default().insert(key, value);
+    store.reader.engine.apply(&writes).unwrap();
+}
+
+fn invariants_broken(store: &Store) -> Vec<u8> {
+    let report = store.reader().verify().unwrap();
+    report.violations.iter().map(|violation| violation.invariant).collect()
+}
+
+#[tokio::test]
+async fn an_index_entry_that_is_missing_breaks_the_first_invariant() {
+    let store = store().await;
+    let status = RequestStatus::PendingBatching;
+    let key = Key::new().status(status).bytes(request_id(3).as_bytes()).done();
+    tamper(&store, Tree::ByStatus, key, None);
+    assert!(invariants_broken(&store).contains(&1));
+}
+
+#[tokio::test]
+async fn a_counter_that_is_wrong_breaks_the_first_invariant() {
+    let store = store().await;
+    let key = keys::counter(None, RequestStatus::PendingBatching);
+    tamper(&store, Tree::Counters, key, Some(7u64.to_be_bytes().to_vec()));
+    assert_eq!(invariants_broken(&store), [1]);
+}
+
+#[tokio::test]
+async fn a_request_in_progress_that_is_outstanding_nowhere_breaks_the_second() {
+    let store = store().await;
+    tamper(&store, Tree::Outstanding, keys::member(batch_id(), request_id(1)), None);
+    assert!(invariants_broken(&store).contains(&2));
+}
+
+#[tokio::test]
+async fn a_waiting_request_that_is_outstanding_somewhere_breaks_the_third() {
+    let store = store().await;
+    let value = store.reader.engine.get(Tree::Outstanding, &keys::member(batch_id(), request_id(1))).unwrap();
+    tamper(&store, Tree::Outstanding, keys::member(batch_id(), request_id(3)), value);
+    assert!(invariants_broken(&store).contains(&3));
+}
+
+#[tokio::test]
+async fn a_sum_that_is_wrong_breaks_the_fourth() {
+    let store = store().await;
+    let member = keys::member(batch_id(), request_id(2));
+    tamper(&store, Tree::Members, member, Some(vec![Fate::Completed as u8]));
+    assert!(invariants_broken(&store).contains(&4));
+}
+
+#[tokio::test]
+async fn a_cost_that_nobody_has_and_a_result_that_is_not_there_break_the_fifth() {
+    let store = store().await;
+    let cost = Cost { micros: 3, currency: "USD".to_owned(), price_version: "1".to_owned() };
+    let key = Key::new().bytes(request_id(1).as_bytes()).text("batch_1").done();
+    tamper(&store, Tree::Bookings, key, Some(codec::encode(&cost).unwrap()));
+    assert_eq!(invariants_broken(&store), [5]);
+}
+
+#[tokio::test]
+async fn a_value_that_is_too_long_fails_its_operation_and_no_other() {
+    let store = store().await;
+    let long = store
+        .committer
+        .commit(1, |tx| {
+            tx.put(Tree::Meta, b"long".to_vec(), vec![0; codec::VALUE_BYTES_MAX + 1]);
+            Ok(())
+        })
+        .await;
+    assert!(matches!(long, Err(super::StoreError::TooLong { .. })), "{long:?}");
+    assert_eq!(store.reader.engine.get(Tree::Meta, b"long").unwrap(), None);
+    assert!(invariants_broken(&store).is_empty());
+}
+
+/// `UPDATE_GOLDEN=1 cargo test` writes the file anew. After a release that is never right: the version byte goes up
+/// instead, and the old shape stays readable.
+#[tokio::test]
+async fn records_are_written_in_the_bytes_that_were_agreed() {
+    let store = store().await;
+    let request: Request = store.reader().request(request_id(1)).unwrap().unwrap();
+    let batch = store.reader().batch(batch_id()).unwrap().unwrap();
+    let session = Session {
+        id: SessionId::from_bytes([4; 16]),
+        company: "acme".parse().unwrap(),
+        external_id: "s-1".to_owned(),
+        version: 1,
+        content_hash: [5; 32],
+        facts: SessionFacts { country: Some("NL".to_owned()), ..SessionFacts::default() },
+        message_count: 2,
+        state: SessionState::Requested,
+        changed_at: NOW,
+        settles_at: None,
+        request: Some(request_id(1)),
+    };
+    let mut text = String::new();
+    for (name, bytes) in [
+        ("request", codec::encode(&request).unwrap()),
+        ("batch", codec::encode(&batch).unwrap()),
+        ("session", codec::encode(&session).unwrap()),
+    ] {
+        let hex = bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+        writeln!(text, "{name} {hex}").unwrap();
+    }
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/records.hex");
+    #[expect(clippy::disallowed_methods, reason = "a switch of the test, not a setting")]
+    if std::env::var("UPDATE_GOLDEN").is_ok() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    assert_eq!(text, std::fs::read_to_string(&path).unwrap_or_default());
+}
