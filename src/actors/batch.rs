@@ -163,6 +163,7 @@ impl BatchActor {
             Effect::Fence(file) => {
                 self.spawn(ctx, async move { effects::fence(&shared, &file).await });
             }
+            Effect::Unpark => self.happened(&Event::Unparked, ctx),
             // The registry knows from `Moved`; the poller asks with its next tick.
             Effect::Observe => {}
             Effect::Download { kind, file } => {

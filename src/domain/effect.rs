@@ -34,6 +34,8 @@ pub enum Effect {
     Sweep(Intent),
     /// Delete the input file and see that it is gone.
     Fence(FileId),
+    /// Try a parked batch again: whoever starts the program anew has had a look.
+    Unpark,
     /// Have the provider asked about the batch.
     Observe,
     /// Bring a result file home.

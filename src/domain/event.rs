@@ -86,6 +86,8 @@ pub enum Event {
         /// Now.
         at: Timestamp,
     },
+    /// A parked batch is to be tried again.
+    Unparked,
     /// A create call is about to be made.
     IntentMade(Intent),
     /// The create call was answered, or a sweep found its batch.
@@ -172,6 +174,7 @@ impl Event {
             Self::WaitEnded => "wait_ended",
             Self::Uploaded(_) => "uploaded",
             Self::UploadFailed { .. } => "upload_failed",
+            Self::Unparked => "unparked",
             Self::IntentMade(_) => "intent_made",
             Self::Created(_) => "created",
             Self::CreateFailed { .. } => "create_failed",

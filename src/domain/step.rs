@@ -97,6 +97,7 @@ pub fn step(state: &BatchState, event: &Event, policy: &Policy) -> Result<Step, 
         (S::Uploading { upload, wait }, E::UploadFailed { trouble, at }) => {
             Ok(submitting::upload_failed(*upload, wait, trouble, *at, policy))
         }
+        (S::Parked { upload, .. }, E::Unparked) => Ok(submitting::unparked(*upload)),
         (S::Ready { .. }, E::WaitEnded) => Ok(stay(state).with([Effect::MakeIntent])),
         (S::Ready { wait, .. }, E::IntentMade(intent)) => Ok(submitting::intent_made(intent, wait)),
         (S::Creating { intent, wait }, E::CreateFailed { trouble, input_gone, at }) => {
@@ -191,7 +192,7 @@ pub fn resume(state: &BatchState) -> Vec<Effect> {
         S::Creating { intent, .. } | S::Uncertain { intent, .. } => vec![Effect::Sweep(intent.clone())],
         S::Fencing { intent, gone: true } => vec![Effect::Sweep(intent.clone())],
         S::Fencing { intent, gone: false } => vec![Effect::Fence(intent.input.id.clone())],
-        S::Parked { .. } => Vec::new(),
+        S::Parked { .. } => vec![Effect::Unpark],
         S::Observing { .. } | S::Settling { .. } => vec![Effect::Observe],
         S::Downloading { ended, kind, wait, .. } => match wait.until {
             Some(until) => vec![Effect::WakeAt(until)],

@@ -370,6 +370,7 @@ impl World {
                 self.remote.files[index].deleted = true;
                 self.happened(id, Event::Fenced)
             }
+            Effect::Unpark => self.happened(id, Event::Unparked),
             Effect::Observe => Ok(()),
             Effect::Download { kind, file } => self.download(id, kind, &file, dice),
             Effect::ApplyLines { kind, offset } => self.apply(id, kind, offset, dice),

@@ -152,6 +152,13 @@ pub(super) fn parked(upload: u32, failure: Failure) -> Step {
     go(BatchState::Parked { upload, failure }).telling(story)
 }
 
+/// Only definite refusals park a batch, so nothing can have come of the calls before.
+pub(super) fn unparked(upload: u32) -> Step {
+    go(BatchState::Uploading { upload, wait: Wait::default() })
+        .with([Effect::FindOrUploadInput { upload }])
+        .telling("the program was started anew: trying the parked batch again")
+}
+
 /// The wait that follows from trouble, or the failure that parks the batch.
 pub(super) fn next_wait(
     wait: &Wait,

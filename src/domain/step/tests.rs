@@ -124,7 +124,9 @@ fn three_refusals_park_the_batch_with_its_members() {
     }
     let step = take(&state, &create_failed(refused()));
     assert!(matches!(step.next, BatchState::Parked { .. }));
-    assert_eq!(resume(&step.next), []);
+    assert_eq!(resume(&step.next), [Effect::Unpark]);
+    let step = take(&step.next, &Event::Unparked);
+    assert_eq!(step.effects, [Effect::FindOrUploadInput { upload: 1 }]);
 }
 
 #[test]
