@@ -80,7 +80,24 @@ impl Conversation {
         conversation
     }
 
+    /// A document with a list of messages is a conversation within the message; everything else is text.
     fn read(&mut self, text: &str) {
+        let document = serde_json::from_str::<Value>(text).unwrap_or(Value::Null);
+        let entries = document["messages"].as_array().map(Vec::as_slice).unwrap_or_default();
+        if entries.is_empty() {
+            return self.read_text(text);
+        }
+        for entry in entries {
+            let Some(said) = entry["content"].as_str().or_else(|| entry["text"].as_str()) else { continue };
+            self.all.push_str(&said.to_lowercase());
+            self.all.push('\n');
+            if entry["role"].as_str().is_none_or(|role| USER_WORDS.contains(&role)) {
+                self.user.push(said.to_owned());
+            }
+        }
+    }
+
+    fn read_text(&mut self, text: &str) {
         self.all.push_str(&text.to_lowercase());
         self.all.push('\n');
         let lines: Vec<(Speaker, &str)> = text.lines().map(speaker).collect();
