@@ -7,7 +7,7 @@ use actix::prelude::*;
 
 use super::Shared;
 use super::effects::observation;
-use super::registry::{Observable, Registry, Seen};
+use super::registry::{Observable, Registry, Seen, blocking};
 use crate::domain::id::{BatchId, ProviderBatchId};
 use crate::provider::ProviderError;
 use crate::provider::wire::BatchObject;
@@ -48,6 +48,7 @@ impl Poller {
         let (alone, tick) = (std::mem::take(&mut self.alone), self.tick);
         let round = async move {
             let targets = registry.send(Observable).await.unwrap_or_default();
+            delete_due_files(&shared).await;
             Round { shared: &shared, registry: &registry, calls: 0, alone, tick }.run(targets).await
         };
         ctx.spawn(round.into_actor(self).map(|alone, this, _| {
@@ -63,6 +64,23 @@ impl Actor for Poller {
     fn started(&mut self, ctx: &mut Context<Self>) {
         self.tick(ctx);
         ctx.run_interval(self.shared.polling_interval, Self::tick);
+    }
+}
+
+/// Deletes a few of our files that have had their time. One that cannot be deleted now is tried again.
+async fn delete_due_files(shared: &Arc<Shared>) {
+    const AT_ONCE: usize = 10;
+    let (reader, now) = (shared.reader.clone(), shared.clock.now());
+    let due = blocking(move || reader.due_deletions(now, AT_ONCE)).await.unwrap_or_default();
+    for (key, file) in due {
+        let deleted = match shared.provider.delete_file(&file).await {
+            Ok(()) => shared.store.forget_deletion(key).await.map_err(|err| err.to_string()),
+            Err(err) => Err(err.to_string()),
+        };
+        if let Err(err) = deleted {
+            tracing::warn!(file = %file, error = err, "an old input file could not be deleted yet");
+            return;
+        }
     }
 }
 

@@ -135,7 +135,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<(), CliError> {
-    let settings = || crate::config::from_process(args.config.as_deref(), args.set.clone());
+    let needs_key = matches!(args.command, None | Some(Command::Serve | Command::Config(_)));
+    let settings = || crate::config::from_process(args.config.as_deref(), needs_key, args.set.clone());
     let (json, server) = (args.json, args.server.as_deref());
     match args.command.unwrap_or(Command::Serve) {
         Command::Serve => serve::run(settings()?),

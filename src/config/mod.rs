@@ -329,12 +329,20 @@ pub fn load(
 }
 
 /// The same with the environment of this process.
+///
+/// Commands that only ask the server, or serve as a provider, do not need the provider's key: for them `needs_key`
+/// is false, and its absence is no error.
 pub fn from_process(
     path: Option<&Path>,
+    needs_key: bool,
     flags: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Settings, ConfigErrors> {
     #[allow(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
-    let env = |name: &str| std::env::var(name).ok();
+    let env = |name: &str| match std::env::var(name) {
+        Ok(value) => Some(value),
+        Err(_) if name == "OPENAI_API_KEY" && !needs_key => Some("not needed".to_owned()),
+        Err(_) => None,
+    };
     let vars = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     load(path, &env, vars, flags)

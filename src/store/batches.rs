@@ -11,7 +11,7 @@ use super::{Store, StoreError};
 use super::{outcomes, requests};
 use crate::domain::batch::{Batch, BatchState};
 use crate::domain::cut::{self, Limits};
-use crate::domain::id::{BatchId, ProviderBatchId, RequestId, Revision, Timestamp};
+use crate::domain::id::{BatchId, FileId, ProviderBatchId, RequestId, Revision, Timestamp};
 use crate::domain::request::{Answered, Cost, Failure, Group, Outcome, RequestStatus};
 use crate::domain::retry;
 use crate::domain::step::{Change, Policy, Step};
@@ -294,7 +294,12 @@ pub(super) fn take_step(
     }
     for change in &step.changes {
         match change {
-            Change::Input(file) => batch.input = Some(file.clone()),
+            Change::Input(file) => {
+                // An upload before this one is of no use any more.
+                if let Some(old) = batch.input.replace(file.clone()).filter(|old| old != file) {
+                    delete_later(tx, now, &old);
+                }
+            }
             Change::Adopt(provider_batch) => adopt(tx, batch, provider_batch)?,
             Change::Supersede(intent) => batch.superseded.push(intent.clone()),
             Change::Ended(ended) => {
@@ -310,12 +315,8 @@ pub(super) fn take_step(
                 prove_closed(tx, batch)?;
                 batch.closed_at = Some(*at);
                 tx.remove(Tree::LiveBatches, batch.id.as_bytes().to_vec());
-                let inputs = batch.input.iter().chain(batch.superseded.iter().map(|intent| &intent.input.id));
-                let due = at.plus(KEEP_INPUT);
-                let keys: Vec<_> =
-                    inputs.map(|file| Key::new().time(due).text(file.as_str()).done()).collect();
-                for key in keys {
-                    tx.put(Tree::Deletions, key, Vec::new());
+                if let Some(input) = &batch.input {
+                    delete_later(tx, *at, input);
                 }
             }
         }
@@ -324,6 +325,12 @@ pub(super) fn take_step(
         tell(tx, batch, story, now)?;
     }
     Ok(())
+}
+
+/// Has a file of ours deleted at the provider, once nothing can come of it any more.
+fn delete_later(tx: &mut Tx<'_>, at: Timestamp, file: &FileId) {
+    let key = Key::new().time(at.plus(KEEP_INPUT)).text(file.as_str()).done();
+    tx.put(Tree::Deletions, key, Vec::new());
 }
 
 fn adopt(tx: &mut Tx<'_>, batch: &mut Batch, provider_batch: &ProviderBatchId) -> Result<(), StoreError> {
