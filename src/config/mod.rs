@@ -340,7 +340,7 @@ pub fn from_process(
     #[allow(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
     let env = |name: &str| match std::env::var(name) {
         Ok(value) => Some(value),
-        Err(_) if name == "OPENAI_API_KEY" && !needs_key => Some("not needed".to_owned()),
+        Err(_) if name == "OPENAI_API_KEY" && !needs_key => Some("not-needed".to_owned()),
         Err(_) => None,
     };
     let vars = std::env::vars_os()
