@@ -25,6 +25,8 @@ const IDS_MAX: usize = 1000;
 const CHUNK_BYTES: usize = 8 << 20;
 const ID_CHARS_MAX: usize = 256;
 const MODEL_CHARS_MAX: usize = 128;
+/// Readers of JSON give up at 128, and the line is one deeper than its body.
+const DEPTH_MAX: usize = 100;
 const METADATA_BYTES_MAX: usize = 16 << 10;
 
 /// What becomes of a body, line by line.
@@ -181,6 +183,10 @@ async fn take_in<K: Kind>(
                     for (number, json) in (1..).zip(&entries) {
                         chunk.add(kind, number, json.get().as_bytes(), &mut tally);
                         chunk.store_if_full(api, company, kind, &mut tally).await?;
+                        if number % 256 == 0 {
+                            // Refused entries alone would never let go of the thread.
+                            tokio::task::yield_now().await;
+                        }
                     }
                     chunk.store(api, company, kind, &mut tally).await?;
                     Ok((false, tally))
@@ -336,13 +342,16 @@ struct BodyPeek<'a> {
     input: Option<Value>,
 }
 
-/// The rules of contract section 3.1: one bad line would fail a whole batch. Returns the model, and the body on
-/// one line.
+/// The rules of contract section 3.1: one bad line would fail a whole batch. Returns the model, and the body as it
+/// came.
 fn check_body(endpoint: Endpoint, body: &RawValue) -> Result<(String, String), LineError> {
     let invalid = |detail: String| wrong("invalid_request", detail);
     let text = body.get();
     if !text.starts_with('{') {
         return Err(invalid("body must be an object".to_owned()));
+    }
+    if depth(text) > DEPTH_MAX {
+        return Err(invalid(format!("body is nested more than {DEPTH_MAX} deep")));
     }
     // Reading it whole finds what a look at the outline does not: escapes that are no characters, for instance.
     let whole: Value = serde_json::from_str(text).map_err(|err| invalid(format!("body: {}", place(&err))))?;
@@ -387,9 +396,29 @@ fn check_body(endpoint: Endpoint, body: &RawValue) -> Result<(String, String), L
             None => return Err(invalid("body.input is missing".to_owned())),
         },
     }
-    // Byte for byte as it came, unless it was spread over lines.
-    let one_line = if text.contains(['\n', '\r']) { whole.to_string() } else { text.to_owned() };
-    Ok((model, one_line))
+    // Byte for byte as it came: the order of its keys and the digits of its numbers are the client's.
+    Ok((model, text.to_owned()))
+}
+
+/// How deep objects and lists lie in one another.
+fn depth(json: &str) -> usize {
+    let (mut depth, mut deepest) = (0usize, 0);
+    let (mut in_string, mut escaped) = (false, false);
+    for byte in json.bytes() {
+        if in_string {
+            in_string = escaped || byte != b'"';
+            escaped = !escaped && byte == b'\\';
+            continue;
+        }
+        match byte {
+            b'"' => in_string = true,
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
 }
 
 struct Sessions;

@@ -1,5 +1,7 @@
 //! The legacy admin API: the views are asked of the registry, requeueing of the intake.
 
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
@@ -19,6 +21,8 @@ use crate::domain::id::{BatchId, CompanyId, RequestId};
 use crate::domain::request::{RequestStatus, Source};
 use crate::store::RequestFilter;
 
+/// A view that takes longer is given up with 503.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Ids in one call of requeue.
 pub const REQUEUE_IDS_MAX: usize = 10_000;
 
@@ -26,7 +30,7 @@ pub const REQUEUE_IDS_MAX: usize = 10_000;
 pub async fn summary(api: &Api, query: &Query) -> Result<Value, ApiError> {
     query.only(&["companyId"])?;
     let company = query.company("companyId")?;
-    let counts = api.registry.send(Summary { company }).await??;
+    let counts = api.registry.send(Summary { company }).timeout(PATIENCE).await??;
     Ok(json!({ "ok": true, "summary": view::summary(counts) }))
 }
 
@@ -54,7 +58,8 @@ pub async fn requests(api: &Api, query: &Query) -> Result<Value, ApiError> {
         None => None,
     };
     let filter = RequestFilter { status, company, batch };
-    let (requests, next) = api.registry.send(ListRequests { filter, before, limit }).await??;
+    let (requests, next) =
+        api.registry.send(ListRequests { filter, before, limit }).timeout(PATIENCE).await??;
     Ok(json!({
         "ok": true,
         "requests": requests.iter().map(view::request).collect::<Vec<_>>(),
@@ -66,7 +71,7 @@ pub async fn requests(api: &Api, query: &Query) -> Result<Value, ApiError> {
 pub async fn request(api: &Api, id: &str) -> Result<Value, ApiError> {
     let unknown = || ApiError::not_found("unknown_request", format!("there is no request {id}"));
     let parsed: RequestId = id.parse().map_err(|_| unknown())?;
-    let request = api.registry.send(ShowRequest(parsed)).await??.ok_or_else(unknown)?;
+    let request = api.registry.send(ShowRequest(parsed)).timeout(PATIENCE).await??.ok_or_else(unknown)?;
     let (result, analysis) = {
         let (reader, source) = (api.shared.reader.clone(), request.source.clone());
         super::blocking(move || {
@@ -147,7 +152,8 @@ pub async fn batches(api: &Api, query: &Query) -> Result<Value, ApiError> {
         Some(cursor) => Some(BatchId::from_bytes(open_cursor(api, &scope, cursor)?)),
         None => None,
     };
-    let (batches, next) = api.registry.send(ListBatches { company, status, before, limit }).await??;
+    let (batches, next) =
+        api.registry.send(ListBatches { company, status, before, limit }).timeout(PATIENCE).await??;
     Ok(json!({
         "ok": true,
         "batches": batches.iter().map(view::batch).collect::<Vec<_>>(),
@@ -159,7 +165,8 @@ pub async fn batches(api: &Api, query: &Query) -> Result<Value, ApiError> {
 pub async fn batch(api: &Api, id: &str) -> Result<Value, ApiError> {
     let unknown = || ApiError::not_found("unknown_batch", format!("there is no batch {id}"));
     let parsed: BatchId = id.parse().map_err(|_| unknown())?;
-    let (batch, story) = api.registry.send(ShowBatch(parsed)).await??.ok_or_else(unknown)?;
+    let (batch, story) =
+        api.registry.send(ShowBatch(parsed)).timeout(PATIENCE).await??.ok_or_else(unknown)?;
     let mut shown = view::batch(&batch);
     if let Value::Object(fields) = &mut shown {
         fields.insert("story".to_owned(), story.iter().map(view::story_line).collect());

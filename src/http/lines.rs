@@ -4,6 +4,7 @@ use std::pin::Pin;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use warp::http::StatusCode;
 use warp::http::header::{CONTENT_TYPE, HeaderMap};
@@ -18,6 +19,38 @@ pub type Body = Pin<Box<dyn Stream<Item = Result<Bytes, BodyError>> + Send>>;
 pub const LINE_BYTES_MAX: usize = 4 << 20;
 /// A longer JSON body is refused: lines have no such bound.
 pub const JSON_BYTES_MAX: u64 = 16 << 20;
+
+/// A longer array is refused: each entry costs memory of its own.
+pub const ENTRIES_MAX: usize = 100_000;
+
+/// The entries of an array; of one that is too long just enough to see that.
+struct Entries(Vec<Box<RawValue>>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visit;
+        impl<'de> Visitor<'de> for Visit {
+            type Value = Entries;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an array")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Entries, A::Error> {
+                let mut entries = Vec::new();
+                while entries.len() <= ENTRIES_MAX {
+                    match seq.next_element()? {
+                        Some(entry) => entries.push(entry),
+                        None => return Ok(Entries(entries)),
+                    }
+                }
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_seq(Visit)
+    }
+}
 
 /// How a body is to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +111,15 @@ pub fn json(body: &[u8]) -> Result<Json, ApiError> {
     };
     let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
     if first == Some(&b'[') {
-        return serde_json::from_slice(body).map(Json::Many).map_err(bad);
+        return match serde_json::from_slice::<Entries>(body) {
+            Ok(Entries(entries)) if entries.len() <= ENTRIES_MAX => Ok(Json::Many(entries)),
+            Ok(_) => Err(ApiError::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too_large",
+                format!("an array may have {ENTRIES_MAX} entries; send more as application/x-ndjson"),
+            )),
+            Err(err) => Err(bad(err)),
+        };
     }
     serde_json::from_slice(body).map(Json::One).map_err(bad)
 }
@@ -95,6 +136,8 @@ pub enum Line {
 pub struct Lines {
     body: Body,
     buffer: BytesMut,
+    /// So much of the buffer is known to have no line end.
+    searched: usize,
     skipping: bool,
     ended: bool,
     /// The number of the line that comes next, from 1.
@@ -104,13 +147,15 @@ pub struct Lines {
 impl Lines {
     /// The lines of `body`.
     pub fn new(body: Body) -> Self {
-        Self { body, buffer: BytesMut::new(), skipping: false, ended: false, next: 1 }
+        Self { body, buffer: BytesMut::new(), searched: 0, skipping: false, ended: false, next: 1 }
     }
 
     /// The next line that is not blank, with its number.
     pub async fn next(&mut self) -> Result<Option<(u64, Line)>, ApiError> {
         loop {
-            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+            let fresh = self.buffer.iter().skip(self.searched).position(|byte| *byte == b'\n');
+            if let Some(end) = fresh.map(|end| end + self.searched) {
+                self.searched = 0;
                 let line = self.buffer.split_to(end + 1);
                 let line = line.get(..end).unwrap_or_default();
                 if let Some(found) = self.take(line.to_vec()) {
@@ -118,9 +163,11 @@ impl Lines {
                 }
                 continue;
             }
-            if self.buffer.len() > LINE_BYTES_MAX {
+            self.searched = self.buffer.len();
+            if self.skipping || self.buffer.len() > LINE_BYTES_MAX {
                 self.skipping = true;
                 self.buffer.clear();
+                self.searched = 0;
             }
             if self.ended {
                 if self.buffer.is_empty() && !self.skipping {

@@ -1,15 +1,20 @@
-//! The actors over a store in memory and the API before them, without a socket and without a provider.
+//! The real actors and the real routes over a store in memory, without a socket.
+//!
+//! The clock moves only when told to and creation is off, so nothing happens that a test did not ask for; the
+//! provider's address is a port where nobody listens, so a call to it would be seen. Ids and times that a test
+//! makes through here are fixed, so that whole replies can be compared.
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::prelude::*;
+use actix::Actor;
 use nightshift::actors::creator::Creator;
 use nightshift::actors::intake::Intake;
-use nightshift::actors::registry::Registry;
+use nightshift::actors::registry::{Registry, Resume};
 use nightshift::actors::{Shared, Switches};
-use nightshift::clock::{Clock, Ids, ManualClock};
+use nightshift::clock::{Clock, Ids, ManualClock, SharedClock};
 use nightshift::config::Secret;
 use nightshift::domain::batch::{
     Anomalies, Batch, BatchState, Counts, InputFile, Intent, ProviderIdentity, ResultKind, Running, Terminal,
@@ -17,200 +22,32 @@ use nightshift::domain::batch::{
 use nightshift::domain::company::Company;
 use nightshift::domain::cut::Limits;
 use nightshift::domain::event::{Event, Observation, ObservedStatus};
-use nightshift::domain::id::{BatchId, FileId, Nonce, ProviderBatchId, RequestId, Revision, Timestamp};
+use nightshift::domain::id::{
+    BatchId, CompanyId, FileId, Nonce, ProviderBatchId, RequestId, Revision, SessionId, Timestamp,
+};
 use nightshift::domain::price::PriceTable;
-use nightshift::domain::request::{Answered, Cost, Failure, FailureClass, Outcome, Usage};
+use nightshift::domain::request::{
+    Answered, Cost, Endpoint, Failure, FailureClass, Group, Outcome, Source, Usage,
+};
+use nightshift::domain::session::{Message, Role as Speaker, SessionFacts};
 use nightshift::domain::{retry, step};
-use nightshift::http::{self, auth};
+use nightshift::http;
 use nightshift::provider::openai::{OpenAi, Options};
-use nightshift::store::{AppliedLine, Role, Store, StoredToken};
+use nightshift::store::{Accepted, AppliedLine, ClientKey, NewRequest, Role, SessionIn, Store, StoredToken};
 use serde_json::Value;
+use uuid::Uuid;
 use warp::filters::BoxedFilter;
 use warp::http::HeaderMap;
 use warp::reply::Response;
 
-use crate::process::TOKEN;
+pub const ADMIN: &str = "admin-token";
+pub const VIEWER: &str = "viewer-token";
+/// Of the company `demo`.
+pub const DEMO: &str = "demo-token";
+/// Of the company `acme`.
+pub const ACME: &str = "acme-token";
 
-/// Tokens of the three roles.
-pub const VIEWER: &str = "a-viewer-token-for-the-tests";
-pub const COMPANY: &str = "a-company-token-for-the-tests";
-
-pub struct Harness {
-    pub shared: Arc<Shared>,
-    pub clock: Arc<ManualClock>,
-    routes: BoxedFilter<(Response,)>,
-}
-
-pub struct Reply {
-    pub status: u16,
-    pub headers: HeaderMap,
-    pub body: Value,
-}
-
-/// Runs a test in an actix system.
-pub fn run<T>(test: impl Future<Output = T>) -> T {
-    System::new().block_on(test)
-}
-
-impl Harness {
-    pub async fn new() -> Self {
-        let clock = Arc::new(ManualClock::new(Timestamp::from_secs(1_795_000_000)));
-        let store = Store::in_memory(uuid::Uuid::from_u128(7)).await.unwrap();
-        let company = |id: &str| Company {
-            id: id.parse().unwrap(),
-            name: id.to_uppercase(),
-            model: "gpt-4o-mini".to_owned(),
-            suspended: false,
-        };
-        store.put_companies(vec![company("acme"), company("beta")]).await.unwrap();
-        for (token, role) in [(VIEWER, Role::Viewer), (COMPANY, Role::Company("acme".parse().unwrap()))] {
-            let stored = StoredToken {
-                hash: auth::hash(token),
-                role,
-                label: "test".to_owned(),
-                created_at: clock.now(),
-            };
-            store.put_token(stored, false).await.unwrap();
-        }
-        let shared = Arc::new(Shared {
-            reader: store.reader(),
-            store,
-            // Nothing here calls it: creation is switched off.
-            provider: Arc::new(OpenAi::new(Options::new("http://127.0.0.1:9/v1")).unwrap()),
-            identity: ProviderIdentity::default(),
-            ids: Ids::new(clock.clone()),
-            clock: clock.clone(),
-            switches: Switches::new(false, false),
-            prices: PriceTable {
-                version: "1".to_owned(),
-                currency: "USD".to_owned(),
-                models: Default::default(),
-            },
-            spool: PathBuf::from("/nonexistent"),
-            limits: Limits { requests_max: 50_000, bytes_max: 1_000_000, age_max: Duration::from_secs(60) },
-            retry: RETRY,
-            policy: POLICY,
-            grace: Duration::from_secs(60),
-            creation_interval: Duration::from_secs(3600),
-            polling_interval: Duration::from_secs(3600),
-            polling_calls_max: 100,
-            settle: Duration::ZERO,
-        });
-        let registry = Registry::new(shared.clone()).start();
-        let creator = Creator::new(shared.clone(), registry.clone()).start();
-        let intake = Intake::new(shared.clone(), creator).start();
-        let admin = Some(Secret::new(TOKEN));
-        let routes = http::routes(http::Api::new(registry, intake, shared.clone(), admin).unwrap());
-        Self { shared, clock, routes }
-    }
-
-    pub async fn call(
-        &self,
-        method: &str,
-        path: &str,
-        token: Option<&str>,
-        headers: &[(&str, &str)],
-        body: &str,
-    ) -> Reply {
-        let mut request = warp::test::request()
-            .method(method)
-            .path(path)
-            .extension(std::net::SocketAddr::from(([192, 0, 2, 7], 999)))
-            .body(body);
-        if let Some(token) = token {
-            request = request.header("authorization", format!("Bearer {token}"));
-        }
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let reply = request.reply(&self.routes).await;
-        let json = serde_json::from_slice(reply.body()).unwrap_or(Value::Null);
-        Reply { status: reply.status().as_u16(), headers: reply.headers().clone(), body: json }
-    }
-
-    pub async fn get(&self, path: &str) -> Reply {
-        self.call("GET", path, Some(TOKEN), &[], "").await
-    }
-
-    pub async fn post(&self, path: &str, body: &str) -> Reply {
-        self.call("POST", path, Some(TOKEN), &[("content-type", "application/json")], body).await
-    }
-
-    pub async fn lines(&self, path: &str, body: &str) -> Reply {
-        self.call("POST", path, Some(TOKEN), &[("content-type", "application/x-ndjson")], body).await
-    }
-
-    /// Sends so many requests of a company and returns their ids.
-    pub async fn ingest(&self, company: &str, count: usize) -> Vec<String> {
-        let body: String = (0..count).map(|n| line(&format!("{company}-{n}"))).collect();
-        let reply = self.lines(&format!("/api/v1/companies/{company}/requests"), &body).await;
-        assert_eq!(reply.body["accepted"], count, "{}", reply.body);
-        let named = reply.body["requests"].as_array().unwrap();
-        named.iter().map(|named| named["id"].as_str().unwrap().to_owned()).collect()
-    }
-
-    /// Takes all that waits for a company through a batch: the first `good` requests complete, the next `bad` fail,
-    /// the others go back to wait. Steps are the machine's own; only the provider is made up.
-    pub async fn batch(&self, company: &str, good: usize, bad: usize) -> Batch {
-        let store = &self.shared.store;
-        let waits = self.shared.reader.waiting().unwrap();
-        let group = waits.into_iter().find(|waits| waits.group.company.as_str() == company).unwrap().group;
-        let id = BatchId::new(self.shared.ids.next());
-        store.open_batch(empty(id, group, self.clock.now())).await.unwrap();
-        let cut = store.cut_chunk(id, Revision(0), self.shared.limits).await.unwrap();
-        let members = self.shared.reader.members(id, None, 1000).unwrap();
-        let mut batch = cut.batch;
-        let at = self.clock.now();
-        let input = InputFile { id: FileId::new("file-in"), upload: 1, created_at: at };
-        let intent = Intent { nonce: Nonce::from_bytes([1; 16]), input: input.clone(), at };
-        let number = format!("{company}-{good}-{bad}");
-        let seen = |status, files: bool| Observation {
-            id: ProviderBatchId::new(format!("batch_{number}")),
-            status: Some(status),
-            output: files.then(|| FileId::new("file-out")),
-            error: None,
-            completed_lines: None,
-            failed_lines: None,
-            problems: Vec::new(),
-            ended_at: None,
-        };
-        let kind = ResultKind::Output;
-        for event in [
-            Event::FillEnded { members: members.len() as u64, at },
-            Event::Released,
-            Event::Uploaded(input),
-            Event::IntentMade(intent),
-            Event::Created(seen(ObservedStatus::Running(Running::Validating), false)),
-            Event::Observed { seen: seen(ObservedStatus::Ended(Terminal::Completed), true), at },
-            Event::Downloaded { kind, torn: false },
-        ] {
-            let step = step::step(&batch.state, &event, &POLICY).unwrap();
-            batch = store.commit_step(id, batch.revision, step, at).await.unwrap();
-        }
-        let lines = members
-            .iter()
-            .take(good + bad)
-            .enumerate()
-            .map(|(number, request)| answer(*request, number < good));
-        let event = Event::LinesRead { kind, from: 0, to: 100, end: true };
-        let step = step::step(&batch.state, &event, &POLICY).unwrap();
-        batch = store.apply_lines(id, batch.revision, step, lines.collect(), at).await.unwrap();
-        while matches!(batch.state, BatchState::Closing { .. }) {
-            let named = Default::default();
-            batch = store.close_chunk(id, batch.revision, named, RETRY, POLICY, at).await.unwrap().batch;
-        }
-        let step = step::step(&batch.state, &Event::Cleaned { at }, &POLICY).unwrap();
-        store.commit_step(id, batch.revision, step, at).await.unwrap()
-    }
-}
-
-/// One line of a body for ingest.
-pub fn line(id: &str) -> String {
-    format!(
-        "{{\"id\":\"{id}\",\"endpoint\":\"/v1/chat/completions\",\"body\":{{\"model\":\"gpt-4o-mini\",\"messages\":[{{\"role\":\"user\",\"content\":\"hi\"}}]}}}}\n"
-    )
-}
-
+const MODEL: &str = "gpt-4o-mini";
 const POLICY: step::Policy = step::Policy {
     backoff: Duration::from_secs(60),
     capacity_backoff: Duration::from_secs(60),
@@ -222,42 +59,455 @@ const RETRY: retry::Policy = retry::Policy {
     capacity_backoff: Duration::from_secs(60),
 };
 
-fn empty(id: BatchId, group: nightshift::domain::request::Group, at: Timestamp) -> Batch {
-    Batch {
-        id,
-        revision: Revision::default(),
-        group,
-        provider: ProviderIdentity::default(),
-        state: BatchState::Filling,
-        counts: Counts::default(),
-        input_bytes: 0,
-        estimated_tokens: 0,
-        cost_micros: 0,
-        anomalies: Anomalies::default(),
-        input: None,
-        provider_batch: None,
-        output: None,
-        error: None,
-        superseded: Vec::new(),
-        created_at: at,
-        completed_at: None,
-        processed_at: None,
-        closed_at: None,
-        story_lines: 0,
+/// When every test begins: 2026-11-24T08:00:00Z.
+const START: i64 = 1_795_507_200_000;
+
+/// A UUIDv7 of the moment when the test begins; they sort by kind and number.
+fn uuid(kind: u16, number: u64) -> Uuid {
+    let (high, low) = (START >> 16, START & 0xffff);
+    format!("{high:08x}-{low:04x}-7{kind:03x}-8000-{number:012x}").parse().unwrap()
+}
+
+pub fn request_id(number: u64) -> RequestId {
+    RequestId::new(uuid(1, number))
+}
+
+pub fn batch_id(number: u64) -> BatchId {
+    BatchId::new(uuid(2, number))
+}
+
+pub fn session_id(number: u64) -> SessionId {
+    SessionId::new(uuid(3, number))
+}
+
+pub fn company(id: &str) -> CompanyId {
+    id.parse().unwrap()
+}
+
+pub fn group(id: &str) -> Group {
+    Group { company: company(id), endpoint: Endpoint::ChatCompletions, model: MODEL.to_owned() }
+}
+
+/// A reply, read.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Value,
+}
+
+impl Reply {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    /// The body of a call that must have gone well.
+    pub fn good(self) -> Value {
+        assert_eq!((self.status, &self.body["ok"]), (200, &Value::Bool(true)), "{}", self.body);
+        assert_eq!(self.header("content-type"), Some("application/json"));
+        self.body
+    }
+
+    /// An error in the form that every one has; gives its code.
+    pub fn problem(&self, status: u16) -> &str {
+        assert_eq!(self.status, status, "{}", self.body);
+        assert_eq!(self.header("content-type"), Some("application/problem+json"));
+        assert_eq!(self.body["ok"], Value::Bool(false));
+        assert_eq!(self.body["status"], status);
+        assert_eq!(self.body["requestId"].as_str(), self.header("x-request-id"));
+        let text = |name: &str| self.body[name].as_str().filter(|text| !text.is_empty());
+        assert!(text("title").is_some() && text("detail").is_some(), "{}", self.body);
+        text("code").unwrap()
     }
 }
 
-fn answer(request: RequestId, good: bool) -> AppliedLine {
-    let usage = Usage { prompt: 11, completion: 4, total: 15, ..Usage::default() };
-    let answered = Answered {
-        provider_request_id: Some("req_1".to_owned()),
+/// A call to be made; as an admin from 192.0.2.1 unless said otherwise.
+pub struct Call {
+    method: &'static str,
+    path: String,
+    token: Option<&'static str>,
+    peer: [u8; 4],
+    headers: Vec<(&'static str, String)>,
+    body: Vec<u8>,
+}
+
+impl Call {
+    pub fn new(method: &'static str, path: impl Into<String>) -> Self {
+        let headers = vec![("x-request-id", "a-test".to_owned())];
+        Self {
+            method,
+            path: path.into(),
+            token: Some(ADMIN),
+            peer: [192, 0, 2, 1],
+            headers,
+            body: Vec::new(),
+        }
+    }
+
+    pub fn get(path: impl Into<String>) -> Self {
+        Self::new("GET", path)
+    }
+
+    pub fn post(path: impl Into<String>, content_type: &str, body: impl Into<Vec<u8>>) -> Self {
+        let call = Self::new("POST", path).header("content-type", content_type);
+        Self { body: body.into(), ..call }
+    }
+
+    pub fn json(path: impl Into<String>, body: &Value) -> Self {
+        Self::post(path, "application/json", body.to_string())
+    }
+
+    pub fn token(self, token: &'static str) -> Self {
+        Self { token: Some(token), ..self }
+    }
+
+    pub fn without_token(self) -> Self {
+        Self { token: None, ..self }
+    }
+
+    pub fn peer(self, peer: [u8; 4]) -> Self {
+        Self { peer, ..self }
+    }
+
+    /// Sets a header, in place of the one that was there.
+    pub fn header(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.retain(|(known, _)| *known != name);
+        self.headers.push((name, value.to_owned()));
+        self
+    }
+
+    pub fn without_header(mut self, name: &str) -> Self {
+        self.headers.retain(|(known, _)| *known != name);
+        self
+    }
+}
+
+/// Everything but the socket.
+pub struct Nightshift {
+    pub shared: Arc<Shared>,
+    pub clock: Arc<ManualClock>,
+    routes: BoxedFilter<(Response,)>,
+    _spool: tempfile::TempDir,
+}
+
+/// Starts the actors, runs the test beside them, and stops them.
+pub fn with_actors(test: impl AsyncFnOnce(Nightshift)) {
+    actix::System::new().block_on(async { test(Nightshift::start().await).await });
+}
+
+impl Nightshift {
+    async fn start() -> Self {
+        let clock = Arc::new(ManualClock::new(Timestamp::from_millis(START)));
+        let shared_clock: SharedClock = clock.clone();
+        let spool = tempfile::tempdir().unwrap();
+        let store = Store::in_memory(uuid(9, 1)).await.unwrap();
+        fill(&store, clock.now()).await;
+        let shared = Arc::new(share(store, shared_clock, spool.path()));
+        let registry = Registry::new(shared.clone()).start();
+        let creator = Creator::new(shared.clone(), registry.clone()).start();
+        let intake = Intake::new(shared.clone(), creator.clone()).start();
+        registry.send(Resume { creator }).await.unwrap().unwrap();
+        let admin = Some(Secret::new(ADMIN));
+        let api = http::Api::new(registry, intake, shared.clone(), admin).unwrap();
+        Self { shared, clock, routes: http::routes(api), _spool: spool }
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.shared.store
+    }
+
+    pub async fn call(&self, call: Call) -> Reply {
+        let mut request = warp::test::request()
+            .method(call.method)
+            .path(&call.path)
+            .extension(SocketAddr::from((call.peer, 40_000)))
+            .body(call.body);
+        for (name, value) in call.headers {
+            request = request.header(name, value);
+        }
+        if let Some(token) = call.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let reply = request.reply(&self.routes).await;
+        let body =
+            if reply.body().is_empty() { Value::Null } else { serde_json::from_slice(reply.body()).unwrap() };
+        Reply { status: reply.status().as_u16(), headers: reply.headers().clone(), body }
+    }
+
+    pub async fn get(&self, path: &str) -> Value {
+        self.call(Call::get(path)).await.good()
+    }
+
+    /// Stores a generic request under a fixed id.
+    pub async fn request(
+        &self,
+        number: u64,
+        company: &str,
+        change: impl FnOnce(&mut NewRequest),
+    ) -> RequestId {
+        let body = format!(r#"{{"model":"{MODEL}","messages":[{{"role":"user","content":"{number}"}}]}}"#);
+        let client_id = format!("order-{number}");
+        let mut request = NewRequest {
+            source: Source::Generic { client_id: Some(client_id.clone()) },
+            key: Some(ClientKey::Id(client_id)),
+            body: Some(body),
+            ..bare(request_id(number), company)
+        };
+        change(&mut request);
+        let accepted = self.store().accept_requests(vec![request], self.now()).await.unwrap();
+        assert_eq!(accepted, [Accepted::New(request_id(number))]);
+        request_id(number)
+    }
+
+    /// Stores a session and the request for its analysis, both under fixed ids.
+    pub async fn session(&self, number: u64, company_id: &str) -> RequestId {
+        let message = |role, text: &str| Message { role, at: None, text: text.to_owned() };
+        let session = SessionIn {
+            company: company(company_id),
+            external_id: format!("chat-{number}"),
+            id: session_id(number),
+            facts: SessionFacts { started_at: Some(self.now()), ..SessionFacts::default() },
+            messages: Some(vec![
+                message(Speaker::User, "When do I work?"),
+                message(Speaker::Assistant, "On Monday."),
+            ]),
+            content_hash: [1; 32],
+            settles_at: self.now(),
+        };
+        self.store().accept_sessions(vec![session], self.now()).await.unwrap();
+        let source = Source::Session { session: session_id(number), version: 1, prompt: 1 };
+        let request = NewRequest { source, ..bare(request_id(number), company_id) };
+        let asked = vec![(session_id(number), 1, request)];
+        assert_eq!(self.store().request_analyses(asked, self.now()).await.unwrap(), 1);
+        request_id(number)
+    }
+
+    /// Opens a batch and moves into it what waits in the company's group, at most `members`.
+    pub async fn open_batch(&self, number: u64, company: &str, members: u64) -> Driven<'_> {
+        let batch = Batch {
+            id: batch_id(number),
+            revision: Revision::default(),
+            group: group(company),
+            provider: self.shared.identity.clone(),
+            state: BatchState::Filling,
+            counts: Counts::default(),
+            input_bytes: 0,
+            estimated_tokens: 0,
+            cost_micros: 0,
+            anomalies: Anomalies::default(),
+            input: None,
+            provider_batch: None,
+            output: None,
+            error: None,
+            superseded: Vec::new(),
+            created_at: self.now(),
+            completed_at: None,
+            processed_at: None,
+            closed_at: None,
+            story_lines: 0,
+        };
+        self.store().open_batch(batch).await.unwrap();
+        let limits = Limits { requests_max: members, ..self.shared.limits };
+        let cut = self.store().cut_chunk(batch_id(number), Revision::default(), limits).await.unwrap();
+        Driven { nightshift: self, number, batch: cut.batch }
+    }
+}
+
+/// A request that is the same each time, without a body.
+fn bare(id: RequestId, company: &str) -> NewRequest {
+    NewRequest {
+        id,
+        group: group(company),
+        source: Source::Generic { client_id: None },
+        key: None,
+        content_hash: [0; 32],
+        body: None,
+        line_bytes: 200,
+        line_crc: 7,
+        estimated_tokens: 25,
+        metadata: None,
+        priority: 0,
+        not_before: None,
+    }
+}
+
+/// Companies and tokens.
+async fn fill(store: &Store, now: Timestamp) {
+    let known = |id: &str, name: &str, suspended| Company {
+        id: company(id),
+        name: name.to_owned(),
+        model: MODEL.to_owned(),
+        suspended,
+    };
+    store.put_companies(vec![known("demo", "Demo", false), known("acme", "Acme", true)]).await.unwrap();
+    let tokens = [
+        (VIEWER, Role::Viewer),
+        (DEMO, Role::Company(company("demo"))),
+        (ACME, Role::Company(company("acme"))),
+    ];
+    for (token, role) in tokens {
+        let label = "test".to_owned();
+        let stored = StoredToken { hash: http::auth::hash(token), role, label, created_at: now };
+        store.put_token(stored, false).await.unwrap();
+    }
+}
+
+fn share(store: Store, clock: SharedClock, spool: &Path) -> Shared {
+    Shared {
+        reader: store.reader(),
+        store,
+        // Port 1 of this machine: nobody listens there.
+        provider: Arc::new(OpenAi::new(Options::new("http://127.0.0.1:1/v1")).unwrap()),
+        identity: ProviderIdentity { kind: "simulator".to_owned(), ..ProviderIdentity::default() },
+        ids: Ids::new(clock.clone()),
+        clock,
+        switches: Switches::new(false, false),
+        prices: PriceTable {
+            version: "test".to_owned(),
+            currency: "USD".to_owned(),
+            models: std::collections::BTreeMap::new(),
+        },
+        spool: spool.to_owned(),
+        limits: Limits { requests_max: 50_000, bytes_max: 190_000_000, age_max: Duration::from_secs(1800) },
+        retry: RETRY,
+        policy: POLICY,
+        grace: Duration::from_secs(900),
+        creation_interval: Duration::from_secs(600),
+        polling_interval: Duration::from_secs(120),
+        polling_calls_max: 100,
+        settle: Duration::from_secs(3600),
+    }
+}
+
+/// A batch that the test leads through its life, with the real steps and the real store and no actor.
+pub struct Driven<'a> {
+    nightshift: &'a Nightshift,
+    number: u64,
+    pub batch: Batch,
+}
+
+impl Driven<'_> {
+    fn plan(&self, event: &Event) -> step::Step {
+        step::step(&self.batch.state, event, &POLICY).unwrap()
+    }
+
+    /// A second a step, so that the times in a story can be told apart.
+    fn took(&mut self, batch: Batch) {
+        self.batch = batch;
+        self.nightshift.clock.advance(Duration::from_secs(1));
+    }
+
+    pub async fn step(&mut self, event: Event) {
+        let step = self.plan(&event);
+        let (id, revision) = (self.batch.id, self.batch.revision);
+        let now = self.nightshift.now();
+        let batch = self.nightshift.store().commit_step(id, revision, step, now).await.unwrap();
+        self.took(batch);
+    }
+
+    fn seen(&self, status: ObservedStatus) -> Observation {
+        let file = |kind: &str| Some(FileId::new(format!("file-{kind}-{}", self.number)));
+        let ended = matches!(status, ObservedStatus::Ended(_));
+        Observation {
+            id: ProviderBatchId::new(format!("batch_{}", self.number)),
+            status: Some(status),
+            output: file("output").filter(|_| ended),
+            error: file("error").filter(|_| ended),
+            completed_lines: None,
+            failed_lines: None,
+            problems: Vec::new(),
+            ended_at: ended.then(|| self.nightshift.now()),
+        }
+    }
+
+    /// Until the provider runs it.
+    pub async fn send(&mut self) {
+        let at = self.nightshift.now();
+        let input = InputFile {
+            id: FileId::new(format!("file-input-{}", self.number)),
+            upload: 1,
+            created_at: self.nightshift.now(),
+        };
+        self.step(Event::FillEnded { members: self.batch.counts.members, at }).await;
+        self.step(Event::Released).await;
+        self.step(Event::Uploaded(input.clone())).await;
+        let nonce = Nonce::new(uuid(4, self.number));
+        self.step(Event::IntentMade(Intent { nonce, input, at })).await;
+        self.step(Event::Created(self.seen(ObservedStatus::Running(Running::Validating)))).await;
+        let seen = self.seen(ObservedStatus::Running(Running::InProgress));
+        self.step(Event::Observed { seen, at: self.nightshift.now() }).await;
+    }
+
+    /// From the provider's end to ours, with these lines in the two files.
+    pub async fn finish(&mut self, output: Vec<AppliedLine>, error: Vec<AppliedLine>) {
+        let seen = self.seen(ObservedStatus::Ended(Terminal::Completed));
+        self.step(Event::Observed { seen, at: self.nightshift.now() }).await;
+        for (kind, lines) in [(ResultKind::Output, output), (ResultKind::Error, error)] {
+            self.step(Event::Downloaded { kind, torn: false }).await;
+            let step = self.plan(&Event::LinesRead { kind, from: 0, to: 100, end: true });
+            let (id, revision) = (self.batch.id, self.batch.revision);
+            let now = self.nightshift.now();
+            let batch = self.nightshift.store().apply_lines(id, revision, step, lines, now).await.unwrap();
+            self.took(batch);
+        }
+        while self.batch.state.label() == "closing" {
+            let named = std::collections::HashMap::new();
+            let (id, revision) = (self.batch.id, self.batch.revision);
+            let now = self.nightshift.now();
+            let closed =
+                self.nightshift.store().close_chunk(id, revision, named, RETRY, POLICY, now).await.unwrap();
+            self.took(closed.batch);
+        }
+        self.step(Event::Cleaned { at: self.nightshift.now() }).await;
+    }
+}
+
+fn answered(number: u64) -> Answered {
+    Answered {
+        provider_request_id: Some(format!("req_{number}")),
         model: Some("gpt-4o-mini-2024-07-18".to_owned()),
         service_tier: Some("default".to_owned()),
         system_fingerprint: Some("fp_1".to_owned()),
-        usage: good.then_some(usage),
-    };
-    let failure = || Failure::new(FailureClass::Permanent, "invalid_value", "no such thing").with_status(400);
-    let result = if good { Ok("{\"id\":\"chatcmpl-1\"}".to_owned()) } else { Err(failure()) };
-    let cost = good.then(|| Cost { micros: 3, currency: "USD".to_owned(), price_version: "1".to_owned() });
-    AppliedLine::Line { request, outcome: Outcome { answered, result }, analysis: None, cost }
+        usage: Some(Usage { prompt: 120, completion: 30, total: 150, cached: 20, ..Usage::default() }),
+    }
+}
+
+/// A line of an output file, good.
+pub fn good_line(number: u64, analysis: Option<&str>) -> AppliedLine {
+    let body = format!(r#"{{"id":"chatcmpl-{number}","choices":[]}}"#);
+    AppliedLine::Line {
+        request: request_id(number),
+        outcome: Outcome { answered: answered(number), result: Ok(body) },
+        analysis: analysis.map(str::to_owned),
+        cost: Some(Cost { micros: 18, currency: "USD".to_owned(), price_version: "test".to_owned() }),
+    }
+}
+
+/// A line of an error file that no further try would change.
+pub fn refused_line(number: u64) -> AppliedLine {
+    let failure =
+        Failure::new(FailureClass::Permanent, "context_length_exceeded", "too long").with_status(400);
+    AppliedLine::Line {
+        request: request_id(number),
+        outcome: Outcome { answered: Answered::default(), result: Err(failure) },
+        analysis: None,
+        cost: None,
+    }
+}
+
+/// Compares a value with `tests/golden/<name>.json`. `NIGHTSHIFT_WRITE_GOLDEN=1` writes the file instead: look
+/// at what changed before it is committed, since programs of others read these replies.
+pub fn golden(name: &str, found: &Value) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.json"));
+    if std::env::var_os("NIGHTSHIFT_WRITE_GOLDEN").is_some() {
+        std::fs::write(&path, format!("{found:#}\n")).unwrap();
+        return;
+    }
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|err| panic!("{}: {err}", path.display()));
+    let expected: Value = serde_json::from_str(&text).unwrap();
+    assert!(expected == *found, "{} says\n{expected:#}\nbut the reply is\n{found:#}", path.display());
 }

@@ -1,196 +1,436 @@
-//! What comes in over the API is stored once, or refused with its line and the reason.
+//! Ingest: what is taken, what is known already, what is refused and how that is told.
+
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Harness, line, run};
-use crate::process::TOKEN;
+use crate::harness::{Call, DEMO, Nightshift, golden, with_actors};
 
-const REQUESTS: &str = "/api/v1/companies/acme/requests";
-const SESSIONS: &str = "/api/v1/companies/acme/sessions";
+const REQUESTS: &str = "/api/v1/companies/demo/requests";
+const SESSIONS: &str = "/api/v1/companies/demo/sessions";
+const LINES: &str = "application/x-ndjson";
 
-fn request(id: &str, content: &str) -> Value {
-    json!({"id": id, "endpoint": "/v1/chat/completions",
-        "body": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": content}]}})
+fn line(id: Option<&str>, text: &str) -> Value {
+    let body = json!({ "model": "gpt-4o-mini", "messages": [{ "role": "user", "content": text }] });
+    match id {
+        Some(id) => json!({ "id": id, "body": body }),
+        None => json!({ "body": body }),
+    }
+}
+
+/// Accepted, duplicate, rejected.
+fn counts(reply: &Value) -> [u64; 3] {
+    ["accepted", "duplicate", "rejected"].map(|name| reply[name].as_u64().unwrap())
+}
+
+async fn send(nightshift: &Nightshift, body: &Value) -> Value {
+    nightshift.call(Call::json(REQUESTS, body)).await.good()
+}
+
+async fn send_lines(nightshift: &Nightshift, path: &str, body: String) -> Value {
+    nightshift.call(Call::post(path, LINES, body)).await.good()
+}
+
+async fn pending(nightshift: &Nightshift) -> u64 {
+    let summary = nightshift.get("/api/admin/legacy/summary").await;
+    summary["summary"]["pending_batching"].as_u64().unwrap()
+}
+
+/// The view of the one request that a reply names.
+async fn show(nightshift: &Nightshift, reply: &Value) -> Value {
+    let id = reply["requests"][0]["id"].as_str().unwrap();
+    let shown = nightshift.get(&format!("/api/admin/legacy/requests/{id}")).await;
+    shown["request"].clone()
+}
+
+/// The code and the detail with which a single request is refused.
+async fn refusal(nightshift: &Nightshift, status: u16, call: Call) -> (String, String) {
+    let reply = nightshift.call(call).await;
+    let code = reply.problem(status).to_owned();
+    (code, reply.body["detail"].as_str().unwrap().to_owned())
 }
 
 #[test]
 fn an_object_an_array_and_lines_are_taken_alike() {
-    run(async {
-        let api = Harness::new().await;
-        let one = api.post(REQUESTS, &request("a", "hi").to_string()).await;
-        assert_eq!((one.status, &one.body["accepted"], &one.body["rejected"]), (200, &json!(1), &json!(0)));
-        let many = json!([request("a", "hi"), request("b", "hi")]).to_string();
-        let array = api.post(REQUESTS, &many).await.body;
-        assert_eq!((&array["accepted"], &array["duplicate"]), (&json!(1), &json!(1)), "{array}");
-        let lines = format!("{}\n\n{}\n", request("b", "hi"), request("c", "hi"));
-        let lines = api.lines(REQUESTS, &lines).await.body;
-        assert_eq!((&lines["accepted"], &lines["duplicate"]), (&json!(1), &json!(1)), "{lines}");
-        assert_eq!(api.shared.reader.summary(None).unwrap(), [3, 0, 0, 0]);
+    with_actors(async |nightshift| {
+        let one = send(&nightshift, &line(Some("a"), "one")).await;
+        assert_eq!(counts(&one), [1, 0, 0]);
+        assert_eq!(one["errors"], json!([]));
+        let many = send(&nightshift, &json!([line(Some("b"), "two"), line(Some("c"), "three")])).await;
+        assert_eq!(counts(&many), [2, 0, 0]);
+        let lines = format!("{}\n{}\n", line(Some("d"), "four"), line(Some("e"), "five"));
+        for content_type in [LINES, "application/jsonl", "Application/X-NDJSON; charset=utf-8"] {
+            let call = Call::post(REQUESTS, content_type, lines.clone());
+            let reply = nightshift.call(call).await.good();
+            assert_eq!(counts(&reply).iter().sum::<u64>(), 2);
+        }
+        assert_eq!(pending(&nightshift).await, 5);
+        assert_eq!(counts(&send(&nightshift, &json!([])).await), [0, 0, 0]);
+        let shown = show(&nightshift, &one).await;
+        assert_eq!(shown["clientId"], "a");
+        assert_eq!(shown["sessionId"], Value::Null);
+        assert_eq!(shown["endpoint"], "/v1/chat/completions");
     });
 }
 
 #[test]
-fn a_bad_line_is_named_and_stops_nothing() {
-    run(async {
-        let api = Harness::new().await;
-        let mut stream = json!({"id": "s", "body": {"model": "m", "messages": [{}], "stream": true}});
-        stream["endpoint"] = json!("/v1/chat/completions");
-        let body = [
-            line("good-1"),
-            "not json\n".to_owned(),
-            "\n".to_owned(),
-            format!("{stream}\n"),
-            json!({"id": "m", "body": {"messages": [{}]}}).to_string() + "\n",
-            json!({"id": "e", "body": {"model": "m", "messages": []}}).to_string() + "\n",
-            json!({"id": "u", "body": {"model": "m", "messages": [{}]}, "priorty": 1}).to_string() + "\n",
-            json!({"id": "p", "endpoint": "/v1/nope", "body": {"model": "m", "messages": [{}]}}).to_string()
-                + "\n",
-            "{\"id\":\"x\",\"body\":{\"model\":\"m\",\"messages\":[{\"content\":\"\\ud800\"}]}}\n".to_owned(),
-            line("good-2"),
-        ]
-        .concat();
-        let reply = api.lines(REQUESTS, &body).await;
-        assert_eq!(reply.status, 200);
+fn a_company_sends_its_own_requests() {
+    with_actors(async |nightshift| {
+        let call = Call::json(REQUESTS, &line(Some("a"), "one")).token(DEMO);
+        assert_eq!(counts(&nightshift.call(call).await.good()), [1, 0, 0]);
+    });
+}
+
+#[test]
+fn bad_lines_in_the_middle_are_told_by_their_number_and_stop_nothing() {
+    with_actors(async |nightshift| {
+        let lines = [
+            line(Some("a"), "one").to_string(),
+            "{\"body\":".to_owned(),
+            String::new(),
+            json!({ "id": "b", "bodi": {} }).to_string(),
+            line(Some("c"), "two").to_string() + "\r",
+            json!({ "id": "d", "body": { "model": "m", "messages": [{}], "stream": true } }).to_string(),
+            "x".repeat((4 << 20) + 1),
+            // Bytes that are no UTF-8 come further down: this one is JSON, but no object.
+            "[1]".to_owned(),
+            line(Some("e"), "three").to_string(),
+        ];
+        let mut body = lines.join("\n").into_bytes();
+        body.extend_from_slice(b"\n{\"id\":\"\xff\",\"body\":{}}");
+        let reply = nightshift.call(Call::post(REQUESTS, LINES, body)).await.good();
+        assert_eq!(counts(&reply), [3, 0, 6]);
+        let told = |list: &str, name: &str| -> Vec<Value> {
+            reply[list].as_array().unwrap().iter().map(|entry| entry[name].clone()).collect()
+        };
+        assert_eq!(told("errors", "line"), [2, 4, 6, 7, 8, 10]);
         assert_eq!(
-            (&reply.body["accepted"], &reply.body["rejected"]),
-            (&json!(2), &json!(7)),
-            "{}",
-            reply.body
+            told("errors", "code"),
+            [
+                "invalid_json",
+                "invalid_request",
+                "invalid_request",
+                "too_large",
+                "invalid_request",
+                "invalid_json"
+            ]
         );
-        let errors = reply.body["errors"].as_array().unwrap();
-        let lines: Vec<_> = errors.iter().map(|error| error["line"].as_u64().unwrap()).collect();
-        assert_eq!(lines, [2, 4, 5, 6, 7, 8, 9]);
-        assert_eq!(errors[0]["code"], "invalid_json");
-        for (error, part) in
-            errors.iter().zip(["", "stream", "model", "messages", "priorty", "endpoint", "body"])
-        {
-            assert!(error["detail"].as_str().unwrap().contains(part), "{part}: {error}");
+        assert_eq!(told("requests", "line"), [1, 5, 9]);
+        assert_eq!(pending(&nightshift).await, 3);
+    });
+}
+
+#[test]
+fn the_same_id_with_the_same_content_is_a_duplicate_and_with_other_content_a_conflict() {
+    with_actors(async |nightshift| {
+        let first = send(&nightshift, &line(Some("a"), "one")).await;
+        let again = send(&nightshift, &line(Some("a"), "one")).await;
+        assert_eq!(counts(&again), [0, 1, 0]);
+        assert_eq!(again["requests"][0]["id"], first["requests"][0]["id"]);
+        assert_eq!(again["requests"][0]["outcome"], "duplicate");
+        let call = Call::json(REQUESTS, &line(Some("a"), "other"));
+        let (code, detail) = refusal(&nightshift, 409, call).await;
+        assert_eq!(code, "conflict");
+        assert!(detail.contains(first["requests"][0]["id"].as_str().unwrap()), "{detail}");
+        // Among many it is one line's matter, also where both come in one call.
+        let many =
+            json!([line(Some("b"), "x"), line(Some("b"), "x"), line(Some("b"), "y"), line(Some("a"), "z")]);
+        let reply = send(&nightshift, &many).await;
+        assert_eq!(counts(&reply), [1, 1, 2]);
+        assert_eq!(reply["errors"][0]["line"], 3);
+        assert_eq!(reply["errors"][1]["code"], "conflict");
+        // Another company's ids are its own.
+        let call = Call::json("/api/v1/companies/acme/requests", &line(Some("a"), "other"));
+        assert_eq!(counts(&nightshift.call(call).await.good()), [1, 0, 0]);
+        assert_eq!(pending(&nightshift).await, 3);
+    });
+}
+
+#[test]
+fn an_idempotency_key_stands_for_the_ids_that_lines_do_not_have() {
+    with_actors(async |nightshift| {
+        let body = format!("{}\n{}\n{}", line(None, "one"), line(Some("own"), "two"), line(None, "three"));
+        let call = |key: &str, body: &str| Call::post(REQUESTS, LINES, body).header("idempotency-key", key);
+        let first = nightshift.call(call("k1", &body)).await.good();
+        assert_eq!(counts(&first), [3, 0, 0]);
+        let again = nightshift.call(call("k1", &body)).await.good();
+        assert_eq!(counts(&again), [0, 3, 0]);
+        let other = nightshift.call(call("k2", &body)).await.good();
+        assert_eq!(counts(&other), [2, 1, 0]);
+        let changed = body.replace("three", "four");
+        assert_eq!(counts(&nightshift.call(call("k1", &changed)).await.good()), [0, 2, 1]);
+        // A key is not sent, so nothing tells a repeat: each line is new.
+        for _ in 0..2 {
+            assert_eq!(counts(&send(&nightshift, &line(None, "one")).await), [1, 0, 0]);
+        }
+        for key in ["", &"k".repeat(257)] {
+            let (code, _) = refusal(&nightshift, 422, call(key, &body)).await;
+            assert_eq!(code, "bad_idempotency_key");
         }
     });
 }
 
 #[test]
-fn the_same_key_with_other_content_is_a_conflict() {
-    run(async {
-        let api = Harness::new().await;
-        api.post(REQUESTS, &request("a", "hi").to_string()).await;
-        let single = api.post(REQUESTS, &request("a", "other").to_string()).await;
-        assert_eq!((single.status, &single.body["code"]), (409, &json!("conflict")), "{}", single.body);
-        let line = api.lines(REQUESTS, &format!("{}\n", request("a", "other"))).await.body;
-        assert_eq!((&line["rejected"], &line["errors"][0]["code"]), (&json!(1), &json!("conflict")));
-        // Another company's key is another key.
-        let other = api.post("/api/v1/companies/beta/requests", &request("a", "other").to_string()).await;
-        assert_eq!(other.body["accepted"], 1);
-    });
-}
-
-#[test]
-fn an_idempotency_key_makes_lines_without_ids_repeatable() {
-    run(async {
-        let api = Harness::new().await;
-        let line = |content: &str| {
-            json!({"body": {"model": "m", "messages": [{"content": content}]}}).to_string() + "\n"
+fn what_is_no_request_is_refused_with_its_reason() {
+    with_actors(async |nightshift| {
+        let messages = json!([{ "role": "user", "content": "x" }]);
+        let with = |body: Value| json!({ "body": body });
+        let and = |name: &str, value: Value| {
+            let mut line = line(None, "x");
+            line[name] = value;
+            line
         };
-        let body = line("one") + &line("two");
-        let send = async |key: Option<&'static str>, body: String| {
-            let mut headers = vec![("content-type", "application/x-ndjson")];
-            headers.extend(key.map(|key| ("idempotency-key", key)));
-            let reply = api.call("POST", REQUESTS, Some(TOKEN), &headers, &body).await.body;
+        let refused = [
             (
-                reply["accepted"].as_u64().unwrap(),
-                reply["duplicate"].as_u64().unwrap(),
-                reply["rejected"].as_u64().unwrap(),
-            )
-        };
-        assert_eq!(send(Some("k"), body.clone()).await, (2, 0, 0));
-        assert_eq!(send(Some("k"), body.clone()).await, (0, 2, 0));
-        assert_eq!(send(Some("k"), line("two") + &line("one")).await, (0, 0, 2));
-        assert_eq!(send(None, body.clone()).await, (2, 0, 0), "without a key each line is new");
-    });
-}
-
-#[test]
-fn what_cannot_be_taken_as_a_whole_is_refused_with_its_status() {
-    run(async {
-        let api = Harness::new().await;
-        for (path, content_type, body, status, code) in [
-            ("/api/v1/companies/nobody/requests", "application/json", "{}", 404, "unknown_company"),
-            ("/api/v1/companies/a%2Fb/requests", "application/json", "{}", 404, "unknown_company"),
-            (REQUESTS, "text/csv", "a,b", 415, "unsupported_media_type"),
-            (REQUESTS, "application/json", "{", 400, "invalid_json"),
-            (REQUESTS, "application/json", "{}", 422, "invalid_request"),
-            (REQUESTS, "application/json", "7", 422, "invalid_request"),
-        ] {
-            let reply = api.call("POST", path, Some(TOKEN), &[("content-type", content_type)], body).await;
-            assert_eq!(
-                (reply.status, &reply.body["code"]),
-                (status, &json!(code)),
-                "{path} {body}: {}",
-                reply.body
-            );
+                with(json!({ "model": "m", "messages": messages, "stream": true })),
+                "body.stream cannot be used",
+            ),
+            (with(json!({ "messages": messages })), "body.model is missing"),
+            (with(json!({ "model": "", "messages": messages })), "body.model must be a text"),
+            (with(json!({ "model": 4, "messages": messages })), "body.model must be a text"),
+            (with(json!({ "model": "m" })), "body.messages is missing"),
+            (with(json!({ "model": "m", "messages": [] })), "body.messages must be a list of at least one"),
+            (
+                with(json!({ "model": "m", "messages": ["x"] })),
+                "body.messages must be a list of at least one",
+            ),
+            (with(json!("text")), "body must be an object"),
+            (json!({ "id": "a" }), "missing field `body`"),
+            (and("stream", json!(false)), "unknown field `stream`"),
+            (and("id", json!("")), "id must have 1 to 256 characters"),
+            (and("id", json!("x".repeat(257))), "id must have 1 to 256 characters"),
+            (and("endpoint", json!("/v1/images")), "endpoint must be one of /v1/chat/completions"),
+            (and("priority", json!(200)), "expected i8"),
+            (and("notBefore", json!("tomorrow")), "notBefore must be a time"),
+            (and("metadata", json!({ "a": 1 })), "expected a string"),
+            (and("metadata", json!({ "a": "x".repeat(17_000) })), "metadata is longer than"),
+            (json!({ "endpoint": "/v1/embeddings", "body": { "model": "m" } }), "body.input is missing"),
+            (
+                json!({ "endpoint": "/v1/responses", "body": { "model": "m", "input": "" } }),
+                "body.input must",
+            ),
+        ];
+        for (line, expected) in refused {
+            let (code, detail) = refusal(&nightshift, 422, Call::json(REQUESTS, &line)).await;
+            assert_eq!(code, "invalid_request", "{line}");
+            assert!(detail.contains(expected), "{line}: {detail}");
+            // The line number inside a line means nothing to whoever sent a file.
+            assert!(!detail.contains("at line"), "{detail}");
         }
-        let huge = format!("[{}]", "1,".repeat(9 << 20));
-        let reply = api.post(REQUESTS, &huge).await;
-        assert_eq!((reply.status, &reply.body["code"]), (413, &json!("too_large")));
-        assert!(reply.body["detail"].as_str().unwrap().contains("x-ndjson"));
+        assert_eq!(pending(&nightshift).await, 0);
     });
 }
 
 #[test]
-fn a_long_stream_is_stored_line_by_line() {
-    run(async {
-        let api = Harness::new().await;
-        let body: String = (0..3000).map(|number| line(&format!("r{number}"))).collect();
-        let reply = api.lines(REQUESTS, &body).await.body;
-        assert_eq!(reply["accepted"], 3000);
-        assert!(reply.get("requests").is_none(), "too many to be named");
-        assert_eq!(api.lines(REQUESTS, &body).await.body["duplicate"], 3000);
-        assert!(api.shared.reader.verify().unwrap().violations.is_empty());
+fn what_is_allowed_beside_the_usual_is_taken() {
+    with_actors(async |nightshift| {
+        let taken = json!([
+            { "endpoint": "/v1/embeddings", "body": { "model": "m", "input": ["a", "b"] } },
+            { "endpoint": "/v1/responses", "body": { "model": "m", "input": "a" } },
+            { "body": { "model": "m", "messages": [{}], "stream": false, "something_new": 1 } },
+            { "priority": -128, "body": { "model": "m", "messages": [{}] } },
+        ]);
+        let reply = send(&nightshift, &taken).await;
+        assert_eq!(counts(&reply), [4, 0, 0], "{reply}");
     });
 }
 
 #[test]
-fn metadata_priority_and_not_before_are_kept_and_shown() {
-    run(async {
-        let api = Harness::new().await;
-        let mut request = request("a", "hi");
-        request["metadata"] = json!({"order": "17"});
-        request["priority"] = json!(5);
-        request["notBefore"] = json!("2030-01-01T00:00:00Z");
-        api.post(REQUESTS, &request.to_string()).await;
-        let page = api.get("/api/admin/legacy/requests?status=pending_batching").await.body;
-        let shown = &page["requests"][0];
-        assert_eq!(shown["metadata"], json!({"order": "17"}));
-        assert_eq!((&shown["priority"], &shown["clientId"]), (&json!(5), &json!("a")));
-        assert_eq!(shown["notBefore"], "2030-01-01T00:00:00.000Z");
-        assert!(api.shared.reader.waiting().unwrap().is_empty(), "it makes no group due");
+fn a_body_that_cannot_be_read_at_all_is_an_error_of_the_call() {
+    with_actors(async |nightshift| {
+        let to = |path: &str, content_type: &str, body: &str| Call::post(path, content_type, body);
+        let one = line(None, "x").to_string();
+        let mut errors = serde_json::Map::new();
+        for (name, status, call) in [
+            ("unknown_company", 404, to("/api/v1/companies/none/requests", LINES, &one)),
+            ("company_that_can_be_none", 404, to("/api/v1/companies/a%2Fb/requests", LINES, &one)),
+            ("unknown_company_of_sessions", 404, to("/api/v1/companies/none/sessions", LINES, &one)),
+            ("with_get", 405, Call::get(REQUESTS)),
+            ("wrong_content_type", 415, to(REQUESTS, "text/csv", &one)),
+            ("no_content_type", 415, Call::new("POST", REQUESTS)),
+            ("not_json", 400, to(REQUESTS, "application/json", "{\"body\"")),
+            ("no_body", 400, to(REQUESTS, "application/json", "")),
+            ("array_that_does_not_end", 400, to(REQUESTS, "application/json", "[{}")),
+            ("too_large", 413, to(REQUESTS, "application/json", &" ".repeat((16 << 20) + 1))),
+        ] {
+            let reply = nightshift.call(call).await;
+            reply.problem(status);
+            errors.insert(name.to_owned(), reply.body);
+        }
+        golden("errors_of_ingest", &Value::Object(errors));
     });
 }
 
 #[test]
-fn a_session_is_taken_once_and_again_when_it_changed() {
-    run(async {
-        let api = Harness::new().await;
-        let session = |text: &str| {
-            json!({"externalId": "s1", "startedAt": "2026-11-01T10:00:00Z", "language": "nl",
-            "messages": [{"role": "user", "content": text, "at": "2026-11-01T10:00:00Z"}]})
-            .to_string()
-        };
-        assert_eq!(api.post(SESSIONS, &session("hi")).await.body["accepted"], 1);
-        assert_eq!(api.post(SESSIONS, &session("hi")).await.body["duplicate"], 1);
-        assert_eq!(api.post(SESSIONS, &session("hello")).await.body["accepted"], 1);
-        let shown = api.get(&format!("{SESSIONS}/s1")).await.body;
-        assert_eq!(
-            (&shown["session"]["version"], &shown["session"]["messages"]),
-            (&json!(2), &json!(1)),
-            "{shown}"
+fn three_thousand_lines_are_taken_in_one_stream_and_once() {
+    with_actors(async |nightshift| {
+        let lines: Vec<_> = (0..3000)
+            .map(|number| line(Some(&format!("r{number}")), &number.to_string()).to_string())
+            .collect();
+        let reply = send_lines(&nightshift, REQUESTS, lines.join("\n")).await;
+        assert_eq!(counts(&reply), [3000, 0, 0]);
+        assert_eq!(reply.get("requests"), None, "a reply to so many names none of them");
+        let again = send_lines(&nightshift, REQUESTS, lines.join("\n")).await;
+        assert_eq!(counts(&again), [0, 3000, 0]);
+        assert_eq!(pending(&nightshift).await, 3000);
+    });
+}
+
+#[test]
+fn of_many_bad_lines_all_are_counted_and_a_thousand_are_told() {
+    with_actors(async |nightshift| {
+        let reply = send_lines(&nightshift, REQUESTS, "{}\n".repeat(1500)).await;
+        assert_eq!(counts(&reply), [0, 0, 1500]);
+        let errors = reply["errors"].as_array().unwrap();
+        assert_eq!(errors.len(), 1000);
+        assert_eq!(errors[999]["line"], 1000);
+    });
+}
+
+#[test]
+fn not_before_in_the_future_keeps_a_request_waiting() {
+    with_actors(async |nightshift| {
+        let later = nightshift.now().plus(Duration::from_secs(3600));
+        let mut request = line(Some("later"), "x");
+        request["notBefore"] = json!(later.to_string());
+        let reply = send(&nightshift, &request).await;
+        assert_eq!(show(&nightshift, &reply).await["notBefore"], later.to_string());
+        let waiting =
+            || nightshift.shared.reader.waiting().unwrap().iter().map(|g| g.waiting.requests).sum::<u64>();
+        let release = async || nightshift.store().release_due(nightshift.now()).await.unwrap();
+        nightshift.clock.advance(Duration::from_secs(3599));
+        assert_eq!((release().await, waiting()), (0, 0));
+        nightshift.clock.advance(Duration::from_secs(1));
+        assert_eq!((release().await, waiting()), (1, 1));
+        assert_eq!(show(&nightshift, &reply).await["notBefore"], Value::Null);
+        // One in the past does not hold anything back.
+        request["id"] = json!("now");
+        let reply = send(&nightshift, &request).await;
+        assert_eq!(show(&nightshift, &reply).await["notBefore"], Value::Null);
+        assert_eq!(waiting(), 2);
+    });
+}
+
+#[test]
+fn metadata_and_priority_are_shown_back() {
+    with_actors(async |nightshift| {
+        let mut request = line(Some("a"), "x");
+        request["metadata"] = json!({ "b": "2", "a": "ä \" \\ \n" });
+        request["priority"] = json!(7);
+        let reply = send(&nightshift, &request).await;
+        let shown = show(&nightshift, &reply).await;
+        assert_eq!(shown["metadata"], request["metadata"]);
+        assert_eq!(shown["priority"], 7);
+        // It is part of what the request is.
+        request["metadata"]["b"] = json!("3");
+        let (code, _) = refusal(&nightshift, 409, Call::json(REQUESTS, &request)).await;
+        assert_eq!(code, "conflict");
+    });
+}
+
+fn session(id: &str, text: &str) -> Value {
+    json!({
+        "externalId": id,
+        "startedAt": "2026-11-23T10:00:00Z",
+        "language": "nl",
+        "messages": [
+            { "role": "user", "content": text, "at": "2026-11-23T10:00:01+01:00" },
+            { "role": "assistant", "content": "b" },
+        ],
+    })
+}
+
+#[test]
+fn a_session_that_is_sent_again_is_a_duplicate_and_a_changed_one_is_taken_again() {
+    with_actors(async |nightshift| {
+        let both = format!("{}\n{}\n", session("s1", "a"), session("s2", "a"));
+        let first = send_lines(&nightshift, SESSIONS, both.clone()).await;
+        assert_eq!(counts(&first), [2, 0, 0]);
+        assert_eq!(first["updated"], 0);
+        assert_eq!(counts(&send_lines(&nightshift, SESSIONS, both).await), [0, 2, 0]);
+        let changed = nightshift.call(Call::json(SESSIONS, &session("s1", "c"))).await.good();
+        assert_eq!(counts(&changed), [1, 0, 0]);
+        let view = nightshift.get(&format!("{SESSIONS}/s1")).await;
+        assert_eq!(view["session"]["version"], 2);
+        assert_eq!(view["session"]["state"], "settling");
+        // Other facts around the same messages ask for no other analysis.
+        let mut facts = session("s2", "a");
+        facts["country"] = json!("NL");
+        let updated = nightshift.call(Call::json(SESSIONS, &facts)).await.good();
+        assert_eq!((counts(&updated), &updated["updated"]), ([0, 0, 0], &json!(1)));
+        assert_eq!(nightshift.get(&format!("{SESSIONS}/s2")).await["session"]["version"], 1);
+    });
+}
+
+#[test]
+fn a_session_without_messages_says_so_and_blocks_nothing() {
+    with_actors(async |nightshift| {
+        let sessions = json!([
+            { "externalId": "empty", "messages": [] },
+            { "externalId": "missing", "messages": null },
+            session("a/b c", "x"),
+        ]);
+        let reply = nightshift.call(Call::json(SESSIONS, &sessions)).await.good();
+        assert_eq!(counts(&reply), [3, 0, 0]);
+        for (id, state) in [("empty", "empty"), ("missing", "transcript_missing"), ("a%2Fb%20c", "settling")]
+        {
+            let view = nightshift.get(&format!("{SESSIONS}/{id}")).await;
+            assert_eq!(view["session"]["state"], state);
+        }
+    });
+}
+
+#[test]
+fn what_is_no_session_is_refused_with_its_reason() {
+    with_actors(async |nightshift| {
+        for (line, expected) in [
+            (json!({ "messages": [] }), "missing field `externalId`"),
+            (json!({ "externalId": "" }), "externalId must have 1 to 256 characters"),
+            (json!({ "externalId": "a", "startedAt": "24.11.2026" }), "startedAt must be a time"),
+            (json!({ "externalId": "a", "message": [] }), "unknown field `message`"),
+            (json!({ "externalId": "a", "facts": { "x": 1 } }), "unknown field `x`"),
+            (
+                json!({ "externalId": "a", "messages": [{ "role": "bot", "content": "" }] }),
+                "role must be user",
+            ),
+        ] {
+            let (_, detail) = refusal(&nightshift, 422, Call::json(SESSIONS, &line)).await;
+            assert!(detail.contains(expected), "{line}: {detail}");
+        }
+    });
+}
+
+#[test]
+fn a_body_keeps_its_order_its_digits_and_its_place_in_one_line() {
+    with_actors(async |nightshift| {
+        let body = "{\n\"model\":\"m\",\n\"zebra\":1,\"apple\":0.10000000000000000555,\"seed\":12345678901234567890123,\
+             \n\"messages\":[{\"role\":\"user\",\"content\":\"a\\nb\"}]}";
+        let call = Call::post(REQUESTS, "application/json", format!("{{\"id\":\"x\",\"body\":{body}}}"));
+        let reply = nightshift.call(call).await.good();
+        let id = reply["requests"][0]["id"].as_str().unwrap().parse().unwrap();
+        let stored = nightshift.store().reader().body(id).unwrap().unwrap();
+        assert_eq!(String::from_utf8(stored.clone()).unwrap(), body);
+        let endpoint = nightshift::domain::request::Endpoint::ChatCompletions;
+        let line = nightshift::provider::jsonl::input_line(id, endpoint, body);
+        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+        let line = String::from_utf8(line).unwrap();
+        assert!(
+            line.contains("\"zebra\":1,\"apple\":0.10000000000000000555,\"seed\":12345678901234567890123"),
+            "{line}"
         );
-        let bad = api
-            .post(SESSIONS, "{\"externalId\":\"s2\",\"messages\":[{\"role\":\"boss\",\"content\":\"x\"}]}")
-            .await;
-        assert_eq!(bad.status, 422);
-        let empty = api.post(SESSIONS, "{\"externalId\":\"s3\",\"messages\":[]}").await;
-        assert_eq!(empty.body["accepted"], 1);
-        assert_eq!(api.get(&format!("{SESSIONS}/s3")).await.body["session"]["state"], "empty");
+    });
+}
+
+#[test]
+fn what_is_nested_too_deep_and_an_array_of_too_many_entries_are_refused() {
+    with_actors(async |nightshift| {
+        let deep = format!("{}1{}", "[".repeat(120), "]".repeat(120));
+        let body = format!("{{\"body\":{{\"model\":\"m\",\"messages\":[{{}}],\"deep\":{deep}}}}}");
+        let (_, detail) = refusal(&nightshift, 422, Call::post(REQUESTS, "application/json", body)).await;
+        assert!(detail.contains("deep"), "{detail}");
+        let many = format!("[{}0]", "0,".repeat(100_000));
+        let (code, detail) = refusal(&nightshift, 413, Call::post(REQUESTS, "application/json", many)).await;
+        assert_eq!(code, "too_large");
+        assert!(detail.contains("x-ndjson"), "{detail}");
     });
 }

@@ -1,232 +1,460 @@
-//! The legacy admin API, exact in every field.
+//! The legacy admin API: golden replies, every error, paging while rows move, requeueing, and who may do what.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use serde_json::{Value, json};
+use nightshift::domain::id::RequestId;
+use serde_json::{Map, Value, json};
 
-use crate::golden;
-use crate::harness::{COMPANY, Harness, Reply, VIEWER, run};
-use crate::process::TOKEN;
+use crate::harness::{
+    ACME, Call, DEMO, Nightshift, Reply, VIEWER, batch_id, golden, good_line, refused_line, request_id,
+    with_actors,
+};
 
-const BASE: &str = "/api/admin/legacy";
+const LEGACY: &str = "/api/admin/legacy";
+const ANALYSIS: &str = r#"{"language":"en","sentiment":"NEUTRAL"}"#;
 
-fn assert_problem(reply: &Reply, status: u16, code: &str) {
-    assert_eq!((reply.status, &reply.body["code"]), (status, &Value::from(code)), "{}", reply.body);
-    assert_eq!(reply.headers["content-type"], "application/problem+json");
-    assert_eq!(reply.body["ok"], false);
-    assert_eq!(reply.body["status"], status);
-    assert!(!reply.body["detail"].as_str().unwrap().is_empty());
-    assert_eq!(reply.body["requestId"], reply.headers["x-request-id"].to_str().unwrap());
+fn legacy(path: &str) -> String {
+    format!("{LEGACY}/{path}")
+}
+
+fn requeue(ids: &[String]) -> Call {
+    Call::json(legacy("requests/requeue"), &json!({ "requestIds": ids }))
+}
+
+/// A request in each status: 1 (of a session), 2 complete, 3 failed, 4 in a running batch, 5 and 6 pending.
+async fn world(nightshift: &Nightshift) {
+    nightshift.session(1, "demo").await;
+    let metadata = r#"{"orderId":"A-7","team":"south"}"#.to_owned();
+    nightshift.request(2, "demo", |request| request.metadata = Some(metadata)).await;
+    nightshift.request(3, "demo", |_| ()).await;
+    let mut first = nightshift.open_batch(1, "demo", 3).await;
+    first.send().await;
+    first.finish(vec![good_line(1, Some(ANALYSIS)), good_line(2, None)], vec![refused_line(3)]).await;
+    nightshift.request(4, "demo", |_| ()).await;
+    let mut second = nightshift.open_batch(2, "demo", 3).await;
+    second.send().await;
+    let later = nightshift.now().plus(Duration::from_secs(86_400));
+    nightshift.request(5, "demo", |request| request.not_before = Some(later)).await;
+    nightshift.request(6, "acme", |request| request.priority = 3).await;
 }
 
 #[test]
-fn every_view_is_as_it_was_agreed() {
-    run(async {
-        let api = Harness::new().await;
-        api.ingest("acme", 3).await;
-        let batch = api.batch("acme", 1, 1).await;
-        golden::check("summary", &api.get(&format!("{BASE}/summary")).await.body);
-        golden::check("summary-company", &api.get(&format!("{BASE}/summary?companyId=beta")).await.body);
-        for status in ["pending_batching", "batching_in_progress", "processing_complete", "processing_failed"]
-        {
-            let reply = api.get(&format!("{BASE}/requests?status={status}")).await;
-            assert_eq!(reply.status, 200);
-            golden::check(&format!("requests-{status}"), &reply.body);
+fn every_view_replies_as_it_always_did() {
+    with_actors(async |nightshift| {
+        world(&nightshift).await;
+        let views = [
+            ("summary", legacy("summary")),
+            ("summary_of_a_company", legacy("summary?companyId=acme")),
+            ("requests_pending", legacy("requests?status=pending_batching")),
+            ("requests_in_progress", legacy("requests?status=batching_in_progress")),
+            ("requests_complete", legacy("requests?status=processing_complete")),
+            ("requests_complete_first_page", legacy("requests?status=processing_complete&limit=1")),
+            ("requests_failed", legacy("requests?status=processing_failed")),
+            ("requests_none", legacy("requests?status=processing_failed&companyId=acme")),
+            ("request_of_a_session", legacy(&format!("requests/{}", request_id(1)))),
+            ("request_generic", legacy(&format!("requests/{}", request_id(2)))),
+            ("request_failed", legacy(&format!("requests/{}", request_id(3)))),
+            ("batches", legacy("batches")),
+            ("batches_in_progress", legacy("batches?status=in_progress&companyId=demo&limit=1")),
+            ("batch", legacy(&format!("batches/{}", batch_id(1)))),
+            ("companies", legacy("companies")),
+            ("switches", legacy("switches")),
+            ("session", "/api/v1/companies/demo/sessions/chat-1".to_owned()),
+            ("healthz", "/healthz".to_owned()),
+            ("readyz", "/readyz".to_owned()),
+        ];
+        for (name, path) in views {
+            golden(name, &nightshift.get(&path).await);
         }
-        let page = api.get(&format!("{BASE}/requests?status=processing_failed")).await.body;
-        let failed = page["requests"][0]["id"].as_str().unwrap();
-        golden::check("request", &api.get(&format!("{BASE}/requests/{failed}")).await.body);
-        golden::check("batches", &api.get(&format!("{BASE}/batches")).await.body);
-        golden::check("batch", &api.get(&format!("{BASE}/batches/{}", batch.id)).await.body);
-        golden::check("companies", &api.get(&format!("{BASE}/companies")).await.body);
-        golden::check("switches", &api.get(&format!("{BASE}/switches")).await.body);
-        golden::check("healthz", &api.get("/healthz").await.body);
-        golden::check("readyz", &api.get("/readyz").await.body);
-        let body = json!({ "requestIds": [failed] }).to_string();
-        golden::check("requeue", &api.post(&format!("{BASE}/requests/requeue"), &body).await.body);
+        let ids = [1, 3, 9].map(|number| request_id(number).to_string());
+        golden("requeue", &nightshift.call(requeue(&ids)).await.good());
     });
 }
 
 #[test]
-fn a_requeue_counts_each_id_once_and_takes_only_what_failed() {
-    run(async {
-        let api = Harness::new().await;
-        let ids = api.ingest("acme", 4).await;
-        api.batch("acme", 1, 2).await;
-        let (complete, failed) = (&ids[0], &ids[1]);
-        let unknown = "01a20e00-79fc-74ef-8ba1-a7d9a27a5632";
-        let body =
-            json!({"requestIds": [failed, failed, complete, unknown, unknown, "not-an-id", "not-an-id"]});
-        let reply = api.post(&format!("{BASE}/requests/requeue"), &body.to_string()).await;
-        assert_eq!(
-            reply.body,
-            json!({"ok": true, "requeuedCount": 1, "notFoundCount": 2, "skippedCount": 1})
-        );
-        let request = api.get(&format!("{BASE}/requests/{failed}")).await.body["request"].clone();
-        assert_eq!((&request["status"], &request["attempts"]), (&json!("pending_batching"), &json!(0)));
-        assert_eq!(request["history"].as_array().unwrap().len(), 1, "the history is kept");
-        let again = api.post(&format!("{BASE}/requests/requeue"), &body.to_string()).await;
-        assert_eq!(again.body["requeuedCount"], 0);
-        assert!(api.shared.reader.verify().unwrap().violations.is_empty());
-    });
-}
-
-#[test]
-fn pages_show_each_request_once_while_rows_move() {
-    run(async {
-        let api = Harness::new().await;
-        let ids: BTreeSet<_> = api.ingest("acme", 120).await.into_iter().collect();
-        let mut seen = Vec::new();
-        let mut cursor = String::new();
-        let mut pages = 0;
-        loop {
-            let path = format!("{BASE}/requests?status=pending_batching&companyId=acme&limit=50{cursor}");
-            let page = api.get(&path).await.body;
-            for request in page["requests"].as_array().unwrap() {
-                seen.push(request["id"].as_str().unwrap().to_owned());
-            }
-            pages += 1;
-            match page["nextCursor"].as_str() {
-                Some(next) => cursor = format!("&cursor={next}"),
-                None => break,
-            }
-        }
-        assert_eq!((pages, seen.len()), (3, 120));
-        assert_eq!(seen.iter().cloned().collect::<BTreeSet<_>>(), ids);
-
-        // All rows leave the status between two pages: the rest of the list is empty, and nothing doubles.
-        let first = api.get(&format!("{BASE}/requests?status=pending_batching&limit=50")).await.body;
-        let next = first["nextCursor"].as_str().unwrap();
-        api.batch("acme", 120, 0).await;
-        let rest = api.get(&format!("{BASE}/requests?status=pending_batching&limit=50&cursor={next}")).await;
-        assert_eq!((rest.status, &rest.body["requests"]), (200, &json!([])));
-        let batches = api.get(&format!("{BASE}/batches")).await.body;
-        let batch = batches["batches"][0]["id"].as_str().unwrap();
-        let path = format!("{BASE}/requests?status=processing_complete&batchId={batch}&limit=500");
-        let page = api.get(&path).await.body;
-        assert_eq!(page["requests"].as_array().unwrap().len(), 120);
-    });
-}
-
-#[test]
-fn a_cursor_that_is_not_from_this_list_is_refused() {
-    run(async {
-        let api = Harness::new().await;
-        api.ingest("acme", 3).await;
-        let list = format!("{BASE}/requests?status=pending_batching&limit=1");
-        let cursor = api.get(&list).await.body["nextCursor"].as_str().unwrap().to_owned();
-        assert_eq!(api.get(&format!("{list}&cursor={cursor}")).await.status, 200);
-        let mut tampered = cursor.clone();
-        tampered.replace_range(3..4, if &cursor[3..4] == "A" { "B" } else { "A" });
-        let other = format!("{BASE}/requests?status=processing_failed&limit=1&cursor={cursor}");
-        for path in [
-            format!("{list}&cursor={tampered}"),
-            format!("{list}&cursor=x"),
-            format!("{list}&cursor=%00%ff"),
-            format!("{list}&companyId=acme&cursor={cursor}"),
-            format!("{BASE}/batches?cursor={cursor}"),
-            other,
-        ] {
-            let reply = api.get(&path).await;
-            let code = if path.contains("%ff") { "bad_encoding" } else { "bad_cursor" };
-            assert_problem(&reply, 422, code);
+fn a_reply_is_not_kept_by_anybody_and_names_the_call() {
+    with_actors(async |nightshift| {
+        let reply = nightshift.call(Call::get(legacy("summary"))).await;
+        assert_eq!(reply.header("cache-control"), Some("no-store"));
+        assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
+        assert_eq!(reply.header("x-request-id"), Some("a-test"));
+        // Without an id of the caller's, or with one that could do harm in a log, there is one of ours.
+        let long = "x".repeat(65);
+        let calls = [
+            Call::get("/nowhere").without_header("x-request-id"),
+            Call::get("/nowhere").header("x-request-id", "a b"),
+            Call::get("/nowhere").header("x-request-id", &long),
+        ];
+        for call in calls {
+            let reply = nightshift.call(call).await;
+            reply.problem(404);
+            assert!(reply.header("x-request-id").unwrap().parse::<RequestId>().is_ok());
         }
     });
 }
 
-#[test]
-fn every_error_is_a_problem_that_says_what_to_do() {
-    run(async {
-        let api = Harness::new().await;
-        let requests = format!("{BASE}/requests");
-        for (path, code) in [
-            (requests.clone(), "status_required"),
-            (format!("{requests}?status=done"), "unknown_status"),
-            (format!("{requests}?status=processing_failed&limit=0"), "bad_limit"),
-            (format!("{requests}?status=processing_failed&limit=501"), "bad_limit"),
-            (format!("{requests}?status=processing_failed&limt=5"), "unknown_parameter"),
-            (format!("{requests}?status=processing_failed&status=processing_failed"), "repeated_parameter"),
-            (format!("{requests}?status=processing_failed&batchId=7"), "bad_parameter"),
-            (format!("{requests}?status=processing_failed&companyId=a%2Fb"), "bad_parameter"),
-            (format!("{BASE}/batches?status=gone"), "unknown_status"),
-        ] {
-            assert_problem(&api.get(&path).await, 422, code);
+/// The part of an error that a program may rest on.
+fn shown(reply: &Reply) -> Value {
+    let mut shown = Map::new();
+    for name in ["content-type", "allow", "retry-after", "www-authenticate"] {
+        if let Some(value) = reply.header(name) {
+            shown.insert(name.to_owned(), Value::from(value));
         }
-        for path in ["/nowhere", "/api/admin/legacy", "/api/admin/legacy/summary/", "/"] {
-            assert_problem(&api.get(path).await, 404, "not_found");
-        }
-        for id in ["x", "01a20e00-79fc-74ef-8ba1-a7d9a27a5632", "..%2f..%2fetc", "%00"] {
-            assert_problem(&api.get(&format!("{requests}/{id}")).await, 404, "unknown_request");
-            assert_problem(&api.get(&format!("{BASE}/batches/{id}")).await, 404, "unknown_batch");
-        }
-        let reply = api.call("DELETE", &format!("{BASE}/summary"), Some(TOKEN), &[], "").await;
-        assert_problem(&reply, 405, "method_not_allowed");
-        assert_eq!(reply.headers["allow"], "GET");
+    }
+    shown.insert("body".to_owned(), reply.body.clone());
+    Value::Object(shown)
+}
 
-        let requeue = format!("{requests}/requeue");
-        assert_problem(&api.post(&requeue, "{").await, 400, "invalid_json");
-        assert_problem(&api.post(&requeue, "{\"requestIds\":[],\"all\":true}").await, 422, "invalid_body");
-        assert_problem(&api.post(&requeue, "{\"requestIds\":[]}").await, 422, "bad_request_ids");
-        let many = json!({ "requestIds": vec!["x"; 10_001] }).to_string();
-        assert_problem(&api.post(&requeue, &many).await, 422, "bad_request_ids");
-        let huge = format!("{{\"requestIds\":[\"{}\"]}}", "x".repeat(1 << 20));
-        assert_problem(&api.post(&requeue, &huge).await, 413, "too_large");
-        let reply = api.call("POST", &requeue, Some(TOKEN), &[("content-type", "text/plain")], "{}").await;
-        assert_problem(&reply, 415, "unsupported_media_type");
+async fn next_cursor(nightshift: &Nightshift, path: &str) -> String {
+    nightshift.get(path).await["nextCursor"].as_str().unwrap().to_owned()
+}
+
+/// The errors that a client can make, each by a name that says what was wrong.
+async fn mistakes(nightshift: &Nightshift) -> Vec<(&'static str, u16, Call)> {
+    let complete = legacy("requests?status=processing_complete&limit=1");
+    let cursor = next_cursor(nightshift, &complete).await;
+    let of_batches = next_cursor(nightshift, &legacy("batches?limit=1")).await;
+    let flipped = if cursor.starts_with('A') { "B" } else { "A" };
+    let tampered = format!("{flipped}{}", &cursor[1..]);
+    let list = |rest: &str| Call::get(legacy(&format!("requests?{rest}")));
+    let with = |cursor: &str| list(&format!("status=processing_complete&limit=1&cursor={cursor}"));
+    let requeueing = |body: &str| Call::post(legacy("requests/requeue"), "application/json", body);
+    let many = vec!["x".to_owned(); 10_001];
+    vec![
+        ("no_token", 401, Call::get(legacy("summary")).without_token()),
+        ("wrong_token", 401, Call::get(legacy("summary")).token("wrong")),
+        ("no_token_and_no_such_path", 401, Call::get("/nowhere").without_token()),
+        ("viewer_requeues", 403, requeueing("{}").token(VIEWER)),
+        ("company_reads_the_summary", 403, Call::get(legacy("summary")).token(DEMO)),
+        ("no_such_path", 404, Call::get("/nowhere")),
+        ("path_with_a_slash_behind_it", 404, Call::get(legacy("summary/"))),
+        ("unknown_request", 404, Call::get(legacy(&format!("requests/{}", request_id(99))))),
+        ("request_id_that_is_none", 404, Call::get(legacy("requests/7"))),
+        ("unknown_batch", 404, Call::get(legacy(&format!("batches/{}", batch_id(99))))),
+        ("batch_id_that_is_none", 404, Call::get(legacy("batches/batch_1"))),
+        ("unknown_session", 404, Call::get("/api/v1/companies/demo/sessions/chat-9")),
+        ("session_of_another_company", 404, Call::get("/api/v1/companies/demo/sessions/chat-1").token(ACME)),
+        ("method_that_a_view_has_not", 405, Call::new("DELETE", legacy("summary"))),
+        ("requeue_with_get", 405, Call::get(legacy("requests/requeue"))),
+        ("healthz_with_post", 405, Call::new("POST", "/healthz").without_token()),
+        ("body_too_large", 413, requeueing(&" ".repeat((1 << 20) + 1))),
+        ("wrong_content_type", 415, Call::post(legacy("requests/requeue"), "text/plain", "{}")),
+        ("no_content_type", 415, Call::new("POST", legacy("requests/requeue"))),
+        ("body_that_is_not_json", 400, requeueing("{")),
+        ("no_status", 422, list("")),
+        ("empty_status", 422, list("status=")),
+        ("unknown_status", 422, list("status=done")),
+        ("limit_0", 422, list("status=processing_failed&limit=0")),
+        ("limit_501", 422, list("status=processing_failed&limit=501")),
+        ("limit_x", 422, list("status=processing_failed&limit=x")),
+        ("unknown_parameter", 422, list("status=processing_failed&company=demo")),
+        ("unknown_parameter_where_there_are_none", 422, Call::get(legacy("companies?companyId=demo"))),
+        ("repeated_parameter", 422, list("status=processing_failed&status=processing_failed")),
+        ("bad_encoding", 422, list("status=%zz")),
+        ("bad_company", 422, list("status=processing_failed&companyId=a%2Fb")),
+        ("bad_batch", 422, list("status=processing_failed&batchId=7")),
+        ("unknown_batch_status", 422, Call::get(legacy("batches?status=processing_complete"))),
+        ("strange_cursor", 422, with("Zm9yZWlnbg")),
+        ("cursor_that_is_not_base64", 422, with("a*b")),
+        ("tampered_cursor", 422, with(&tampered)),
+        ("cursor_of_another_status", 422, list(&format!("status=processing_failed&cursor={cursor}"))),
+        (
+            "cursor_of_another_company",
+            422,
+            list(&format!("status=processing_complete&companyId=demo&cursor={cursor}")),
+        ),
+        ("cursor_of_another_list", 422, with(&of_batches)),
+        ("no_request_ids", 422, requeueing("{}")),
+        ("empty_request_ids", 422, requeueing(r#"{"requestIds":[]}"#)),
+        ("too_many_request_ids", 422, requeue(&many)),
+        ("request_ids_of_another_kind", 422, requeueing(r#"{"requestIds":[7]}"#)),
+        ("unknown_member", 422, requeueing(r#"{"requestIds":["a"],"all":true}"#)),
+    ]
+}
+
+#[test]
+fn every_mistake_has_its_error_and_every_error_one_form() {
+    with_actors(async |nightshift| {
+        world(&nightshift).await;
+        let mut errors = Map::new();
+        for (name, status, call) in mistakes(&nightshift).await {
+            let reply = nightshift.call(call).await;
+            reply.problem(status);
+            assert!(errors.insert(name.to_owned(), shown(&reply)).is_none(), "{name} is there twice");
+        }
+        golden("errors", &Value::Object(errors));
+        // None of it changed anything.
+        golden("summary", &nightshift.get(&legacy("summary")).await);
     });
 }
 
 #[test]
-fn an_address_that_guesses_tokens_is_told_to_wait_and_a_right_token_still_works() {
-    run(async {
-        let api = Harness::new().await;
-        let summary = format!("{BASE}/summary");
-        assert_problem(&api.call("GET", &summary, None, &[], "").await, 401, "unauthorized");
+fn after_ten_wrong_tokens_an_address_waits_and_a_right_token_still_works() {
+    with_actors(async |nightshift| {
+        let guess = || Call::get(legacy("summary")).token("guess").peer([203, 0, 113, 7]);
         for _ in 0..10 {
-            let reply = api.call("GET", &summary, Some("guess"), &[], "").await;
-            assert_problem(&reply, 401, "unauthorized");
-            assert!(reply.headers.contains_key("www-authenticate"));
+            assert_eq!(nightshift.call(guess()).await.problem(401), "unauthorized");
         }
-        let reply = api.call("GET", &summary, Some("guess"), &[], "").await;
-        assert_problem(&reply, 429, "too_many_failures");
-        assert!(reply.headers.contains_key("retry-after"));
-        assert_eq!(api.get(&summary).await.status, 200);
-        api.clock.advance(std::time::Duration::from_secs(61));
-        assert_problem(&api.call("GET", &summary, Some("guess"), &[], "").await, 401, "unauthorized");
+        nightshift.clock.advance(Duration::from_secs(20));
+        let refused = nightshift.call(guess()).await;
+        assert_eq!(refused.problem(429), "too_many_failures");
+        assert_eq!(refused.header("retry-after"), Some("40"));
+        // A right token behind the same address is not to suffer, nor is anybody elsewhere.
+        nightshift.call(Call::get(legacy("summary")).peer([203, 0, 113, 7])).await.good();
+        nightshift.call(guess().peer([203, 0, 113, 8])).await.problem(401);
+        nightshift.clock.advance(Duration::from_secs(40));
+        nightshift.call(guess()).await.problem(401);
     });
 }
 
 #[test]
-fn every_route_is_for_those_who_may_and_for_nobody_else() {
-    let open = [200, 200, 200];
-    // Without a token, as a viewer, as company acme.
-    let read = [401, 200, 403];
-    let routes = [
-        ("GET", "/healthz", open),
-        ("GET", "/readyz", open),
-        ("GET", "/api/admin/legacy/summary", read),
-        ("GET", "/api/admin/legacy/requests?status=pending_batching", read),
-        ("GET", "/api/admin/legacy/batches", read),
-        ("GET", "/api/admin/legacy/companies", read),
-        ("GET", "/api/admin/legacy/switches", read),
-        ("GET", "/api/admin/legacy/requests/01a20e00-79fc-74ef-8ba1-a7d9a27a5632", [401, 404, 403]),
-        ("GET", "/api/admin/legacy/batches/01a20e00-79fc-74ef-8ba1-a7d9a27a5632", [401, 404, 403]),
-        ("POST", "/api/admin/legacy/requests/requeue", [401, 403, 403]),
-        ("POST", "/api/v1/companies/acme/requests", [401, 403, 415]),
-        ("POST", "/api/v1/companies/acme/sessions", [401, 403, 415]),
-        ("POST", "/api/v1/companies/beta/requests", [401, 403, 404]),
-        ("POST", "/api/v1/companies/none/requests", [401, 403, 404]),
-        ("GET", "/api/v1/companies/acme/sessions/s1", [401, 404, 404]),
-        ("GET", "/api/v1/companies/beta/sessions/s1", [401, 404, 404]),
-        ("GET", "/nowhere", [401, 404, 404]),
-    ];
-    run(async {
-        let api = Harness::new().await;
-        for (method, path, expected) in routes {
-            for (token, expected) in [None, Some(VIEWER), Some(COMPANY)].into_iter().zip(expected) {
-                let reply = api.call(method, path, token, &[], "").await;
-                assert_eq!(reply.status, expected, "{method} {path} as {token:?}: {}", reply.body);
+fn a_call_without_a_token_is_no_guess() {
+    with_actors(async |nightshift| {
+        for _ in 0..30 {
+            nightshift.call(Call::get(legacy("summary")).without_token()).await.problem(401);
+        }
+    });
+}
+
+/// The ids of a list, page by page; `between` is run after each page with its number.
+async fn read_pages(
+    nightshift: &Nightshift,
+    path: &str,
+    mut between: impl AsyncFnMut(usize),
+) -> Vec<Vec<String>> {
+    let mut pages = Vec::new();
+    let mut cursor = None;
+    loop {
+        let next = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
+        let page = nightshift.get(&format!("{path}{next}")).await;
+        let ids = page["requests"].as_array().unwrap().iter();
+        pages.push(ids.map(|request| request["id"].as_str().unwrap().to_owned()).collect());
+        between(pages.len()).await;
+        match page["nextCursor"].as_str() {
+            Some(next) => cursor = Some(next.to_owned()),
+            None => return pages,
+        }
+    }
+}
+
+fn ids(numbers: impl DoubleEndedIterator<Item = u64>) -> Vec<String> {
+    numbers.rev().map(|number| request_id(number).to_string()).collect()
+}
+
+#[test]
+fn pages_show_each_request_exactly_once_newest_first() {
+    with_actors(async |nightshift| {
+        for number in 1..=120 {
+            nightshift.request(number, if number % 4 == 0 { "acme" } else { "demo" }, |_| ()).await;
+        }
+        let pending = legacy("requests?status=pending_batching");
+        for (path, sizes) in [
+            (pending.clone(), vec![50, 50, 20]),
+            (format!("{pending}&limit=40"), vec![40, 40, 40]),
+            (format!("{pending}&limit=500"), vec![120]),
+        ] {
+            let pages = read_pages(&nightshift, &path, async |_| ()).await;
+            assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), sizes);
+            assert_eq!(pages.concat(), ids(1..=120));
+        }
+        let of_acme = format!("{pending}&companyId=acme&limit=7");
+        let pages = read_pages(&nightshift, &of_acme, async |_| ()).await;
+        assert_eq!(pages.concat(), ids((1..=30).map(|number| number * 4)));
+        nightshift.open_batch(1, "demo", 60).await;
+        let of_batch =
+            legacy(&format!("requests?status=batching_in_progress&batchId={}&limit=9", batch_id(1)));
+        let pages = read_pages(&nightshift, &of_batch, async |_| ()).await;
+        assert_eq!(pages.concat(), ids((1..=80).filter(|number| number % 4 != 0)));
+    });
+}
+
+#[test]
+fn rows_that_move_while_they_are_paged_are_neither_doubled_nor_lost() {
+    with_actors(async |nightshift| {
+        // Every third goes first into a batch: among them the last row of the first page, which the cursor names.
+        let moving = |number: u64| number % 3 == 2;
+        for number in 1..=120 {
+            let urgent =
+                |request: &mut nightshift::store::NewRequest| request.priority = i8::from(moving(number));
+            nightshift.request(number, "demo", urgent).await;
+        }
+        assert!(moving(71));
+        let pending = legacy("requests?status=pending_batching&limit=50");
+        let pages = read_pages(&nightshift, &pending, async |page| match page {
+            1 => {
+                let mut batch = nightshift.open_batch(1, "demo", 40).await;
+                batch.send().await;
+                let lines = (1..=120).filter(|number| moving(*number)).map(refused_line).collect();
+                batch.finish(Vec::new(), lines).await;
             }
+            2 => {
+                let failed: Vec<_> = (1..=120).filter(|number| moving(*number)).map(request_id).collect();
+                nightshift.store().requeue(failed, nightshift.now()).await.unwrap();
+            }
+            _ => {}
+        })
+        .await;
+        let seen = pages.concat();
+        let once: BTreeSet<_> = seen.iter().collect();
+        assert_eq!(once.len(), seen.len(), "a row was shown twice");
+        for number in (1..=120).filter(|number| !moving(*number)) {
+            assert!(once.contains(&request_id(number).to_string()), "row {number} stayed and was not shown");
+        }
+        assert_eq!(pages[0], ids(71..=120));
+    });
+}
+
+#[test]
+fn paging_through_a_list_that_empties_ends() {
+    with_actors(async |nightshift| {
+        for number in 1..=60 {
+            nightshift.request(number, "demo", |_| ()).await;
+        }
+        let pages = read_pages(&nightshift, &legacy("requests?status=pending_batching"), async |page| {
+            if page == 1 {
+                nightshift.open_batch(1, "demo", 60).await;
+            }
+        })
+        .await;
+        assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), [50, 0]);
+    });
+}
+
+#[test]
+fn requeueing_counts_each_id_once_and_keeps_the_history() {
+    with_actors(async |nightshift| {
+        world(&nightshift).await;
+        let failed = request_id(3).to_string();
+        let asked = [
+            failed.clone(),
+            failed.clone(),
+            request_id(1).to_string(),
+            request_id(4).to_string(),
+            request_id(5).to_string(),
+            request_id(5).to_string(),
+            request_id(77).to_string(),
+            request_id(77).to_string(),
+            "not-an-id".to_owned(),
+            "not-an-id".to_owned(),
+            String::new(),
+        ];
+        let counts = nightshift.call(requeue(&asked)).await.good();
+        let expected = json!({ "ok": true, "requeuedCount": 1, "notFoundCount": 3, "skippedCount": 3 });
+        assert_eq!(counts, expected);
+        let before_and_after = nightshift.get(&legacy(&format!("requests/{failed}"))).await;
+        let request = &before_and_after["request"];
+        assert_eq!(request["status"], "pending_batching");
+        assert_eq!(request["attempts"], 0);
+        assert_eq!(request["completedAt"], Value::Null);
+        let history = request["history"].as_array().unwrap();
+        assert_eq!(history.len(), 1);
+        assert_eq!(history[0]["code"], "context_length_exceeded");
+        assert_eq!(history[0]["batchId"], batch_id(1).to_string());
+        // Once more: it is not failed any more.
+        let counts = nightshift.call(requeue(&[failed])).await.good();
+        let expected = json!({ "ok": true, "requeuedCount": 0, "notFoundCount": 0, "skippedCount": 1 });
+        assert_eq!(counts, expected);
+        let summary = nightshift.get(&legacy("summary")).await;
+        assert_eq!(summary["summary"]["processing_failed"], 0);
+        assert_eq!(summary["summary"]["pending_batching"], 3);
+    });
+}
+
+#[test]
+fn ten_thousand_ids_can_be_requeued_in_one_call() {
+    with_actors(async |nightshift| {
+        let asked: Vec<_> = (1..=10_000).map(|number| request_id(number).to_string()).collect();
+        let counts = nightshift.call(requeue(&asked)).await.good();
+        assert_eq!(counts["notFoundCount"], 10_000);
+    });
+}
+
+/// A requeued request goes its way again, and the second outcome stands beside the first in its history.
+#[test]
+fn a_requeued_request_can_complete() {
+    with_actors(async |nightshift| {
+        nightshift.request(1, "demo", |_| ()).await;
+        let mut batch = nightshift.open_batch(1, "demo", 1).await;
+        batch.send().await;
+        batch.finish(Vec::new(), vec![refused_line(1)]).await;
+        nightshift.call(requeue(&[request_id(1).to_string()])).await.good();
+        let mut batch = nightshift.open_batch(2, "demo", 1).await;
+        batch.send().await;
+        batch.finish(vec![good_line(1, None)], Vec::new()).await;
+        let shown = nightshift.get(&legacy(&format!("requests/{}", request_id(1)))).await;
+        let request = &shown["request"];
+        assert_eq!(request["status"], "processing_complete");
+        assert_eq!(request["error"], Value::Null);
+        assert_eq!(request["history"].as_array().unwrap().len(), 2);
+        assert_eq!(request["batchId"], batch_id(2).to_string());
+    });
+}
+
+/// Every route, with what it says to nobody, a viewer, the company `demo`, the company `acme`, and an admin.
+fn routes() -> Vec<(&'static str, String, [u16; 5])> {
+    let request = request_id(2);
+    let batch = batch_id(1);
+    let read = [401, 200, 403, 403, 200];
+    // Two hundred would need a body: what is checked is who gets as far as to be told so.
+    let ingest = [401, 403, 415, 404, 415];
+    vec![
+        ("GET", "/healthz".to_owned(), [200; 5]),
+        ("GET", "/readyz".to_owned(), [200; 5]),
+        ("GET", legacy("summary"), read),
+        ("GET", legacy("requests?status=pending_batching"), read),
+        ("GET", legacy(&format!("requests/{request}")), read),
+        ("POST", legacy("requests/requeue"), [401, 403, 403, 403, 415]),
+        ("GET", legacy("batches"), read),
+        ("GET", legacy(&format!("batches/{batch}")), read),
+        ("GET", legacy("companies"), read),
+        ("GET", legacy("switches"), read),
+        ("POST", "/api/v1/companies/demo/requests".to_owned(), ingest),
+        ("POST", "/api/v1/companies/demo/sessions".to_owned(), ingest),
+        ("GET", "/api/v1/companies/demo/sessions/chat-1".to_owned(), [401, 200, 200, 404, 200]),
+    ]
+}
+
+#[test]
+fn every_route_lets_in_whom_it_should() {
+    with_actors(async |nightshift| {
+        world(&nightshift).await;
+        for (method, path, expected) in routes() {
+            let call = || Call::new(method, path.as_str());
+            let callers = [
+                call().without_token(),
+                call().token(VIEWER),
+                call().token(DEMO),
+                call().token(ACME),
+                call(),
+            ];
+            let mut found = Vec::new();
+            for call in callers {
+                found.push(nightshift.call(call).await.status);
+            }
+            assert_eq!(found, expected, "{method} {path}");
+        }
+    });
+}
+
+#[test]
+fn the_list_of_routes_here_is_the_one_of_the_program() {
+    let source = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/http/mod.rs")).unwrap();
+    let table = source.split("fn route<'a>").nth(1).unwrap().split("_ => return None").next().unwrap();
+    let theirs = table.matches("(Route::").count();
+    assert_eq!(routes().len(), theirs, "a route was added or removed: say here who may call it");
+}
+
+#[test]
+fn a_company_is_not_told_which_other_companies_there_are() {
+    with_actors(async |nightshift| {
+        for path in ["requests", "sessions"] {
+            let to = |company: &str| format!("/api/v1/companies/{company}/{path}");
+            let there = nightshift.call(Call::json(to("acme"), &json!({})).token(DEMO)).await;
+            let not_there = nightshift.call(Call::json(to("none"), &json!({})).token(DEMO)).await;
+            assert_eq!(there.problem(404), not_there.problem(404));
+            let detail = |reply: &Reply| reply.body["detail"].as_str().unwrap().replace("acme", "none");
+            assert_eq!(detail(&there), detail(&not_there));
         }
     });
 }

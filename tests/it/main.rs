@@ -13,7 +13,6 @@
 
 mod architecture;
 mod crash;
-mod golden;
 mod harness;
 mod ingest;
 mod legacy_api;
