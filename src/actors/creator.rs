@@ -6,9 +6,9 @@ use actix::prelude::*;
 
 use super::Shared;
 use super::registry::{Host, Registry, blocking};
-use crate::domain::batch::{Anomalies, Batch, BatchState, Counts};
+use crate::domain::batch::Batch;
 use crate::domain::cut::{self, Due};
-use crate::domain::id::{BatchId, Revision};
+use crate::domain::id::BatchId;
 use crate::domain::request::Group;
 use crate::store::StoreError;
 
@@ -115,26 +115,5 @@ async fn open_due(
 }
 
 fn empty(shared: &Shared, group: Group) -> Batch {
-    Batch {
-        id: BatchId::new(shared.ids.next()),
-        revision: Revision::default(),
-        group,
-        provider: shared.identity.clone(),
-        state: BatchState::Filling,
-        counts: Counts::default(),
-        input_bytes: 0,
-        estimated_tokens: 0,
-        cost_micros: 0,
-        anomalies: Anomalies::default(),
-        input: None,
-        provider_batch: None,
-        output: None,
-        error: None,
-        superseded: Vec::new(),
-        created_at: shared.clock.now(),
-        completed_at: None,
-        processed_at: None,
-        closed_at: None,
-        story_lines: 0,
-    }
+    Batch::open(BatchId::new(shared.ids.next()), group, shared.identity.clone(), shared.clock.now())
 }

@@ -559,3 +559,31 @@ pub struct Batch {
     /// How many lines its story has.
     pub story_lines: u32,
 }
+
+impl Batch {
+    /// A batch that was just made: empty, being filled.
+    pub fn open(id: BatchId, group: Group, provider: ProviderIdentity, created_at: Timestamp) -> Self {
+        Self {
+            id,
+            revision: Revision::default(),
+            group,
+            provider,
+            state: BatchState::Filling,
+            counts: Counts::default(),
+            input_bytes: 0,
+            estimated_tokens: 0,
+            cost_micros: 0,
+            anomalies: Anomalies::default(),
+            input: None,
+            provider_batch: None,
+            output: None,
+            error: None,
+            superseded: Vec::new(),
+            created_at,
+            completed_at: None,
+            processed_at: None,
+            closed_at: None,
+            story_lines: 0,
+        }
+    }
+}

@@ -8,7 +8,7 @@ use super::batches::Fate;
 use super::engine::Writes;
 use super::keys::{self, Key, Tree};
 use super::{NewRequest, Store, codec};
-use crate::domain::batch::{Anomalies, Batch, BatchState, Counts, ProviderIdentity};
+use crate::domain::batch::{Batch, ProviderIdentity};
 use crate::domain::cut::Limits;
 use crate::domain::id::{BatchId, RequestId, Revision, SessionId, Timestamp};
 use crate::domain::request::{Cost, Endpoint, Group, Request, RequestStatus, Source};
@@ -30,28 +30,7 @@ fn batch_id() -> BatchId {
 }
 
 fn empty_batch() -> Batch {
-    Batch {
-        id: batch_id(),
-        revision: Revision::default(),
-        group: group(),
-        provider: ProviderIdentity::default(),
-        state: BatchState::Filling,
-        counts: Counts::default(),
-        input_bytes: 0,
-        estimated_tokens: 0,
-        cost_micros: 0,
-        anomalies: Anomalies::default(),
-        input: None,
-        provider_batch: None,
-        output: None,
-        error: None,
-        superseded: Vec::new(),
-        created_at: NOW,
-        completed_at: None,
-        processed_at: None,
-        closed_at: None,
-        story_lines: 0,
-    }
+    Batch::open(batch_id(), group(), ProviderIdentity::default(), NOW)
 }
 
 /// Three requests, two of them in a batch.

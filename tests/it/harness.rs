@@ -16,9 +16,7 @@ use nightshift::actors::registry::{Registry, Resume};
 use nightshift::actors::{Shared, Switches};
 use nightshift::clock::{Clock, Ids, ManualClock, SharedClock};
 use nightshift::config::Secret;
-use nightshift::domain::batch::{
-    Anomalies, Batch, BatchState, Counts, InputFile, Intent, ProviderIdentity, ResultKind, Running, Terminal,
-};
+use nightshift::domain::batch::{Batch, InputFile, Intent, ProviderIdentity, ResultKind, Running, Terminal};
 use nightshift::domain::company::Company;
 use nightshift::domain::cut::Limits;
 use nightshift::domain::event::{Event, Observation, ObservedStatus};
@@ -288,28 +286,7 @@ impl Nightshift {
 
     /// Opens a batch and moves into it what waits in the company's group, at most `members`.
     pub async fn open_batch(&self, number: u64, company: &str, members: u64) -> Driven<'_> {
-        let batch = Batch {
-            id: batch_id(number),
-            revision: Revision::default(),
-            group: group(company),
-            provider: self.shared.identity.clone(),
-            state: BatchState::Filling,
-            counts: Counts::default(),
-            input_bytes: 0,
-            estimated_tokens: 0,
-            cost_micros: 0,
-            anomalies: Anomalies::default(),
-            input: None,
-            provider_batch: None,
-            output: None,
-            error: None,
-            superseded: Vec::new(),
-            created_at: self.now(),
-            completed_at: None,
-            processed_at: None,
-            closed_at: None,
-            story_lines: 0,
-        };
+        let batch = Batch::open(batch_id(number), group(company), self.shared.identity.clone(), self.now());
         self.store().open_batch(batch).await.unwrap();
         let limits = Limits { requests_max: members, ..self.shared.limits };
         let cut = self.store().cut_chunk(batch_id(number), Revision::default(), limits).await.unwrap();

@@ -10,13 +10,12 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use nightshift::clock::{Clock, ManualClock};
 use nightshift::domain::batch::{
-    Anomalies, Batch, BatchState, Counts, InputFile, Intent, Problem, ProviderIdentity, ResultKind, Running,
-    Terminal,
+    Batch, BatchState, InputFile, Intent, Problem, ProviderIdentity, ResultKind, Running, Terminal,
 };
 use nightshift::domain::cut::Limits;
 use nightshift::domain::effect::Effect;
 use nightshift::domain::event::{Event, Observation, ObservedStatus, Trouble};
-use nightshift::domain::id::{BatchId, FileId, Nonce, ProviderBatchId, RequestId, Revision, Timestamp};
+use nightshift::domain::id::{BatchId, FileId, Nonce, ProviderBatchId, RequestId, Timestamp};
 use nightshift::domain::request::{
     Answered, Cost, Endpoint, Failure, FailureClass, Group, Outcome, RequestStatus, Source,
 };
@@ -276,28 +275,12 @@ impl World {
             if waits.filling.is_some() || waits.waiting.requests == 0 {
                 continue;
             }
-            let batch = Batch {
-                id: BatchId::from_bytes(self.id()),
-                revision: Revision::default(),
-                group: waits.group,
-                provider: ProviderIdentity::default(),
-                state: BatchState::Filling,
-                counts: Counts::default(),
-                input_bytes: 0,
-                estimated_tokens: 0,
-                cost_micros: 0,
-                anomalies: Anomalies::default(),
-                input: None,
-                provider_batch: None,
-                output: None,
-                error: None,
-                superseded: Vec::new(),
-                created_at: self.clock.now(),
-                completed_at: None,
-                processed_at: None,
-                closed_at: None,
-                story_lines: 0,
-            };
+            let batch = Batch::open(
+                BatchId::from_bytes(self.id()),
+                waits.group,
+                ProviderIdentity::default(),
+                self.clock.now(),
+            );
             now(self.store.open_batch(batch.clone())).unwrap();
             let batch = self.store.reader().batch(batch.id).unwrap().unwrap();
             let actor = Actor { batch, effects: VecDeque::from([Effect::Fill]), home: HashMap::new() };
