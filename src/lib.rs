@@ -2,10 +2,10 @@
 //!
 //! The map, in dependency order; a module uses only those above it, as `tests/it/architecture.rs` checks:
 //!
+//! - [`domain`]: the nouns and the pure rules: state machine, retries, prices, what an analysis is.
 //! - [`clock`]: the only place that asks the machine for the time, and the source of new ids.
 //! - [`config`]: defaults, file, environment and flags become checked settings.
 //! - [`telemetry`]: how logs leave the process.
-//! - [`domain`]: the nouns and the pure rules: state machine, retries, prices, what an analysis is.
 //! - [`serving`]: the accept loop that every HTTP server here stands behind.
 //! - [`store`]: the embedded database; the only place that names sled or bincode.
 //! - [`provider`]: OpenAI's Files and Batch API as a client sees it.

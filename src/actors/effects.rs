@@ -285,8 +285,9 @@ pub async fn download(shared: &Shared, batch: &Batch, kind: ResultKind, file: Fi
     }
 }
 
-/// A length other than the provider's is tried once more and taken if the content is the same. Says whether
-/// it is torn all the same; the provider's `bytes` is not right everywhere, so it never is by that alone.
+/// A length other than the provider's is tried once more and taken if the content is the same. Says whether it is
+/// torn all the same: shorter than the provider says, and ending within a line. The length alone proves nothing, for
+/// it is not right everywhere.
 async fn fetch_whole(shared: &Shared, file: &FileId, to: &Path) -> Result<bool, ProviderError> {
     let first = shared.provider.download_file(file, to).await?;
     // A server that cannot say how long it is does not make the copy at home worse.
@@ -301,7 +302,23 @@ async fn fetch_whole(shared: &Shared, file: &FileId, to: &Path) -> Result<bool, 
             what: "the content differs from one download to the next".to_owned(),
         });
     }
-    Ok(false)
+    let whole_lines = ends_with_a_line(to).await.map_err(|source| ProviderError::Local {
+        call: "GET /files/{id}/content",
+        path: to.display().to_string(),
+        source,
+    })?;
+    Ok(said.is_some_and(|bytes| second.bytes < bytes) && !whole_lines)
+}
+
+/// Whether the last byte of a file is a line end; an empty file has no line that could be torn.
+async fn ends_with_a_line(path: &Path) -> io::Result<bool> {
+    use tokio::io::{AsyncReadExt, AsyncSeekExt};
+    let mut file = tokio::fs::File::open(path).await?;
+    if file.metadata().await?.len() == 0 {
+        return Ok(true);
+    }
+    file.seek(io::SeekFrom::End(-1)).await?;
+    Ok(file.read_u8().await? == b'\n')
 }
 
 /// Lines of a result file, judged.

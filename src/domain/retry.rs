@@ -166,8 +166,9 @@ pub struct LineFault {
     pub failure: Failure,
 }
 
-/// What a batch with the status `failed` and no result files means. It ran nothing and cost nothing, so
-/// none of these uses an attempt of any request.
+/// What a batch with the status `failed` and no result files means. It ran nothing and cost nothing. Where nothing
+/// tells this batch's lines from the next one's (`TooLarge`, `Unknown`) the tries are counted all the same, or the
+/// same work would be refused for ever.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BatchFailure {
     /// Quota, billing or key: the account pauses, the members go back.
@@ -178,12 +179,12 @@ pub enum BatchFailure {
     InputGone(Failure),
     /// The whole group is refused (the model cannot be batched): every member fails so.
     Group(Failure),
-    /// Too many lines or bytes: the same work in smaller batches.
+    /// Too many lines or bytes: a new batch, as often as a request may be tried.
     TooLarge(Failure),
     /// These lines are refused, ascending and each once; the others go back.
     Lines(Vec<LineFault>),
-    /// The provider's own trouble, or words that we do not know and that name no line: a new batch, a few
-    /// times, then parked for the operator.
+    /// The provider's own trouble, or words that we do not know and that name no line: a new batch, as often as a
+    /// request may be tried.
     Unknown(Failure),
 }
 
@@ -273,7 +274,7 @@ pub struct Policy {
 impl Policy {
     /// No request waits longer than this between two attempts.
     pub const BACKOFF_MAX: Duration = Duration::from_secs(3600);
-    /// A gate stays closed at most so many times as long as the first time.
+    /// A wait for room is at most so many times as long as the first one.
     pub const CAPACITY_FACTOR_MAX: u32 = 60;
 
     /// Whether a failure of this class counts as an attempt. Trouble with the account or with room says
@@ -288,17 +289,17 @@ impl Policy {
         }
     }
 
-    /// What becomes of a request whose last attempt failed so. `attempts_done` are those that count
-    /// ([`Policy::uses_attempt`]), this one included; `seed` spreads requests that failed together.
-    pub fn next(&self, attempts_done: u32, class: FailureClass, seed: u64) -> Decision {
+    /// What becomes of a request that failed so. `times` is how often: attempts that count ([`Policy::uses_attempt`]),
+    /// or, for a class that uses none, failures of that class in a row; this one included. `seed` spreads requests
+    /// that failed together.
+    pub fn next(&self, times: u32, class: FailureClass, seed: u64) -> Decision {
         match class {
-            // The account's pause and the model's gate hold it back longer if they must.
-            FailureClass::Account => Decision::Retry { after: jittered(self.backoff, seed) },
-            FailureClass::Capacity => Decision::Retry { after: jittered(self.capacity_backoff, seed) },
-            FailureClass::Transient if attempts_done < self.max_attempts => {
-                let doublings = attempts_done.saturating_sub(1).min(31);
-                let wait = self.backoff.saturating_mul(1 << doublings).min(Self::BACKOFF_MAX);
-                Decision::Retry { after: jittered(wait, seed) }
+            // It says nothing about the request, which never fails by it; but the wait grows, so that what is refused
+            // for ever is not sent every minute.
+            FailureClass::Account => Decision::Retry { after: doubled(self.backoff, times, seed) },
+            FailureClass::Capacity => Decision::Retry { after: doubled(self.capacity_backoff, times, seed) },
+            FailureClass::Transient if times < self.max_attempts => {
+                Decision::Retry { after: doubled(self.backoff, times, seed) }
             }
             // An unusable or lost answer was paid for; to buy it again is for an operator to say.
             FailureClass::Transient
@@ -307,12 +308,18 @@ impl Policy {
             | FailureClass::Lost => Decision::Fail,
         }
     }
+}
 
-    /// How long a model's gate stays closed when there was no room `times` times in a row (1 the first time).
-    pub fn capacity_wait(&self, times: u32) -> Duration {
-        let factor = 1_u32 << times.saturating_sub(1).min(31);
-        self.capacity_backoff.saturating_mul(factor.min(Self::CAPACITY_FACTOR_MAX))
-    }
+/// How long a batch waits when there was no room `times` times in a row (1 the first time), by the first wait.
+pub fn capacity_wait(first: Duration, times: u32) -> Duration {
+    let factor = 1_u32 << times.saturating_sub(1).min(31);
+    first.saturating_mul(factor.min(Policy::CAPACITY_FACTOR_MAX))
+}
+
+/// `first`, doubled for each time before this one, at most [`Policy::BACKOFF_MAX`], spread by the seed.
+fn doubled(first: Duration, times: u32, seed: u64) -> Duration {
+    let doublings = times.saturating_sub(1).min(31);
+    jittered(first.saturating_mul(1 << doublings).min(Policy::BACKOFF_MAX), seed)
 }
 
 /// Between three quarters and all of `wait`, the same for the same seed.
@@ -435,8 +442,18 @@ mod tests {
     }
 
     #[test]
+    fn trouble_with_the_account_waits_longer_each_time() {
+        let wait = |times| match POLICY.next(times, C::Account, 1) {
+            Decision::Retry { after } => after,
+            Decision::Fail => panic!("it failed"),
+        };
+        assert!(wait(1) < wait(2) && wait(2) < wait(4) && wait(99) <= Policy::BACKOFF_MAX);
+    }
+
+    #[test]
     fn a_gate_stays_closed_twice_as_long_each_time_up_to_sixty_times() {
-        let waits: Vec<u64> = [1, 2, 3, 6, 7, 99].map(|times| POLICY.capacity_wait(times).as_secs()).to_vec();
+        let waits: Vec<u64> =
+            [1, 2, 3, 6, 7, 99].map(|times| capacity_wait(POLICY.capacity_backoff, times).as_secs()).to_vec();
         assert_eq!(waits, [60, 120, 240, 1920, 3600, 3600]);
     }
 

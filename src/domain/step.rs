@@ -70,6 +70,8 @@ impl Policy {
     pub const WAIT_MAX: Duration = Duration::from_secs(600);
     /// The first wait after the account was refused.
     pub const ACCOUNT_WAIT: Duration = Duration::from_secs(30);
+    /// How often in a row a batch is turned away for want of room before it is given back and cut smaller.
+    pub const ROOM_TRIES: u32 = 3;
     /// How long a missing output id is asked for again (contract section 2.3).
     pub const SETTLE: Duration = Duration::from_secs(600);
     /// Refusals in a row that park a batch.

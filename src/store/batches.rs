@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::engine::Entry;
 use super::keys::{self, Key, Tree};
 use super::tx::Tx;
 use super::{Store, StoreError};
@@ -12,7 +13,7 @@ use super::{outcomes, requests};
 use crate::domain::batch::{Batch, BatchState};
 use crate::domain::cut::{self, Limits};
 use crate::domain::id::{BatchId, FileId, ProviderBatchId, RequestId, Revision, Timestamp};
-use crate::domain::request::{Answered, Cost, Failure, Group, Outcome, RequestStatus};
+use crate::domain::request::{Answered, Attempt, Cost, Failure, FailureClass, Group, Outcome, RequestStatus};
 use crate::domain::retry;
 use crate::domain::step::{Change, Policy, Step};
 
@@ -244,6 +245,7 @@ fn cut_chunk(tx: &mut Tx<'_>, id: BatchId, revision: Revision, limits: &Limits) 
     }
     let prefix = Key::new().group(&batch.group).done();
     let waiting = tx.scan_prefix(Tree::Pending, &prefix, CHUNK)?;
+    let limits = &smaller(tx, &batch, &waiting, limits)?;
     let mut moved = 0;
     let mut done = waiting.len() < CHUNK;
     for (key, _) in &waiting {
@@ -272,6 +274,21 @@ fn cut_chunk(tx: &mut Tx<'_>, id: BatchId, revision: Revision, limits: &Limits) 
         save(tx, &mut batch)?;
     }
     Ok(Cut { batch, moved, done })
+}
+
+/// Half the size of the batch that its requests were in when there was no room for it; else the limits as they are.
+fn smaller(tx: &Tx<'_>, batch: &Batch, waiting: &[Entry], limits: &Limits) -> Result<Limits, StoreError> {
+    let members = tx.scan_prefix(Tree::Members, batch.id.as_bytes(), 1)?;
+    let first = members.first().or(waiting.first()).and_then(|(key, _)| keys::request_at_end(key));
+    let Some(first) = first else { return Ok(*limits) };
+    let request = requests::load(tx, first)?;
+    let no_room = |attempt: &&Attempt| {
+        attempt.failure.as_ref().is_some_and(|failure| failure.class == FailureClass::Capacity)
+    };
+    let Some(attempt) = request.history.last().filter(no_room) else { return Ok(*limits) };
+    let before: Option<Batch> = tx.read(Tree::Batches, attempt.batch.as_bytes())?;
+    let half = before.map_or(limits.requests_max, |before| (before.counts.members / 2).max(1));
+    Ok(Limits { requests_max: limits.requests_max.min(half), ..*limits })
 }
 
 /// Moves the batch to the step's next state, with all that belongs to it. The caller saves it.

@@ -26,7 +26,7 @@ macro_rules! trees {
 }
 
 trees! {
-    /// Head, instance, schema version.
+    /// Head, instance, anchored revisions.
     Meta = "meta",
     /// company → company
     Companies = "companies",

@@ -209,7 +209,7 @@ fn ending(
 /// What a member's end is in a batch that was not admitted: nothing ran, so nothing was paid for.
 fn not_admitted(ended: &Ended, named: &HashMap<RequestId, Failure>, request: RequestId) -> Ending {
     let (failure, ran) = match ended.refusal() {
-        BatchFailure::Group(failure) => (failure, false),
+        BatchFailure::Group(failure) | BatchFailure::Capacity(failure) => (failure, false),
         BatchFailure::Lines(_) if named.is_empty() => {
             let detail = "the provider named lines that are not in the batch";
             (Failure::new(FailureClass::Transient, "batch_refused", detail), true)
@@ -225,10 +225,17 @@ fn not_admitted(ended: &Ended, named: &HashMap<RequestId, Failure>, request: Req
         BatchFailure::TooLarge(failure)
         | BatchFailure::Unknown(failure)
         | BatchFailure::Account(failure)
-        | BatchFailure::Capacity(failure)
         | BatchFailure::InputGone(failure) => (failure, true),
     };
     Ending { failure, answered: None, ran }
+}
+
+/// How often the request failed like this in a row, as far as its history goes.
+fn in_a_row(request: &Request, class: FailureClass) -> u32 {
+    let latest = request.history.iter().rev();
+    let alike =
+        latest.take_while(|attempt| attempt.failure.as_ref().is_some_and(|failure| failure.class == class));
+    u32::try_from(alike.count()).unwrap_or(u32::MAX)
 }
 
 fn give_end(
@@ -249,7 +256,12 @@ fn give_end(
         request.answered = answered;
     }
     let seed = u64::from(crc32c::crc32c(request.id.as_bytes()));
-    let decision = retry.next(request.attempts, failure.class, seed);
+    let times = if retry::Policy::uses_attempt(failure.class) {
+        request.attempts
+    } else {
+        in_a_row(request, failure.class)
+    };
+    let decision = retry.next(times, failure.class, seed);
     request.failure = Some(failure);
     match decision {
         Decision::Retry { after } => {

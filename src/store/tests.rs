@@ -8,11 +8,14 @@ use super::batches::Fate;
 use super::engine::Writes;
 use super::keys::{self, Key, Tree};
 use super::{NewRequest, Store, codec};
-use crate::domain::batch::{Batch, ProviderIdentity};
+use crate::domain::batch::{Batch, InputFile, Intent, Problem, ProviderIdentity, Running, Terminal};
 use crate::domain::cut::Limits;
-use crate::domain::id::{BatchId, RequestId, Revision, SessionId, Timestamp};
+use crate::domain::event::{Event, Observation, ObservedStatus};
+use crate::domain::id::{BatchId, FileId, Nonce, ProviderBatchId, RequestId, Revision, SessionId, Timestamp};
 use crate::domain::request::{Cost, Endpoint, Group, Request, RequestStatus, Source};
+use crate::domain::retry;
 use crate::domain::session::{Session, SessionFacts, SessionState};
+use crate::domain::step::{self, Policy};
 
 const NOW: Timestamp = Timestamp::from_secs(1_795_000_000);
 
@@ -33,10 +36,8 @@ fn empty_batch() -> Batch {
     Batch::open(batch_id(), group(), ProviderIdentity::default(), NOW)
 }
 
-/// Three requests, two of them in a batch.
-async fn store() -> Store {
-    let store = Store::in_memory(uuid::Uuid::nil()).await.unwrap();
-    let new = |number| NewRequest {
+fn new_request(number: u8) -> NewRequest {
+    NewRequest {
         id: request_id(number),
         group: group(),
         source: Source::Generic { client_id: None },
@@ -49,8 +50,13 @@ async fn store() -> Store {
         metadata: None,
         priority: 0,
         not_before: None,
-    };
-    store.accept_requests((1..=3).map(new).collect(), NOW).await.unwrap();
+    }
+}
+
+/// Three requests, two of them in a batch.
+async fn store() -> Store {
+    let store = Store::in_memory(uuid::Uuid::nil()).await.unwrap();
+    store.accept_requests((1..=3).map(new_request).collect(), NOW).await.unwrap();
     store.open_batch(empty_batch()).await.unwrap();
     let limits = Limits { requests_max: 2, bytes_max: 1000, age_max: Duration::ZERO };
     store.cut_chunk(batch_id(), Revision(0), limits).await.unwrap();
@@ -116,6 +122,64 @@ async fn a_cost_that_nobody_has_and_a_result_that_is_not_there_break_the_fifth()
     let key = Key::new().bytes(request_id(1).as_bytes()).text("batch_1").done();
     tamper(&store, Tree::Bookings, key, Some(codec::encode(&cost).unwrap()));
     assert_eq!(invariants_broken(&store), [5]);
+}
+
+/// Takes the one batch to the provider, which has no room for it until it is given back.
+async fn turned_away(store: &Store, id: BatchId, revision: Revision) -> Batch {
+    let policy = Policy { backoff: Duration::ZERO, capacity_backoff: Duration::ZERO, sweeps_min: 3 };
+    let retry = retry::Policy { max_attempts: 3, backoff: Duration::ZERO, capacity_backoff: Duration::ZERO };
+    let input = InputFile { id: FileId::new("file"), upload: 1, created_at: NOW };
+    let problem = Problem { code: Some("token_limit_exceeded".to_owned()), ..Problem::default() };
+    let seen = |status| Observation {
+        id: ProviderBatchId::new(format!("batch_{id}")),
+        status: Some(status),
+        output: None,
+        error: None,
+        completed_lines: None,
+        failed_lines: None,
+        problems: vec![problem.clone()],
+        ended_at: None,
+    };
+    let mut batch = store.reader().batch(id).unwrap().unwrap();
+    assert_eq!(batch.revision, revision);
+    let mut events = vec![
+        Event::FillEnded { members: batch.counts.members, at: NOW },
+        Event::Released,
+        Event::Uploaded(input.clone()),
+    ];
+    for number in 0..3 {
+        let intent = Intent { nonce: Nonce::from_bytes([number; 16]), input: input.clone(), at: NOW };
+        events.push(Event::IntentMade(intent));
+        events.push(Event::Created(seen(ObservedStatus::Running(Running::Validating))));
+        events.push(Event::Observed { seen: seen(ObservedStatus::Ended(Terminal::Failed)), at: NOW });
+    }
+    for event in events {
+        let step = step::step(&batch.state, &event, &policy).unwrap();
+        batch = store.commit_step(id, batch.revision, step, NOW).await.unwrap();
+    }
+    store.close_chunk(id, batch.revision, Default::default(), retry, policy, NOW).await.unwrap().batch
+}
+
+#[tokio::test]
+async fn a_batch_that_there_is_no_room_for_is_given_back_and_cut_by_half_without_an_attempt_spent() {
+    let store = Store::in_memory(uuid::Uuid::nil()).await.unwrap();
+    store.accept_requests((1..=8).map(new_request).collect(), NOW).await.unwrap();
+    let limits = Limits { requests_max: 100, bytes_max: 100_000, age_max: Duration::ZERO };
+    let mut sizes = Vec::new();
+    for number in 20..24 {
+        let id = BatchId::from_bytes([number; 16]);
+        let batch = Batch::open(id, group(), ProviderIdentity::default(), NOW);
+        store.open_batch(batch).await.unwrap();
+        let cut = store.cut_chunk(id, Revision(0), limits).await.unwrap();
+        sizes.push(cut.batch.counts.members);
+        let closed = turned_away(&store, id, cut.batch.revision).await;
+        assert_eq!(closed.counts.returned, closed.counts.members);
+    }
+    // The clock stands still, so the same requests are the first in line each time.
+    assert_eq!(sizes, [8, 4, 2, 1]);
+    assert_eq!(store.reader().summary(None).unwrap(), [8, 0, 0, 0]);
+    assert_eq!(store.reader().request(request_id(1)).unwrap().unwrap().attempts, 0);
+    assert!(invariants_broken(&store).is_empty());
 }
 
 #[tokio::test]

@@ -1,13 +1,13 @@
 //! While the provider has the batch, until it says that it has ended.
 
 use super::submitting::{next_wait, parked};
-use super::{Change, Policy, Step, applying, backoff, go};
+use super::{Change, Policy, Step, applying, go};
 use crate::domain::batch::{BatchState, Ended, Intent, Problem, Running, Terminal, Wait};
 use crate::domain::effect::Effect;
 use crate::domain::event::{Observation, ObservedStatus, Trouble};
 use crate::domain::id::Timestamp;
 use crate::domain::request::{Failure, FailureClass};
-use crate::domain::retry::BatchFailure;
+use crate::domain::retry::{self, BatchFailure};
 
 pub(super) fn observed(
     intent: &Intent,
@@ -70,8 +70,8 @@ fn turned_away(intent: &Intent, wait: &Wait, ended: Ended, at: Timestamp, policy
     let words = words(&ended.problems);
     let again = |until| Wait { until, why: Some(words.clone()), failures: wait.failures + 1, refusals: 0 };
     match ended.refusal() {
-        BatchFailure::Capacity(_) => {
-            let until = at.plus(backoff(policy.capacity_backoff, wait.failures));
+        BatchFailure::Capacity(_) if wait.failures + 1 < Policy::ROOM_TRIES => {
+            let until = at.plus(retry::capacity_wait(policy.capacity_backoff, wait.failures + 1));
             go(BatchState::Ready { input: intent.input.clone(), wait: again(Some(until)) })
                 .with([Effect::WakeAt(until)])
                 .telling(format!("the provider has no room ({words}); again at {until}"))
@@ -97,7 +97,9 @@ fn turned_away(intent: &Intent, wait: &Wait, ended: Ended, at: Timestamp, policy
         BatchFailure::InputGone(_) => {
             parked(intent.input.upload, Failure::new(FailureClass::Permanent, "input_gone", &words))
         }
-        BatchFailure::Group(_)
+        // Perhaps it alone is more than there will ever be room for: its members go back and are cut smaller.
+        BatchFailure::Capacity(_)
+        | BatchFailure::Group(_)
         | BatchFailure::TooLarge(_)
         | BatchFailure::Lines(_)
         | BatchFailure::Unknown(_) => {

@@ -211,14 +211,16 @@ fn no_room_at_the_provider_waits_with_the_same_file_and_longer_each_time() {
     };
     let mut state = observing();
     let mut waits = Vec::new();
-    for _ in 0..3 {
+    for _ in 1..Policy::ROOM_TRIES {
         let next = take(&state, &full(0)).next;
         let BatchState::Ready { wait, .. } = &next else { panic!("{next:?}") };
         waits.push(wait.until.unwrap());
         let next = take(&next, &Event::IntentMade(intent(1))).next;
         state = take(&next, &Event::Created(seen(ObservedStatus::Running(Running::Validating)))).next;
     }
-    assert_eq!(waits, [at(60), at(120), at(240)]);
+    assert_eq!(waits, [at(60), at(120)]);
+    // After that it is given back, to be cut smaller.
+    assert_eq!(take(&state, &full(0)).effects, [Effect::CloseChunk]);
 }
 
 #[test]
