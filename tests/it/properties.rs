@@ -641,6 +641,7 @@ impl World {
             for id in ids {
                 while self.actors.get(&id).is_some_and(|actor| !actor.effects.is_empty()) {
                     self.act(id, dice)?;
+                    self.check()?;
                 }
             }
             for index in 0..self.remote.batches.len() {
