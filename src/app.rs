@@ -19,6 +19,7 @@ use crate::actors::poller::Poller;
 use crate::actors::registry::{Registry, Resume};
 use crate::actors::{Shared, Switches};
 use crate::clock::{Ids, SharedClock, SystemClock};
+use crate::condition::{Condition, Hindrance};
 use crate::config::{ImportSource, Location, ProviderKind, Settings};
 use crate::domain::batch::ProviderIdentity;
 use crate::domain::cut::Limits;
@@ -113,7 +114,9 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
 
     let (stop, stopping) = watch::channel(false);
     let base_url = provider_url(&settings, &data, &clock, stopping.clone()).await?;
-    let shared = Arc::new(share(&settings, store.clone(), clock.clone(), ids, spool, base_url)?);
+    let condition = Arc::new(Condition::new());
+    let shared =
+        Arc::new(share(&settings, store.clone(), clock.clone(), condition.clone(), ids, spool, base_url)?);
     let registry = Registry::new(shared.clone()).start();
     let creator = Creator::new(shared.clone(), registry.clone()).start();
     let resume = Resume { creator: creator.clone() };
@@ -148,6 +151,7 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
         ended = watch_over(&parts) => Err(AppError::Ended(ended)),
     };
     tracing::info!("stopping: running requests end, everything else goes on with the next start");
+    condition.raise(Hindrance::Draining, "the program is stopping");
     stop.send_replace(true);
     actix::spawn(async {
         if signalled().await.is_ok() {
@@ -186,6 +190,7 @@ fn share(
     settings: &Settings,
     store: Store,
     clock: SharedClock,
+    condition: Arc<Condition>,
     ids: Ids,
     spool: PathBuf,
     base_url: String,
@@ -215,6 +220,7 @@ fn share(
         },
         clock,
         ids,
+        condition,
         switches: Switches::new(settings.creation.enabled, settings.polling.enabled),
         prices: settings.prices.clone(),
         spool,

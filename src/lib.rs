@@ -4,6 +4,7 @@
 //!
 //! - [`domain`]: the nouns and the pure rules: state machine, retries, prices, what an analysis is.
 //! - [`clock`]: the only place that asks the machine for the time, and the source of new ids.
+//! - [`condition`]: what stands in the way of the work just now; every part reports to it and asks it.
 //! - [`config`]: defaults, file, environment and flags become checked settings.
 //! - [`telemetry`]: how logs leave the process.
 //! - [`serving`]: the accept loop that every HTTP server here stands behind.
@@ -20,6 +21,7 @@ pub mod actors;
 pub mod app;
 pub mod cli;
 pub mod clock;
+pub mod condition;
 pub mod config;
 pub mod domain;
 pub mod http;

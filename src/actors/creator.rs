@@ -29,7 +29,7 @@ impl Creator {
 
     /// Looks at every group. Between two ticks of the timer only full batches are cut.
     fn look(&mut self, only_full: bool, ctx: &mut Context<Self>) {
-        if !self.shared.switches.creation() {
+        if !self.shared.switches.creation() || !self.shared.condition.may_submit() {
             return;
         }
         if self.looking {

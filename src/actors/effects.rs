@@ -30,8 +30,10 @@ const SKEW: Duration = Duration::from_secs(24 * 3600);
 
 /// Returns once batches may be sent.
 pub async fn creation_enabled(shared: &Shared) {
-    while !shared.switches.creation() {
-        tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut changes = shared.condition.changes();
+    while !shared.switches.creation() || !shared.condition.may_submit() {
+        // The switches tell nobody of a change, hence the time-out.
+        let _ = tokio::time::timeout(Duration::from_secs(1), changes.changed()).await;
     }
 }
 

@@ -29,6 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::clock::{Ids, SharedClock};
+use crate::condition::Condition;
 use crate::domain::batch::ProviderIdentity;
 use crate::domain::cut::Limits;
 use crate::domain::price::PriceTable;
@@ -74,6 +75,8 @@ pub struct Shared {
     pub clock: SharedClock,
     /// New ids.
     pub ids: Ids,
+    /// What stands in the way.
+    pub condition: Arc<Condition>,
     /// What may be switched off.
     pub switches: Switches,
     /// What tokens cost.

@@ -275,6 +275,7 @@ impl Call {
             Route::Request(id) => legacy::request(api, id).await?,
             Route::Requeue => {
                 self.expect_json()?;
+                takes_in(api)?;
                 let body = read_whole(body, SMALL_BODY_BYTES_MAX).await?;
                 legacy::requeue(api, &body).await?
             }
@@ -283,10 +284,12 @@ impl Call {
             Route::Companies => legacy::companies(api).await?,
             Route::Switches => legacy::switches(api),
             Route::IngestRequests(company) => {
+                takes_in(api)?;
                 let company = self.company(company).await?;
                 return ingest::requests(api, &company, &self.headers, body).await;
             }
             Route::IngestSessions(company) => {
+                takes_in(api)?;
                 let company = self.company(company).await?;
                 return ingest::sessions(api, &company, &self.headers, body).await;
             }
@@ -351,8 +354,21 @@ fn ready(api: &Api) -> (StatusCode, Value) {
     if api.shared.reader.summary(None).is_err() {
         reasons.push("the store cannot be read");
     }
+    let standing = api.shared.condition.standing();
+    reasons.extend(standing.values().map(String::as_str));
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, json!({ "ok": reasons.is_empty(), "reasons": reasons }))
+}
+
+/// Whether writes are taken just now.
+fn takes_in(api: &Api) -> Result<(), ApiError> {
+    match api.shared.condition.intake_stopped() {
+        None => Ok(()),
+        Some((hindrance, why)) => Err(ApiError {
+            code: hindrance.code(),
+            ..ApiError::unavailable(format!("nothing is taken in just now: {why}"))
+        }),
+    }
 }
 
 /// Reads a body whole.

@@ -335,6 +335,7 @@ async fn fill(store: &Store, now: Timestamp) {
 
 fn share(store: Store, clock: SharedClock, spool: &Path) -> Shared {
     Shared {
+        condition: std::sync::Arc::default(),
         reader: store.reader(),
         store,
         // Port 1 of this machine: nobody listens there.
