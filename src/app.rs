@@ -12,13 +12,16 @@ use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::actors::account::Account;
 use crate::actors::creator::Creator;
 use crate::actors::importer::{Importer, Source};
 use crate::actors::intake::Intake;
+use crate::actors::pace::{Pace, Paces};
 use crate::actors::poller::Poller;
+use crate::actors::reconciler::Reconciler;
 use crate::actors::registry::{Registry, Resume};
 use crate::actors::{Shared, Switches};
-use crate::clock::{Ids, SharedClock, SystemClock};
+use crate::clock::{Clock, Ids, SharedClock, SystemClock};
 use crate::condition::{Condition, Hindrance};
 use crate::config::{ImportSource, Location, ProviderKind, Settings};
 use crate::domain::batch::ProviderIdentity;
@@ -122,6 +125,7 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     let resume = Resume { creator: creator.clone() };
     let resumed = registry.send(resume).await.map_err(|_| AppError::Ended("registry"))??;
     let intake = Intake::new(shared.clone(), creator.clone()).start();
+    let reconciler = Reconciler::new(shared.clone(), registry.clone()).start();
     let poller = Poller::new(shared.clone(), registry.clone()).start();
     let sources = settings.imports.iter().filter_map(source);
     let _importers: Vec<_> = sources.map(|source| Importer::new(source, intake.clone()).start()).collect();
@@ -132,6 +136,7 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
         ("creator", alive(&creator)),
         ("intake", alive(&intake)),
         ("poller", alive(&poller)),
+        ("reconciler", alive(&reconciler)),
     ];
     let api = http::Api::new(registry.clone(), intake, shared.clone(), settings.server.admin_token.clone())?;
     let routes = http::routes(api);
@@ -205,6 +210,7 @@ fn share(
     options.organization.clone_from(&provider.organization);
     options.project.clone_from(&provider.project);
     let client: Arc<dyn Provider> = Arc::new(OpenAi::new(options)?);
+    let pace = pace(settings, &store.reader(), clock.as_ref())?;
     Ok(Shared {
         reader: store.reader(),
         store,
@@ -222,11 +228,14 @@ fn share(
         ids,
         condition,
         switches: Switches::new(settings.creation.enabled, settings.polling.enabled),
+        account: Account::new(settings.retry.backoff.clamp(Duration::from_secs(1), Duration::from_secs(30))),
+        pace,
         prices: settings.prices.clone(),
         spool,
         limits: Limits {
             requests_max: u64::from(settings.creation.max_requests),
             bytes_max: settings.creation.max_file_size,
+            tokens_max: None,
             age_max: settings.creation.max_age,
         },
         retry: retry::Policy {
@@ -245,6 +254,20 @@ fn share(
         polling_calls_max: usize::try_from(settings.polling.max_calls).unwrap_or(usize::MAX),
         settle: settings.analysis.settle,
     })
+}
+
+/// Our own limits, with what was created in the last hour.
+fn pace(settings: &Settings, reader: &StoreReader, clock: &dyn Clock) -> Result<Pace, StoreError> {
+    let limits = &settings.submission;
+    let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+    let paces = Paces {
+        batches_per_hour: count(limits.batches_per_hour),
+        uploads_per_minute: count(limits.uploads_per_minute),
+        transfers: count(limits.transfers),
+    };
+    let now = clock.now();
+    let created = reader.intents_since(now.minus(Duration::from_secs(3600)), paces.batches_per_hour)?;
+    Ok(Pace::new(paces, created.into_iter().map(|noted| now.since(noted.intent.at))))
 }
 
 /// Where the provider is; the embedded simulator is started for it.

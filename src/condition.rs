@@ -16,6 +16,8 @@ pub enum Hindrance {
     SafeMode,
     /// The store was just opened and is still being checked: nothing is sent until that has ended.
     Checking,
+    /// The provider's batches are being compared with ours after the start: nothing is sent until that has ended.
+    Reconciling,
     /// There is no room on the disk, or less than the floor: nothing is taken in or sent until there is.
     Disk,
     /// The program is leaving: nothing is taken in or sent.
@@ -28,6 +30,7 @@ impl Hindrance {
         match self {
             Self::SafeMode => "safe_mode",
             Self::Checking => "checking",
+            Self::Reconciling => "reconciling",
             Self::Disk => "disk",
             Self::Draining => "draining",
         }
@@ -37,7 +40,7 @@ impl Hindrance {
     pub const fn stops_intake(self) -> bool {
         match self {
             Self::SafeMode | Self::Disk | Self::Draining => true,
-            Self::Checking => false,
+            Self::Checking | Self::Reconciling => false,
         }
     }
 }

@@ -6,15 +6,17 @@ use std::sync::Arc;
 use actix::prelude::*;
 
 use super::Shared;
+use super::account::{Cause, Success};
 use super::creator::{Creator, Nudge};
 use super::effects::{self, Chunk, ChunkError};
+use super::finding;
 use super::registry::{Died, Moved, Registry};
-use crate::domain::batch::{Batch, BatchState, ResultKind};
+use crate::domain::batch::{Batch, BatchState, Cancel, ResultKind, Then};
 use crate::domain::effect::Effect;
 use crate::domain::event::{Event, Observation};
 use crate::domain::id::{RequestId, Timestamp};
-use crate::domain::request::Failure;
-use crate::domain::step::{self, Step};
+use crate::domain::request::{Failure, FailureClass};
+use crate::domain::step::{self, Change, Step};
 use crate::store::{AppliedLine, StoreError};
 
 /// Tells the registry when the actor is gone, however it went: also by a panic.
@@ -42,6 +44,8 @@ pub struct BatchActor {
     uncertain_since: Option<u64>,
     /// The lines that the provider said are wrong, once they have been looked up.
     named: Option<HashMap<RequestId, Failure>>,
+    /// The call that was begun last.
+    running: Option<SpawnHandle>,
 }
 
 impl BatchActor {
@@ -53,11 +57,11 @@ impl BatchActor {
         creator: Option<Addr<Creator>>,
     ) -> Self {
         let obituary = Obituary { registry, id: batch.id, retired: false };
-        Self { batch, fresh, shared, creator, obituary, uncertain_since: None, named: None }
+        Self { batch, fresh, shared, creator, obituary, uncertain_since: None, named: None, running: None }
     }
 
     fn happened(&mut self, event: &Event, ctx: &mut Context<Self>) {
-        match step::step(&self.batch.state, event, &self.shared.policy) {
+        match step::step(&self.batch.state, self.batch.orders(), event, &self.shared.policy) {
             Ok(step) if step.changes_nothing(&self.batch.state) => self.run(step.effects, ctx),
             Ok(step) => self.commit(step, ctx),
             Err(illegal) => {
@@ -93,6 +97,15 @@ impl BatchActor {
     /// The step is stored: tell of it and act.
     fn advance(&mut self, batch: Batch, step: Step, ctx: &mut Context<Self>) {
         self.batch = batch;
+        if matches!(self.batch.state, BatchState::Dissolving { .. })
+            && let Some(running) = self.running.take()
+        {
+            // Whatever it waits for, or sends, is of no use any more.
+            ctx.cancel_future(running);
+        }
+        if step.changes.contains(&Change::Admitted) {
+            self.shared.account.succeeded(Success::Admitted);
+        }
         let batch = &self.batch;
         if let Some(story) = &step.story {
             tracing::info!(
@@ -148,8 +161,8 @@ impl BatchActor {
                 self.spawn(ctx, async move { effects::upload(&shared, &batch, upload, true).await });
             }
             Effect::MakeIntent => {
-                let BatchState::Ready { input, .. } = batch.state else { return };
-                self.spawn(ctx, async move { effects::make_intent(&shared, input).await });
+                let BatchState::Ready { input, .. } = batch.state.clone() else { return };
+                self.spawn(ctx, async move { effects::make_intent(&shared, &batch, input).await });
             }
             Effect::CreateBatch(intent) => {
                 self.spawn(ctx, async move { effects::create(&shared, &batch, intent).await });
@@ -158,7 +171,7 @@ impl BatchActor {
                 let first = self.uncertain_since.is_none();
                 let since = *self.uncertain_since.get_or_insert_with(|| shared.clock.monotonic_ms());
                 let gone = matches!(batch.state, BatchState::Fencing { gone: true, .. });
-                self.spawn(ctx, async move { effects::sweep(&shared, intent, since, first, gone).await });
+                self.spawn(ctx, async move { finding::sweep(&shared, intent, since, first, gone).await });
             }
             Effect::Fence(file) => {
                 self.spawn(ctx, async move { effects::fence(&shared, &file).await });
@@ -166,6 +179,13 @@ impl BatchActor {
             Effect::Unpark => self.happened(&Event::Unparked, ctx),
             // The registry knows from `Moved`; the poller asks with its next tick.
             Effect::Observe => {}
+            Effect::CancelRemote => {
+                let Some(id) = batch.provider_batch.clone() else { return };
+                self.spawn(ctx, async move { effects::cancel(&shared, &id).await });
+            }
+            Effect::PauseAccount { why } => {
+                shared.account.pause(shared.clock.as_ref(), Cause::Admission, &why);
+            }
             Effect::Download { kind, file } => {
                 self.spawn(ctx, async move { effects::download(&shared, &batch, kind, file).await });
             }
@@ -181,7 +201,8 @@ impl BatchActor {
 
     /// Runs a call beside the mailbox; what it says comes back as an event.
     fn spawn(&mut self, ctx: &mut Context<Self>, call: impl Future<Output = Event> + 'static) {
-        ctx.spawn(call.into_actor(self).map(|event, this, ctx| this.happened(&event, ctx)));
+        let running = ctx.spawn(call.into_actor(self).map(|event, this, ctx| this.happened(&event, ctx)));
+        self.running = Some(running);
     }
 
     fn fill(&mut self, ctx: &mut Context<Self>) {
@@ -210,7 +231,7 @@ impl BatchActor {
     }
 
     fn store_lines(&mut self, event: &Event, lines: Vec<AppliedLine>, ctx: &mut Context<Self>) {
-        let step = match step::step(&self.batch.state, event, &self.shared.policy) {
+        let step = match step::step(&self.batch.state, self.batch.orders(), event, &self.shared.policy) {
             Ok(step) => step,
             Err(illegal) => {
                 tracing::error!(batch.id = %self.batch.id, error = %illegal, "a bug: {illegal}");
@@ -247,7 +268,13 @@ impl Actor for BatchActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        let effects = if self.fresh { vec![Effect::Fill] } else { step::resume(&self.batch.state) };
+        if self.batch.provider != self.shared.identity && self.batch.state.is_unsent() {
+            let detail = "it was cut for another provider than the one configured now, and never sent";
+            let failure = Failure::new(FailureClass::Transient, "other_provider", detail);
+            return self.happened(&Event::GivenBack(failure), ctx);
+        }
+        let resume = || step::resume(&self.batch.state, self.batch.orders());
+        let effects = if self.fresh { vec![Effect::Fill] } else { resume() };
         self.run(effects, ctx);
     }
 }
@@ -269,5 +296,85 @@ impl Handler<Observed> for BatchActor {
         if self.batch.provider_batch.as_ref() == Some(&seen.id) {
             self.happened(&Event::Observed { seen, at }, ctx);
         }
+    }
+}
+
+/// The provider says that it does not know the batch.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct NotKnown(pub Timestamp);
+
+impl Handler<NotKnown> for BatchActor {
+    type Result = ();
+
+    fn handle(&mut self, NotKnown(at): NotKnown, ctx: &mut Context<Self>) {
+        self.happened(&Event::NotKnown { at }, ctx);
+    }
+}
+
+/// Give the members back, as far as the batch was never sent.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct GiveUp(pub Failure);
+
+impl Handler<GiveUp> for BatchActor {
+    type Result = ();
+
+    fn handle(&mut self, GiveUp(failure): GiveUp, ctx: &mut Context<Self>) {
+        if self.batch.state.is_unsent() && !matches!(self.batch.state, BatchState::Dissolving { .. }) {
+            self.happened(&Event::GivenBack(failure), ctx);
+        }
+    }
+}
+
+/// Why a batch is not cancelled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotCancelled {
+    /// There is none.
+    #[error("there is no such batch")]
+    Unknown,
+    /// It has come to its end.
+    #[error("the batch is over")]
+    Over,
+    /// That was ordered before, with another wish for the rest.
+    #[error("the batch is being cancelled already, and what it does not finish will {}", .0.label())]
+    Ordered(Then),
+    /// Nobody works on it at the moment.
+    #[error("the batch rests: it went to another provider, or failed too often; see the log")]
+    Resting,
+    /// It could not be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Cancel the batch. Answers when the order is stored; the rest follows by itself, also after a crash.
+#[derive(Message)]
+#[rtype(result = "Result<Batch, NotCancelled>")]
+pub struct CancelBatch(pub Cancel);
+
+impl Handler<CancelBatch> for BatchActor {
+    type Result = ResponseFuture<Result<Batch, NotCancelled>>;
+
+    fn handle(&mut self, CancelBatch(cancel): CancelBatch, ctx: &mut Context<Self>) -> Self::Result {
+        let ready = |result| -> Self::Result { Box::pin(std::future::ready(result)) };
+        match &self.batch.cancel {
+            Some(before) if before.then == cancel.then => return ready(Ok(self.batch.clone())),
+            Some(before) => return ready(Err(NotCancelled::Ordered(before.then))),
+            None => {}
+        }
+        let event = Event::CancelAsked(cancel);
+        let Ok(step) = step::step(&self.batch.state, self.batch.orders(), &event, &self.shared.policy) else {
+            return ready(Err(NotCancelled::Over));
+        };
+        let (told, answer) = tokio::sync::oneshot::channel();
+        let (store, now) = (self.shared.store.clone(), self.shared.clock.now());
+        let (id, revision, kept) = (self.batch.id, self.batch.revision, step.clone());
+        let commit = async move { store.commit_step(id, revision, kept, now).await };
+        self.store_then(commit, ctx, move |this, batch, ctx| {
+            // Whoever asked may be gone; the order stands.
+            let _ = told.send(batch.clone());
+            this.advance(batch, step, ctx);
+        });
+        Box::pin(async move { answer.await.map_err(|_| NotCancelled::Store(StoreError::Stopped)) })
     }
 }

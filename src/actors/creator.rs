@@ -1,5 +1,6 @@
 //! The creator: looks at what waits and opens batches. The only one that makes them.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use actix::prelude::*;
@@ -8,7 +9,7 @@ use super::Shared;
 use super::registry::{Host, Registry, blocking};
 use crate::domain::batch::Batch;
 use crate::domain::cut::{self, Due};
-use crate::domain::id::BatchId;
+use crate::domain::id::{BatchId, CompanyId};
 use crate::domain::request::Group;
 use crate::store::StoreError;
 
@@ -78,6 +79,7 @@ async fn open_due(
     only_full: bool,
 ) -> Result<(), StoreError> {
     while shared.store.release_due(shared.clock.now()).await? > 0 {}
+    while shared.store.release_room(shared.clock.now()).await? > 0 {}
     let worker = shared.clone();
     let groups = blocking(move || {
         let mut groups = worker.reader.waiting()?;
@@ -91,14 +93,29 @@ async fn open_due(
         Ok(allowed)
     })
     .await?;
-    for waits in groups {
-        let due = cut::due(&waits.waiting, &shared.limits, shared.clock.now());
-        match due {
-            _ if waits.filling.is_some() => {}
-            None => {}
-            Some(Due::Age) if only_full => {}
-            Some(due) => {
-                let batch = empty(shared, waits.group);
+    let now = shared.clock.now();
+    let due = groups.into_iter().filter_map(|waits| {
+        let due = cut::due(&waits.waiting, &shared.limits, now)?;
+        (waits.filling.is_none() && !(only_full && due == Due::Age)).then_some((waits, due))
+    });
+    let due: Vec<_> = due.collect();
+    let mut sharers: HashMap<String, HashSet<CompanyId>> = HashMap::new();
+    for (waits, _) in &due {
+        let companies = sharers.entry(waits.group.model.clone()).or_default();
+        companies.insert(waits.group.company.clone());
+    }
+    for (waits, due) in due {
+        let mut batch = empty(shared, waits.group);
+        let sharers = sharers.get(&batch.group.model).map_or(1, HashSet::len) as u64;
+        let (reader, asked) = (shared.reader.clone(), batch.clone());
+        // Read anew for each: the one before may have taken some.
+        batch.tokens_max = blocking(move || reader.room(&asked)).await?.for_a_cut(now, sharers);
+        match batch.tokens_max {
+            Some(0) => {
+                tracing::info!(company.id = %batch.group.company, model = batch.group.model, waiting = waits.waiting.requests,
+                    "{} requests for {} wait for room at the provider", waits.waiting.requests, batch.group.model);
+            }
+            Some(_) | None => {
                 let (id, group) = (batch.id, batch.group.clone());
                 if let Err(err) = shared.store.open_batch(batch).await {
                     // The other groups need not wait for this one.
@@ -107,7 +124,7 @@ async fn open_due(
                 }
                 tracing::info!(batch.id = %id, company.id = %group.company, model = group.model, step = "filling",
                     waiting = waits.waiting.requests, "batch {id} opened: {}", due.label());
-                registry.do_send(Host(id));
+                registry.do_send(Host { id, fresh: true });
             }
         }
     }

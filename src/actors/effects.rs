@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::account::{Call, Cause, Success};
+use super::finding::PAGES_MAX;
 use super::registry::blocking;
 use super::{Shared, intake};
 use crate::domain::analysis;
 use crate::domain::batch::{Batch, Ended, InputFile, Intent, Problem, ResultKind, Running, Terminal};
 use crate::domain::event::{Event, Observation, ObservedStatus, Trouble};
-use crate::domain::id::{FileId, Nonce, RequestId, Timestamp};
+use crate::domain::id::{FileId, Nonce, ProviderBatchId, RequestId, Timestamp};
 use crate::domain::request::{Failure, FailureClass, Outcome, Request, Source};
 use crate::domain::retry::BatchFailure;
+use crate::domain::room::{Admission, LOOK_AGAIN};
 use crate::provider::jsonl::{self, Decoded, LineReader, RawLine};
 use crate::provider::wire::{BatchObject, FileObject, ProviderStatus};
 use crate::provider::{NewBatch, ProviderError};
@@ -23,8 +26,6 @@ use crate::store::{AppliedLine, StoreError};
 const CHUNK_LINES: usize = 250;
 /// Bytes of lines that are read and stored at once, unless a single line is longer.
 const CHUNK_BYTES: u64 = 4 << 20;
-/// Pages of a list that are read at most; more mean that the provider's paging goes in circles.
-const PAGES_MAX: u32 = 2000;
 /// How far two clocks may be apart.
 const SKEW: Duration = Duration::from_secs(24 * 3600);
 
@@ -40,6 +41,7 @@ pub async fn creation_enabled(shared: &Shared) {
 /// Writes the input file and sends it, unless it was sent before and `look` finds it.
 pub async fn upload(shared: &Arc<Shared>, batch: &Batch, upload: u32, look: bool) -> Event {
     creation_enabled(shared).await;
+    shared.account.pass(shared.clock.as_ref(), Call::Send).await;
     let sent = try_upload(shared, batch, upload, look).await;
     match sent {
         Ok(input) => Event::Uploaded(input),
@@ -71,7 +73,10 @@ async fn try_upload(
         Ok(Err(err)) => return Err(Trouble::Local { why: format!("{}: {err}", path.display()) }),
         Err(err) => return Err(Trouble::Local { why: err.to_string() }),
     }
-    shared.provider.upload_file(&path, &name).await.map(input).map_err(trouble)
+    let _slot = shared.pace.upload(shared.clock.as_ref()).await;
+    let sent = shared.provider.upload_file(&path, &name).await.map_err(|err| trouble(shared, err))?;
+    shared.account.succeeded(Success::Read);
+    Ok(input(sent))
 }
 
 /// Looks for a file of ours by its name, among those that are not older than the batch.
@@ -79,7 +84,8 @@ async fn find_file(shared: &Shared, batch: &Batch, name: &str) -> Result<Option<
     let oldest = batch.created_at.minus(SKEW);
     let mut after: Option<FileId> = None;
     for _ in 0..PAGES_MAX {
-        let page = shared.provider.list_files(after.as_ref(), 1000).await.map_err(trouble)?;
+        let page =
+            shared.provider.list_files(after.as_ref(), 1000).await.map_err(|err| trouble(shared, err))?;
         let last = page.data.last().cloned();
         let mut found = page.data.into_iter().filter(|file| file.filename.as_deref() == Some(name));
         if let Some(file) = found.find(|file| file.bytes.is_none_or(|bytes| bytes == batch.input_bytes)) {
@@ -147,8 +153,30 @@ fn line_of(shared: &Shared, id: RequestId) -> Result<Vec<u8>, StoreError> {
     Ok(line)
 }
 
-/// A nonce for a create call.
-pub async fn make_intent(shared: &Shared, input: InputFile) -> Event {
+/// A nonce for a create call, once it may be made: there is room, the account works, our own limits allow it.
+pub async fn make_intent(shared: &Arc<Shared>, batch: &Batch, input: InputFile) -> Event {
+    creation_enabled(shared).await;
+    let (reader, owned) = (shared.reader.clone(), batch.clone());
+    let admission = blocking(move || reader.room(&owned)).await.map(|room| {
+        let single = batch.counts.members == 1;
+        room.admits(batch.id, batch.held_tokens, single, shared.clock.now())
+    });
+    match admission {
+        Ok(Admission::Now) => {}
+        Ok(Admission::NotBefore(until)) => return Event::RoomShut { until },
+        Ok(Admission::TooBig) => {
+            let detail = "the provider has no room for so many tokens at once: its requests are cut smaller";
+            return Event::GivenBack(Failure::new(FailureClass::Capacity, "too_large_for_room", detail));
+        }
+        Err(err) => {
+            tracing::error!(batch.id = %batch.id, error = %err, "the room for a batch cannot be read");
+            return Event::RoomShut { until: shared.clock.now().plus(LOOK_AGAIN) };
+        }
+    }
+    let clock = shared.clock.as_ref();
+    shared.account.pass(clock, Call::Send).await;
+    shared.pace.creation(clock).await;
+    // Something may have come in the way meanwhile.
     creation_enabled(shared).await;
     let nonce = Nonce::new(shared.ids.next());
     Event::IntentMade(Intent { nonce, input, at: shared.clock.now() })
@@ -166,10 +194,13 @@ pub async fn create(shared: &Shared, batch: &Batch, intent: Intent) -> Event {
         ],
     };
     match shared.provider.create_batch(&new).await {
-        Ok(created) => Event::Created(observation(created)),
+        Ok(created) => {
+            shared.account.succeeded(Success::Created);
+            Event::Created(observation(created))
+        }
         Err(err) => Event::CreateFailed {
             input_gone: is_input_gone(&err),
-            trouble: trouble(err),
+            trouble: trouble(shared, err),
             at: shared.clock.now(),
         },
     }
@@ -192,74 +223,6 @@ fn is_input_gone(err: &ProviderError) -> bool {
     }
 }
 
-/// A list that lacks a batch proves something only if it is the list of our project: then our file is there, too.
-async fn is_visible(shared: &Shared, file: &FileId) -> bool {
-    matches!(shared.provider.get_file(file).await, Ok(Some(_)))
-}
-
-/// Searches the provider's list once. `gone` says that the input file was deleted already. The first search of a process begins at once, later ones a while after.
-pub async fn sweep(shared: &Shared, intent: Intent, since_ms: u64, first: bool, gone: bool) -> Event {
-    if !first {
-        let pause = (shared.grace / 4).clamp(Duration::from_millis(500), Duration::from_secs(60));
-        tokio::time::sleep(pause).await;
-    }
-    let (complete, found) = match search(shared, &intent).await {
-        Ok((true, None)) if !gone && !is_visible(shared, &intent.input.id).await => {
-            tracing::error!(file = %intent.input.id, "the provider does not show us our own input file: is this the \
-                right key and project? Nothing is sent again until it does");
-            (false, None)
-        }
-        Ok((complete, found)) => (complete, found),
-        Err(err) => {
-            tracing::warn!(nonce = %intent.nonce, error = %err, "the search for an uncertain batch did not get through");
-            (false, None)
-        }
-    };
-    let looked_for = Duration::from_millis(shared.clock.monotonic_ms().saturating_sub(since_ms));
-    Event::Swept { complete, grace_over: looked_for >= shared.grace, found }
-}
-
-/// Whether every page back to the input file's own time was read, and what was found.
-async fn search(shared: &Shared, intent: &Intent) -> Result<(bool, Option<Observation>), ProviderError> {
-    let nonce = intent.nonce.to_string();
-    let ours = |batch: &BatchObject| match batch.metadata.iter().find(|(key, _)| key == "ns_nonce") {
-        // The nonce decides where there is one: the same file may have been sent before, and turned away.
-        Some((_, found)) => *found == nonce,
-        // Some servers drop metadata; then the file tells, unless that batch is known already.
-        None => {
-            batch.input_file_id.as_ref() == Some(&intent.input.id)
-                && matches!(shared.reader.batch_of_provider(&batch.id), Ok(None))
-        }
-    };
-    let mut found: Vec<BatchObject> = Vec::new();
-    let mut after = None;
-    for _ in 0..PAGES_MAX {
-        let page = shared.provider.list_batches(after.as_ref(), 100).await?;
-        let last = page.data.last().map(|batch| (batch.id.clone(), batch.created_at));
-        found.extend(page.data.into_iter().filter(ours));
-        let Some((last, created_at)) = last else { return Ok((true, keep(found))) };
-        let past = created_at.is_some_and(|at| at < intent.input.created_at);
-        if past || !page.has_more {
-            return Ok((true, keep(found)));
-        }
-        if after.as_ref() == Some(&last) {
-            break;
-        }
-        after = Some(last);
-    }
-    Ok((false, keep(found)))
-}
-
-/// The one to keep: the one with results, else the oldest.
-fn keep(mut found: Vec<BatchObject>) -> Option<Observation> {
-    if found.len() > 1 {
-        let ids: Vec<_> = found.iter().map(|batch| batch.id.as_str().to_owned()).collect();
-        tracing::error!(provider_batches = ?ids, "two batches came of one create call; the better one is kept, the others may cost money");
-    }
-    found.sort_by_key(|batch| (batch.output_file_id.is_none(), batch.created_at));
-    found.into_iter().next().map(observation)
-}
-
 /// Deletes the input file and sees that it is gone, however long that takes.
 pub async fn fence(shared: &Shared, file: &FileId) -> Event {
     let mut pause = Duration::from_millis(500);
@@ -278,12 +241,38 @@ pub async fn fence(shared: &Shared, file: &FileId) -> Event {
     }
 }
 
+/// Has the provider cancel a batch, however long that takes. What became of it is what the answer says.
+pub async fn cancel(shared: &Shared, id: &ProviderBatchId) -> Event {
+    let mut pause = Duration::from_millis(500);
+    loop {
+        shared.account.pass(shared.clock.as_ref(), Call::Read).await;
+        let answer = match shared.provider.cancel_batch(id).await {
+            // Not there, or the server cannot cancel: the batch itself tells.
+            Err(ProviderError::Refused { .. }) => shared.provider.get_batch(id).await,
+            Ok(batch) => Ok(Some(batch)),
+            Err(err) => Err(err),
+        };
+        match answer {
+            Ok(Some(batch)) => return Event::Observed { seen: observation(batch), at: shared.clock.now() },
+            Ok(None) => return Event::NotKnown { at: shared.clock.now() },
+            Err(err) => {
+                shared.account.heed(shared.clock.as_ref(), &err);
+                tracing::warn!(provider_batch = %id, error = %err, "batch {id} could not be cancelled yet");
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(60));
+    }
+}
+
 /// Brings a result file home.
 pub async fn download(shared: &Shared, batch: &Batch, kind: ResultKind, file: FileId) -> Event {
     let to = result_path(shared, batch, kind);
+    shared.account.pass(shared.clock.as_ref(), Call::Read).await;
+    let _slot = shared.pace.download().await;
     match fetch_whole(shared, &file, &to).await {
         Ok(torn) => Event::Downloaded { kind, torn },
-        Err(err) => Event::DownloadFailed { kind, trouble: trouble(err), at: shared.clock.now() },
+        Err(err) => Event::DownloadFailed { kind, trouble: trouble(shared, err), at: shared.clock.now() },
     }
 }
 
@@ -399,6 +388,12 @@ fn judge(shared: &Shared, batch: &Batch, bytes: &[u8], offset: u64) -> Result<Ap
     if request.group.company != batch.group.company {
         return Ok(AppliedLine::Unknown);
     }
+    if let Err(failure) = &outcome.result
+        && failure.class == FailureClass::Account
+    {
+        let why = format!("a line of a result file was refused with {}", failure.code);
+        shared.account.pause(shared.clock.as_ref(), Cause::Admission, &why);
+    }
     let analysis = check_analysis(&request, &mut outcome);
     let usage = outcome.answered.usage.as_ref();
     let model = outcome.answered.model.as_deref();
@@ -468,6 +463,7 @@ fn ended(batch: &Batch) -> Option<&Ended> {
         | S::Fencing { .. }
         | S::Parked { .. }
         | S::Observing { .. }
+        | S::Dissolving { .. }
         | S::Cleaning { .. }
         | S::Closed { .. } => None,
     }
@@ -492,7 +488,8 @@ pub async fn clean(shared: &Arc<Shared>, batch: &Batch) -> Event {
     Event::Cleaned { at: shared.clock.now() }
 }
 
-fn trouble(err: ProviderError) -> Trouble {
+fn trouble(shared: &Shared, err: ProviderError) -> Trouble {
+    shared.account.heed(shared.clock.as_ref(), &err);
     let why = match std::error::Error::source(&err) {
         Some(source) => format!("{err}: {source}"),
         None => err.to_string(),

@@ -8,6 +8,7 @@
 //!                      ▲                                        │ starts
 //!                      │ Nudge, when a batch is full             ▼
 //!                      └──────────────────────────────────── batch ──► provider
+//!  timer ──► reconciler ──► (store: shadows, adopted batches) ──► registry: Host
 //!  timer ──► poller ──► registry: Observable    Observed ──────▲ │ Moved, Died
 //!               └────────────────────────────────────────────┘  ▼
 //! http ──► registry: the legacy views                         registry
@@ -15,12 +16,16 @@
 //!
 //! A message lives in the file of the actor that handles it.
 
+pub mod account;
 pub mod batch;
 pub mod creator;
 mod effects;
+mod finding;
 pub mod importer;
 pub mod intake;
+pub mod pace;
 pub mod poller;
+pub mod reconciler;
 pub mod registry;
 
 use std::path::PathBuf;
@@ -79,6 +84,10 @@ pub struct Shared {
     pub condition: Arc<Condition>,
     /// What may be switched off.
     pub switches: Switches,
+    /// Whether the account at the provider may be used.
+    pub account: account::Account,
+    /// Limits of our own toward the provider.
+    pub pace: pace::Pace,
     /// What tokens cost.
     pub prices: PriceTable,
     /// Where input and result files lie while they are needed.

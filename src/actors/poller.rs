@@ -6,8 +6,9 @@ use std::sync::Arc;
 use actix::prelude::*;
 
 use super::Shared;
+use super::account::{Cause, Success};
 use super::effects::observation;
-use super::registry::{Observable, Registry, Seen, blocking};
+use super::registry::{Observable, Registry, Seen, Unseen, blocking};
 use crate::domain::id::{BatchId, ProviderBatchId};
 use crate::provider::ProviderError;
 use crate::provider::wire::BatchObject;
@@ -95,13 +96,16 @@ struct Round<'a> {
 impl Round<'_> {
     async fn run(mut self, targets: Vec<(BatchId, ProviderBatchId)>) -> HashMap<BatchId, Alone> {
         self.alone.retain(|id, _| targets.iter().any(|(target, _)| target == id));
+        let newest = targets.iter().map(|(id, _)| *id).max();
         let mut rest: HashMap<ProviderBatchId, BatchId> =
             targets.into_iter().map(|(id, provider_batch)| (provider_batch, id)).collect();
         if rest.len() >= 2
             && let Err(err) = self.sweep(&mut rest).await
         {
+            self.shared.account.heed(self.shared.clock.as_ref(), &err);
             tracing::warn!(error = %err, "the provider's batches cannot be listed");
         }
+        let mut gone = Vec::new();
         let mut singles: Vec<_> = rest.into_iter().collect();
         // Those that have waited longest first, so that the bound on calls starves nobody.
         singles.sort_by_key(|(_, id)| (self.alone.get(id).map_or(0, |alone| alone.due), *id));
@@ -117,10 +121,12 @@ impl Round<'_> {
                 Ok(Some(batch)) => self.saw_alone(id, batch),
                 Ok(None) => {
                     tracing::error!(batch.id = %id, provider_batch = %provider_batch,
-                        "the provider does not know batch {provider_batch}; asking again, nothing is given up");
+                        "the provider does not know batch {provider_batch}; asking again");
+                    gone.push((id, provider_batch));
                     self.unchanged(id);
                 }
                 Err(err) => {
+                    self.shared.account.heed(self.shared.clock.as_ref(), &err);
                     tracing::warn!(batch.id = %id, error = %err, "the provider cannot be asked about a batch");
                     self.unchanged(id);
                     // What stopped this call would stop the others, too: the next tick is soon enough.
@@ -128,7 +134,28 @@ impl Round<'_> {
                 }
             }
         }
+        self.judge_gone(&gone, newest);
         self.alone
+    }
+
+    /// One old batch may be gone. Several at once, or the newest one, look like another key or project than the one
+    /// that they were created with: then nothing is believed, and nothing sent, until they are there again or an
+    /// operator says that they are really gone.
+    fn judge_gone(&self, gone: &[(BatchId, ProviderBatchId)], newest: Option<BatchId>) {
+        let Some((_, example)) = gone.first() else { return };
+        let clock = self.shared.clock.as_ref();
+        let suspicious = gone.len() > 1 || gone.iter().any(|(id, _)| Some(*id) == newest);
+        if suspicious && !self.shared.account.is_trusted(clock) {
+            let why = format!(
+                "the provider does not know {} batches that it has created, {example} among them: is this the right \
+                 key and project?",
+                gone.len()
+            );
+            return self.shared.account.pause(clock, Cause::Gone, &why);
+        }
+        for (id, _) in gone {
+            self.registry.do_send(Unseen { id: *id, at: clock.now() });
+        }
     }
 
     /// Reads the list while its pages hold at least two batches that are waited for.
@@ -154,12 +181,20 @@ impl Round<'_> {
     }
 
     fn saw(&mut self, id: BatchId, batch: BatchObject) {
+        self.works();
         self.alone.remove(&id);
         let at = self.shared.clock.now();
         self.registry.do_send(Seen { id, seen: observation(batch), at });
     }
 
+    /// The provider answers about a batch of ours.
+    fn works(&self) {
+        self.shared.account.succeeded(Success::Read);
+        self.shared.account.succeeded(Success::Known);
+    }
+
     fn saw_alone(&mut self, id: BatchId, batch: BatchObject) {
+        self.works();
         let word = batch.status.label().to_owned();
         let alone = self.alone.entry(id).or_default();
         if alone.last.as_ref() == Some(&word) {

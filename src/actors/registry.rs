@@ -10,16 +10,18 @@ use std::time::Duration;
 use actix::prelude::*;
 
 use super::Shared;
-use super::batch::{BatchActor, Observed};
+use super::batch::{BatchActor, CancelBatch, GiveUp, NotCancelled, NotKnown, Observed};
 use super::creator::Creator;
-use crate::domain::batch::{Batch, BatchStatus};
+use crate::domain::batch::{Batch, BatchStatus, Cancel};
 use crate::domain::event::Observation;
 use crate::domain::id::{BatchId, CompanyId, ProviderBatchId, RequestId, Timestamp};
-use crate::domain::request::Request;
+use crate::domain::request::{Failure, Request};
 use crate::store::{RequestFilter, StoreError, StoreReader, StoryLine};
 
-/// A batch whose actor died this often in a row is left alone until the next start.
+/// A batch whose actor died this often in a row is left alone for a while.
 const DEATHS_MAX: u32 = 8;
+/// And then rebuilt so seldom.
+const REVIVE_LATE: Duration = Duration::from_secs(600);
 /// The first wait before a batch's actor is rebuilt; doubled with each death in a row.
 const REVIVE_AFTER: Duration = Duration::from_millis(200);
 
@@ -46,7 +48,11 @@ impl Registry {
         let reader = self.shared.reader.clone();
         let load = async move { blocking(move || reader.batch(id)).await };
         ctx.spawn(load.into_actor(self).map(move |loaded, this, ctx| match loaded {
-            Ok(Some(batch)) if batch.state.is_live() && batch.provider != this.shared.identity => {
+            Ok(Some(batch))
+                if batch.state.is_live()
+                    && batch.provider != this.shared.identity
+                    && !batch.state.is_unsent() =>
+            {
                 tracing::error!(batch.id = %id, provider.kind = batch.provider.kind, provider.base_url = batch.provider.base_url,
                     "batch {id} went to another provider than the one configured now; it rests until that one is configured again");
             }
@@ -55,7 +61,8 @@ impl Registry {
                 this.deaths.remove(&id);
             }
             Err(err) => {
-                tracing::error!(batch.id = %id, error = %err, "a batch cannot be read from the store")
+                tracing::error!(batch.id = %id, error = %err, "a batch cannot be read from the store; trying again");
+                ctx.run_later(REVIVE_LATE, move |this, ctx| this.host(id, fresh, ctx));
             }
         }));
     }
@@ -117,13 +124,91 @@ impl Handler<Resume> for Registry {
 /// Host a batch that was just opened.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Host(pub BatchId);
+pub struct Host {
+    /// Which.
+    pub id: BatchId,
+    /// Whether it is to be filled.
+    pub fresh: bool,
+}
 
 impl Handler<Host> for Registry {
     type Result = ();
 
-    fn handle(&mut self, Host(id): Host, ctx: &mut Context<Self>) {
-        self.host(id, true, ctx);
+    fn handle(&mut self, Host { id, fresh }: Host, ctx: &mut Context<Self>) {
+        self.host(id, fresh, ctx);
+    }
+}
+
+/// Have a batch give its members back, if it was never sent.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct GiveBack {
+    /// Which.
+    pub id: BatchId,
+    /// Why.
+    pub failure: Failure,
+}
+
+impl Handler<GiveBack> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, GiveBack { id, failure }: GiveBack, _: &mut Context<Self>) {
+        if let Some(hosted) = self.hosted.get(&id) {
+            // Whoever wants this asks until it is so.
+            let _ = hosted.addr.try_send(GiveUp(failure));
+        }
+    }
+}
+
+/// The provider says that it does not know a batch.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Unseen {
+    /// Which batch.
+    pub id: BatchId,
+    /// When.
+    pub at: Timestamp,
+}
+
+impl Handler<Unseen> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Unseen { id, at }: Unseen, _: &mut Context<Self>) {
+        if let Some(hosted) = self.hosted.get(&id) {
+            // The next tick asks again.
+            let _ = hosted.addr.try_send(NotKnown(at));
+        }
+    }
+}
+
+/// Cancel a batch.
+#[derive(Message)]
+#[rtype(result = "Result<Batch, NotCancelled>")]
+pub struct CancelOf {
+    /// Which.
+    pub id: BatchId,
+    /// The order.
+    pub cancel: Cancel,
+}
+
+impl Handler<CancelOf> for Registry {
+    type Result = ResponseFuture<Result<Batch, NotCancelled>>;
+
+    fn handle(&mut self, CancelOf { id, cancel }: CancelOf, _: &mut Context<Self>) -> Self::Result {
+        let (reader, addr) =
+            (self.shared.reader.clone(), self.hosted.get(&id).map(|hosted| hosted.addr.clone()));
+        Box::pin(async move {
+            if let Some(addr) = addr
+                && let Ok(answer) = addr.send(CancelBatch(cancel)).await
+            {
+                return answer;
+            }
+            match blocking(move || reader.batch(id)).await? {
+                None => Err(NotCancelled::Unknown),
+                Some(batch) if batch.state.is_live() => Err(NotCancelled::Resting),
+                Some(_) => Err(NotCancelled::Over),
+            }
+        })
     }
 }
 
@@ -169,7 +254,8 @@ impl Handler<Died> for Registry {
         *deaths += 1;
         if *deaths > DEATHS_MAX {
             tracing::error!(batch.id = %id, deaths = *deaths,
-                "batch {id} failed too often in a row; it is left alone until the next start, nothing of it is lost");
+                "batch {id} failed too often in a row; it is left alone for ten minutes, nothing of it is lost");
+            ctx.run_later(REVIVE_LATE, move |this, ctx| this.host(id, false, ctx));
             return;
         }
         let after = REVIVE_AFTER.saturating_mul(1 << (*deaths - 1).min(16));

@@ -2,6 +2,7 @@
 
 mod client;
 mod config;
+mod control;
 mod import;
 mod output;
 mod serve;
@@ -58,6 +59,10 @@ enum Command {
     Batches(status::Batches),
     /// Put failed requests back to wait for a batch.
     Requeue(status::Requeue),
+    /// Cancel a batch, in whatever state it is; what it has finished is kept.
+    Cancel(control::Cancel),
+    /// Let a paused account at the provider go on at once.
+    Resume,
     /// Make or replace access tokens (with the server stopped).
     Token(token::Token),
     /// Check every invariant of the store by a full scan (with the server stopped).
@@ -146,6 +151,8 @@ fn run(args: Args) -> Result<(), CliError> {
         Command::Requests(command) => status::requests(&command, &settings()?, server, json),
         Command::Batches(command) => status::batches(&command, &settings()?, server, json),
         Command::Requeue(command) => status::requeue(&command, &settings()?, server, json),
+        Command::Cancel(command) => control::cancel(&command, &settings()?, server, json),
+        Command::Resume => control::resume(&settings()?, server, json),
         Command::Token(command) => token::run(&command, &settings()?, json),
         Command::Verify => verify::run(&settings()?, json),
         Command::Config(command) => config::run(&command, settings, json),

@@ -87,6 +87,23 @@ pub fn status(
     let count = |name: &str| answer["summary"][name].as_u64().unwrap_or(0);
     let rows = STATUSES.map(|name| vec![name.to_owned(), count(name).to_string()]);
     output::table(&["STATUS", "REQUESTS"], &rows);
+    let provider = block_on(client.get("/api/admin/legacy/provider", &[]))?;
+    if let Some(why) = provider["paused"]["why"].as_str() {
+        output::talk(&format!(
+            "the account at the provider is paused: {why}; `nightshift resume` lets it go on"
+        ));
+    }
+    for hindrance in provider["hindrances"].as_array().map(Vec::as_slice).unwrap_or_default() {
+        output::talk(&format!("nothing is sent: {}", cell(&hindrance["why"])));
+    }
+    for room in provider["rooms"].as_array().map(Vec::as_slice).unwrap_or_default() {
+        if let Some(until) = room["closedUntil"].as_str() {
+            output::talk(&format!(
+                "no room for {} at the provider; tried again at {until}",
+                cell(&room["model"])
+            ));
+        }
+    }
     Ok(())
 }
 

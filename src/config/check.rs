@@ -113,8 +113,7 @@ pub(super) fn settings(raw: Raw, env: &dyn Fn(&str) -> Option<String>) -> Result
     let data = check.get("data.path", values::path(&data_base)).map(|path| Data { path });
     let provider = provider(&mut check, env);
     let (creation, polling) = (creation(&mut check), polling(&mut check));
-    let submission =
-        check.get("submission.grace", values::duration(SECOND)).map(|grace| Submission { grace });
+    let submission = submission(&mut check);
     let retry = retry(&mut check);
     let analysis = analysis(&mut check);
     let import = check.get("import.time_zone", values::time_zone).map(|time_zone| Import { time_zone });
@@ -259,6 +258,19 @@ fn polling(check: &mut Check) -> Option<Polling> {
     let interval = check.get("polling.interval", values::duration(SECOND));
     let max_calls = check.get("polling.max_calls", values::small(1, 10_000));
     Some(Polling { enabled: enabled?, interval: interval?, max_calls: max_calls? })
+}
+
+fn submission(check: &mut Check) -> Option<Submission> {
+    let grace = check.get("submission.grace", values::duration(SECOND));
+    let batches_per_hour = check.get("submission.batches_per_hour", values::small(1, 1_000_000));
+    let uploads_per_minute = check.get("submission.uploads_per_minute", values::small(1, 1_000_000));
+    let transfers = check.get("submission.transfers", values::small(1, 64));
+    Some(Submission {
+        grace: grace?,
+        batches_per_hour: batches_per_hour?,
+        uploads_per_minute: uploads_per_minute?,
+        transfers: transfers?,
+    })
 }
 
 fn retry(check: &mut Check) -> Option<Retry> {

@@ -3,7 +3,7 @@
 use super::error::Problem;
 
 /// Every single key with its default, written as a file would have it; none where it may be left out.
-pub(super) const KEYS: [(&str, Option<&str>); 28] = [
+pub(super) const KEYS: [(&str, Option<&str>); 31] = [
     ("server.bind", Some("127.0.0.1:8080")),
     ("data.path", Some("data")),
     ("provider.kind", Some("simulator")),
@@ -17,6 +17,9 @@ pub(super) const KEYS: [(&str, Option<&str>); 28] = [
     ("polling.interval", Some("2m")),
     ("polling.max_calls", Some("100")),
     ("submission.grace", Some("15m")),
+    ("submission.batches_per_hour", Some("2000")),
+    ("submission.uploads_per_minute", Some("1000")),
+    ("submission.transfers", Some("4")),
     ("retry.max_attempts", Some("3")),
     ("retry.backoff", Some("1m")),
     ("retry.capacity_backoff", Some("1m")),

@@ -168,11 +168,17 @@ pub struct Polling {
     pub max_calls: u32,
 }
 
-/// What is done about a creation without a certain answer.
+/// How batches are sent, and what is done about a creation without a certain answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Submission {
     /// So long it is looked for before it is sent again.
     pub grace: Duration,
+    /// Batches that are created within an hour at most.
+    pub batches_per_hour: u32,
+    /// Files that are sent within a minute at most.
+    pub uploads_per_minute: u32,
+    /// Files that are on their way at the same time at most.
+    pub transfers: u32,
 }
 
 /// How failures are tried again.

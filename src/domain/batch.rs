@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::id::{BatchId, FileId, Nonce, ProviderBatchId, Revision, Timestamp};
 use super::request::{Failure, Group};
-use super::retry::{BatchFailure, BatchFault};
+
+pub use super::ended::{Ended, Problem, ResultKind, Terminal};
 
 /// The input file as the provider has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,165 +40,6 @@ pub enum Running {
     Finalizing,
 }
 
-/// How a batch ended at the provider.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Terminal {
-    /// Every line was tried.
-    Completed,
-    /// It was not admitted; where it has files all the same, it ran.
-    Failed,
-    /// The window closed first.
-    Expired,
-    /// It was cancelled.
-    Cancelled,
-}
-
-impl Terminal {
-    /// The provider's word.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Completed => "completed",
-            Self::Failed => "failed",
-            Self::Expired => "expired",
-            Self::Cancelled => "cancelled",
-        }
-    }
-}
-
-/// One entry of the provider's list of what is wrong with a batch.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Problem {
-    /// For instance `token_limit_exceeded`.
-    pub code: Option<String>,
-    /// The provider's words, cut.
-    pub message: Option<String>,
-    /// For instance `body.model`.
-    pub param: Option<String>,
-    /// The line of the input file, from 1.
-    pub line: Option<u64>,
-}
-
-impl Problem {
-    fn fault(&self) -> BatchFault<'_> {
-        BatchFault {
-            code: self.code.as_deref(),
-            message: self.message.as_deref(),
-            param: self.param.as_deref(),
-            line: self.line,
-        }
-    }
-}
-
-/// What the provider said of the end of a batch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ended {
-    /// How.
-    pub how: Terminal,
-    /// When, by the provider's clock where it says, else by ours.
-    pub at: Timestamp,
-    /// The file of good lines.
-    pub output: Option<FileId>,
-    /// The file of the other lines.
-    pub error: Option<FileId>,
-    /// Lines that the provider counts as completed, where it ever said.
-    pub completed_lines: Option<u64>,
-    /// Lines that it counts as failed.
-    pub failed_lines: Option<u64>,
-    /// What is wrong with it, as much as is kept.
-    pub problems: Vec<Problem>,
-}
-
-impl Ended {
-    /// Bytes of problems that are kept: the state is one value of the store, which has a bound.
-    pub const PROBLEM_BYTES_MAX: usize = 32 << 10;
-
-    /// As many problems as are kept, with the provider's words cut.
-    pub fn keep(problems: &[Problem]) -> Vec<Problem> {
-        let mut left = Self::PROBLEM_BYTES_MAX;
-        let cut = |text: &Option<String>, chars| text.as_ref().map(|text| text.chars().take(chars).collect());
-        let mut kept = Vec::new();
-        for problem in problems {
-            let problem = Problem {
-                code: cut(&problem.code, 60),
-                message: cut(&problem.message, 200),
-                param: cut(&problem.param, 60),
-                line: problem.line,
-            };
-            let words = [&problem.code, &problem.message, &problem.param];
-            let bytes: usize = words.into_iter().flatten().map(String::len).sum::<usize>() + 16;
-            match left.checked_sub(bytes) {
-                Some(rest) => left = rest,
-                None => break,
-            }
-            kept.push(problem);
-        }
-        kept
-    }
-
-    /// Whether the provider must have result files that it does not show yet.
-    pub fn lacks_files(&self) -> bool {
-        if self.output.is_none() && self.completed_lines.is_some_and(|lines| lines > 0) {
-            return true;
-        }
-        let lines = match (self.completed_lines, self.failed_lines) {
-            (None, None) => None,
-            (completed, failed) => Some(completed.unwrap_or(0) + failed.unwrap_or(0)),
-        };
-        let none = self.output.is_none() && self.error.is_none();
-        none && match self.how {
-            // A batch has lines, so one that was worked through has results.
-            Terminal::Completed => true,
-            // Cancelled or expired before anything ran, and says so.
-            Terminal::Expired | Terminal::Cancelled => lines != Some(0),
-            Terminal::Failed => lines.is_some_and(|lines| lines > 0),
-        }
-    }
-
-    /// The result files that exist, in the order in which they are taken in.
-    pub fn files(&self) -> impl Iterator<Item = (ResultKind, &FileId)> {
-        let output = self.output.iter().map(|id| (ResultKind::Output, id));
-        output.chain(self.error.iter().map(|id| (ResultKind::Error, id)))
-    }
-
-    /// Whether it ran nothing and cost nothing: it failed, left no file and counts no line.
-    pub fn ran_nothing(&self) -> bool {
-        let lines = self.completed_lines.unwrap_or(0) + self.failed_lines.unwrap_or(0);
-        self.how == Terminal::Failed && self.files().next().is_none() && lines == 0
-    }
-
-    /// What the provider's list of problems means for a batch that ran nothing.
-    pub fn refusal(&self) -> BatchFailure {
-        BatchFailure::from_faults(&self.problems.iter().map(Problem::fault).collect::<Vec<_>>())
-    }
-
-    /// The result file of one kind.
-    pub const fn file(&self, kind: ResultKind) -> Option<&FileId> {
-        match kind {
-            ResultKind::Output => self.output.as_ref(),
-            ResultKind::Error => self.error.as_ref(),
-        }
-    }
-}
-
-/// Which of the two result files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ResultKind {
-    /// The good lines, mostly.
-    Output,
-    /// The other lines.
-    Error,
-}
-
-impl ResultKind {
-    /// `output` or `error`.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Output => "output",
-            Self::Error => "error",
-        }
-    }
-}
-
 /// Why and until when a batch does nothing, and how often it has already waited in this place.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Wait {
@@ -220,6 +62,80 @@ pub enum Closing {
     Failed,
     /// It was cancelled, or had nothing to send.
     Cancelled,
+}
+
+/// What becomes of what a cancelled batch did not finish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Then {
+    /// It waits for another batch.
+    Requeue,
+    /// It is not tried again unless an operator says so.
+    End,
+}
+
+impl Then {
+    /// The word in the API.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Requeue => "requeue",
+            Self::End => "end",
+        }
+    }
+}
+
+impl std::str::FromStr for Then {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        [Self::Requeue, Self::End].into_iter().find(|then| then.label() == text).ok_or(())
+    }
+}
+
+/// The order to cancel a batch; it stands beside the state, which goes on until it can be carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancel {
+    /// Who ordered it.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+    /// What becomes of the rest.
+    pub then: Then,
+}
+
+/// How a batch came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Origin {
+    /// Cut here from what waited.
+    Cut,
+    /// Found at the provider for an intent that was given up. It has no members of its own: its lines are taken in for
+    /// those of the other batch, where they have no result yet.
+    Shadow {
+        /// The batch whose intent it came of.
+        of: BatchId,
+    },
+    /// Found at the provider and unknown here, as after the restore of an old backup. Its members are those of its
+    /// input file that wait here.
+    Adopted,
+}
+
+impl Origin {
+    /// The word in the API.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Cut => "cut",
+            Self::Shadow { .. } => "shadow",
+            Self::Adopted => "adopted",
+        }
+    }
+}
+
+/// Since when, and how often in a row, the provider did not know a batch that it had given an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// The first time.
+    pub since: Timestamp,
+    /// How often.
+    pub times: u32,
 }
 
 /// The state. Each variant holds what it needs to go on after a restart and nothing else.
@@ -279,6 +195,8 @@ pub enum BatchState {
         running: Running,
         /// How often it was turned away before.
         wait: Wait,
+        /// Whether the provider says that it does not know it.
+        missing: Option<Missing>,
     },
     /// Ended with completed lines but without an output file id: asked again for ten minutes.
     Settling {
@@ -316,6 +234,13 @@ pub enum BatchState {
         /// Whether a file is lost.
         lost: bool,
     },
+    /// It is given up before the provider has it: its members go back or end, chunk by chunk.
+    Dissolving {
+        /// What becomes of them.
+        then: Then,
+        /// Why, as their history tells it.
+        failure: Failure,
+    },
     /// Nothing is outstanding; the local files are removed.
     Cleaning {
         /// How it came to its end.
@@ -344,6 +269,7 @@ impl BatchState {
             Self::Downloading { .. } => "downloading",
             Self::Applying { .. } => "applying",
             Self::Closing { .. } => "closing",
+            Self::Dissolving { .. } => "dissolving",
             Self::Cleaning { .. } => "cleaning",
             Self::Closed { .. } => "closed",
         }
@@ -352,7 +278,7 @@ impl BatchState {
     /// The status that follows from the state.
     pub const fn status(&self) -> BatchStatus {
         match self {
-            Self::Filling | Self::Sealed => BatchStatus::Pending,
+            Self::Filling | Self::Sealed | Self::Dissolving { .. } => BatchStatus::Pending,
             Self::Uploading { .. }
             | Self::Ready { .. }
             | Self::Creating { .. }
@@ -384,6 +310,58 @@ impl BatchState {
         matches!(self, Self::Observing { .. } | Self::Settling { .. })
     }
 
+    /// Whether the provider cannot have it, so that giving it up is a matter of this side alone.
+    pub const fn is_unsent(&self) -> bool {
+        match self {
+            Self::Filling
+            | Self::Sealed
+            | Self::Uploading { .. }
+            | Self::Ready { .. }
+            | Self::Parked { .. }
+            | Self::Dissolving { .. } => true,
+            Self::Creating { .. }
+            | Self::Uncertain { .. }
+            | Self::Fencing { .. }
+            | Self::Observing { .. }
+            | Self::Settling { .. }
+            | Self::Downloading { .. }
+            | Self::Applying { .. }
+            | Self::Closing { .. }
+            | Self::Cleaning { .. }
+            | Self::Closed { .. } => false,
+        }
+    }
+
+    /// Whether the provider has it, or may have it, and has not ended it as far as is known.
+    pub const fn may_be_running(&self) -> bool {
+        matches!(
+            self,
+            Self::Creating { .. } | Self::Uncertain { .. } | Self::Fencing { .. } | Self::Observing { .. }
+        )
+    }
+
+    /// The intent that a create call went out for, or is about to, while that is still of interest.
+    pub const fn intent(&self) -> Option<&Intent> {
+        match self {
+            Self::Creating { intent, .. }
+            | Self::Uncertain { intent, .. }
+            | Self::Fencing { intent, .. }
+            | Self::Observing { intent, .. } => Some(intent),
+            Self::Filling
+            | Self::Sealed
+            | Self::Uploading { .. }
+            | Self::Ready { .. }
+            | Self::Parked { .. }
+            | Self::Settling { .. }
+            | Self::Downloading { .. }
+            | Self::Applying { .. }
+            | Self::Closing { .. }
+            | Self::Dissolving { .. }
+            | Self::Cleaning { .. }
+            | Self::Closed { .. } => None,
+        }
+    }
+
     /// Why it waits and until when, where it does.
     pub const fn wait(&self) -> Option<&Wait> {
         match self {
@@ -400,6 +378,7 @@ impl BatchState {
             | Self::Settling { .. }
             | Self::Applying { .. }
             | Self::Closing { .. }
+            | Self::Dissolving { .. }
             | Self::Cleaning { .. }
             | Self::Closed { .. } => None,
         }
@@ -515,6 +494,23 @@ pub struct ProviderIdentity {
     pub project: Option<String>,
 }
 
+impl ProviderIdentity {
+    /// One text for all of it.
+    pub fn key(&self) -> String {
+        let part = |text: &Option<String>| text.clone().unwrap_or_default();
+        [self.kind.clone(), self.base_url.clone(), part(&self.organization), part(&self.project)].join("\n")
+    }
+}
+
+/// What holds for a batch in every state; the machine is asked with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Orders {
+    /// It is to be cancelled, and this becomes of the rest.
+    pub cancel: Option<Then>,
+    /// It may not be sent again: it was not cut here.
+    pub never_sent: bool,
+}
+
 /// A batch as stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Batch {
@@ -522,6 +518,10 @@ pub struct Batch {
     pub id: BatchId,
     /// Grows with each write.
     pub revision: Revision,
+    /// How it came to be.
+    pub origin: Origin,
+    /// The order to cancel it.
+    pub cancel: Option<Cancel>,
     /// What its members share.
     pub group: Group,
     /// Which provider it goes to.
@@ -534,6 +534,12 @@ pub struct Batch {
     pub input_bytes: u64,
     /// Estimated input tokens of its members.
     pub estimated_tokens: u64,
+    /// Tokens that it holds of the room for its model, corrected by what the provider counted before.
+    pub held_tokens: u64,
+    /// It may not hold more of them, where there is a limit.
+    pub tokens_max: Option<u64>,
+    /// It may not have more members, where some of them were refused together before.
+    pub members_max: Option<u64>,
     /// What its lines cost so far, in millionths.
     pub cost_micros: u64,
     /// Lines that were not what they should be.
@@ -566,12 +572,17 @@ impl Batch {
         Self {
             id,
             revision: Revision::default(),
+            origin: Origin::Cut,
+            cancel: None,
             group,
             provider,
             state: BatchState::Filling,
             counts: Counts::default(),
             input_bytes: 0,
             estimated_tokens: 0,
+            held_tokens: 0,
+            tokens_max: None,
+            members_max: None,
             cost_micros: 0,
             anomalies: Anomalies::default(),
             input: None,
@@ -584,6 +595,22 @@ impl Batch {
             processed_at: None,
             closed_at: None,
             story_lines: 0,
+        }
+    }
+
+    /// What holds for it in every state.
+    pub fn orders(&self) -> Orders {
+        Orders {
+            cancel: self.cancel.as_ref().map(|cancel| cancel.then),
+            never_sent: self.origin != Origin::Cut,
+        }
+    }
+
+    /// Whose members its lines are about.
+    pub const fn members_of(&self) -> BatchId {
+        match self.origin {
+            Origin::Shadow { of } => of,
+            Origin::Cut | Origin::Adopted => self.id,
         }
     }
 }

@@ -11,6 +11,8 @@ pub struct Limits {
     pub requests_max: u64,
     /// Bytes of the input file.
     pub bytes_max: u64,
+    /// Input tokens, where there is a limit.
+    pub tokens_max: Option<u64>,
     /// How long the oldest request may wait before a batch that is not full goes.
     pub age_max: Duration,
 }
@@ -65,15 +67,26 @@ pub fn due(waiting: &Waiting, limits: &Limits, now: Timestamp) -> Option<Due> {
 
 /// Whether one more line fits. The first one always does: a line above the bound, taken in under a larger one,
 /// must not keep its group waiting for ever.
-pub const fn fits(members: u64, bytes: u64, line_bytes: u64, limits: &Limits) -> bool {
-    members == 0 || (members < limits.requests_max && bytes + line_bytes <= limits.bytes_max)
+pub fn fits(
+    members: u64,
+    bytes: u64,
+    tokens: u64,
+    line_bytes: u64,
+    line_tokens: u64,
+    limits: &Limits,
+) -> bool {
+    members == 0
+        || (members < limits.requests_max
+            && bytes + line_bytes <= limits.bytes_max
+            && limits.tokens_max.is_none_or(|max| tokens.saturating_add(line_tokens) <= max))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { requests_max: 10, bytes_max: 1000, age_max: Duration::from_secs(60) };
+    const LIMITS: Limits =
+        Limits { requests_max: 10, bytes_max: 1000, tokens_max: Some(70), age_max: Duration::from_secs(60) };
 
     fn waiting(requests: u64, bytes: u64) -> Waiting {
         Waiting { requests, bytes, oldest: Timestamp::from_secs(0) }
@@ -91,9 +104,11 @@ mod tests {
 
     #[test]
     fn a_batch_takes_exactly_what_fits() {
-        assert!(fits(9, 900, 100, &LIMITS));
-        assert!(!fits(10, 0, 1, &LIMITS));
-        assert!(!fits(1, 901, 100, &LIMITS));
-        assert!(fits(0, 0, 5000, &LIMITS));
+        assert!(fits(9, 900, 60, 100, 10, &LIMITS));
+        assert!(!fits(10, 0, 0, 1, 1, &LIMITS));
+        assert!(!fits(1, 901, 0, 100, 1, &LIMITS));
+        assert!(!fits(1, 0, 61, 1, 10, &LIMITS));
+        assert!(fits(1, 0, 1 << 40, 1, 10, &Limits { tokens_max: None, ..LIMITS }));
+        assert!(fits(0, 0, 0, 5000, 5000, &LIMITS));
     }
 }

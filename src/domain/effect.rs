@@ -38,6 +38,13 @@ pub enum Effect {
     Unpark,
     /// Have the provider asked about the batch.
     Observe,
+    /// Have the provider cancel the batch, again and again until it has heard.
+    CancelRemote,
+    /// The account was refused: nothing more is sent until that is better.
+    PauseAccount {
+        /// For people.
+        why: String,
+    },
     /// Bring a result file home.
     Download {
         /// Which.

@@ -1,6 +1,6 @@
 //! What happened to a batch, in the past tense, with the time where it matters.
 
-use super::batch::{InputFile, Intent, Problem, ResultKind, Running, Terminal};
+use super::batch::{Cancel, InputFile, Intent, Problem, ResultKind, Running, Terminal};
 use super::id::{FileId, ProviderBatchId, Timestamp};
 use super::request::Failure;
 
@@ -88,6 +88,15 @@ pub enum Event {
     },
     /// A parked batch is to be tried again.
     Unparked,
+    /// An operator, or the program itself, wants it cancelled.
+    CancelAsked(Cancel),
+    /// It must not be sent, for a reason that says nothing about its members.
+    GivenBack(Failure),
+    /// There is no room at the provider before that time.
+    RoomShut {
+        /// When to look again.
+        until: Timestamp,
+    },
     /// A create call is about to be made.
     IntentMade(Intent),
     /// The create call was answered, or a sweep found its batch.
@@ -116,6 +125,11 @@ pub enum Event {
     Observed {
         /// What it said.
         seen: Observation,
+        /// Now.
+        at: Timestamp,
+    },
+    /// The provider was asked about the batch and says that it does not know it.
+    NotKnown {
         /// Now.
         at: Timestamp,
     },
@@ -175,12 +189,16 @@ impl Event {
             Self::Uploaded(_) => "uploaded",
             Self::UploadFailed { .. } => "upload_failed",
             Self::Unparked => "unparked",
+            Self::CancelAsked(_) => "cancel_asked",
+            Self::GivenBack(_) => "given_back",
+            Self::RoomShut { .. } => "room_shut",
             Self::IntentMade(_) => "intent_made",
             Self::Created(_) => "created",
             Self::CreateFailed { .. } => "create_failed",
             Self::Swept { .. } => "swept",
             Self::Fenced => "fenced",
             Self::Observed { .. } => "observed",
+            Self::NotKnown { .. } => "not_known",
             Self::Downloaded { .. } => "downloaded",
             Self::DownloadFailed { .. } => "download_failed",
             Self::CopyLost { .. } => "copy_lost",

@@ -9,10 +9,11 @@ mod submitting;
 
 use std::time::Duration;
 
-use super::batch::{BatchState, Ended, Intent, Wait};
+use super::batch::{BatchState, Cancel, Ended, Intent, Orders, Then, Wait};
 use super::effect::Effect;
 use super::event::Event;
 use super::id::{FileId, ProviderBatchId, Timestamp};
+use super::request::{Failure, FailureClass};
 
 /// A change of the batch's facts that is stored together with the next state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +24,15 @@ pub enum Change {
     Adopt(ProviderBatchId),
     /// An intent is given up; what surfaces for it later is a shadow.
     Supersede(Intent),
+    /// It is to be cancelled.
+    Cancel(Cancel),
+    /// The provider had no room for it.
+    NoRoom {
+        /// The first wait after that.
+        first: Duration,
+    },
+    /// The provider has admitted it.
+    Admitted,
     /// The provider's batch has ended like this.
     Ended(Ended),
     /// Every member has its outcome.
@@ -68,10 +78,12 @@ pub struct Policy {
 impl Policy {
     /// Waits never grow beyond this.
     pub const WAIT_MAX: Duration = Duration::from_secs(600);
-    /// The first wait after the account was refused.
-    pub const ACCOUNT_WAIT: Duration = Duration::from_secs(30);
-    /// How often in a row a batch is turned away for want of room before it is given back and cut smaller.
-    pub const ROOM_TRIES: u32 = 3;
+    /// The wait after the account was refused; how long the account as a whole then rests is decided elsewhere.
+    pub const ACCOUNT_WAIT: Duration = Duration::from_secs(1);
+    /// How often in a row the provider must say that it does not know a batch that it has given an id.
+    pub const NOT_KNOWN_MIN: u32 = 5;
+    /// And for how long.
+    pub const NOT_KNOWN_FOR: Duration = Duration::from_secs(1800);
     /// How long a missing output id is asked for again (contract section 2.3).
     pub const SETTLE: Duration = Duration::from_secs(600);
     /// Refusals in a row that park a batch.
@@ -86,8 +98,42 @@ impl Policy {
     pub const ASKED_WAIT_MAX: Duration = Duration::from_secs(3600);
 }
 
-/// What follows from `event` in `state`.
-pub fn step(state: &BatchState, event: &Event, policy: &Policy) -> Result<Step, IllegalEvent> {
+/// What follows from `event` in `state`, with what was ordered for the batch.
+pub fn step(
+    state: &BatchState,
+    orders: Orders,
+    event: &Event,
+    policy: &Policy,
+) -> Result<Step, IllegalEvent> {
+    let step = decide(state, event, policy)?;
+    let cancel = if let Event::CancelAsked(cancel) = event { Some(cancel.then) } else { orders.cancel };
+    Ok(honour(Orders { cancel, ..orders }, state, step))
+}
+
+/// A batch that is cancelled, or was not cut here, is never sent (again): where the machine would come to that, it is
+/// given up instead.
+fn honour(orders: Orders, state: &BatchState, mut step: Step) -> Step {
+    let stops = orders.cancel.is_some() || orders.never_sent;
+    if let BatchState::Dissolving { then, .. } = &mut step.next {
+        *then = orders.cancel.unwrap_or(*then);
+        return step;
+    }
+    if stops && step.next.is_unsent() {
+        let detail = "its batch was cancelled before it was sent";
+        let failure = Failure::new(FailureClass::Transient, "batch_cancelled", detail);
+        step.next = BatchState::Dissolving { then: orders.cancel.unwrap_or(Then::Requeue), failure };
+        step.effects = vec![Effect::CloseChunk];
+        return step.telling_more("it will not be sent; its requests are given up");
+    }
+    let is_observed = |state: &BatchState| matches!(state, BatchState::Observing { .. });
+    if orders.cancel.is_some() && is_observed(&step.next) && !is_observed(state) {
+        step.effects.push(Effect::CancelRemote);
+    }
+    step
+}
+
+#[expect(clippy::too_many_lines, reason = "one line a transition: the table is the point")]
+fn decide(state: &BatchState, event: &Event, policy: &Policy) -> Result<Step, IllegalEvent> {
     use {BatchState as S, Event as E};
     match (state, event) {
         (S::Filling, E::FillEnded { members, at }) => Ok(submitting::fill_ended(*members, *at)),
@@ -120,8 +166,25 @@ pub fn step(state: &BatchState, event: &Event, policy: &Policy) -> Result<Step, 
         (S::Fencing { intent, gone: true }, E::Swept { complete, found, .. }) => {
             Ok(submitting::last_swept(intent, *complete, found.as_ref()))
         }
-        (S::Observing { intent, running, wait }, E::Observed { seen, at }) => {
+        (S::Cleaning { .. } | S::Closed { .. }, E::CancelAsked(_)) => {
+            Err(IllegalEvent { state: state.label(), event: event.label() })
+        }
+        (_, E::CancelAsked(cancel)) => Ok(submitting::cancel_asked(state, cancel)),
+        (state, E::GivenBack(failure)) if state.is_unsent() => Ok(submitting::given_back(failure)),
+        (S::Ready { input, wait }, E::RoomShut { until }) => Ok(submitting::room_shut(input, wait, *until)),
+        (S::Observing { intent, running, wait, .. }, E::Observed { seen, at }) => {
             Ok(observing::observed(intent, *running, wait, seen, *at, policy))
+        }
+        (S::Observing { intent, running, wait, missing }, E::NotKnown { at }) => {
+            Ok(observing::not_known(intent, *running, wait, *missing, *at))
+        }
+        (S::Settling { ended, since }, E::NotKnown { at }) => Ok(observing::settled(ended, *since, *at)),
+        // What was under way when it was given up comes to nothing; a file that did arrive is deleted later.
+        (S::Dissolving { .. }, E::Uploaded(input)) => {
+            Ok(stay(state).changing(Change::Input(input.id.clone())))
+        }
+        (S::Dissolving { .. }, E::ChunkClosed { remaining, at }) => {
+            Ok(applying::dissolved(state, *remaining, *at))
         }
         (S::Settling { ended, since }, E::Observed { seen, at }) => {
             Ok(observing::settling(ended, *since, seen, *at))
@@ -159,9 +222,19 @@ pub fn step(state: &BatchState, event: &Event, policy: &Policy) -> Result<Step, 
             | S::Downloading { .. }
             | S::Applying { .. }
             | S::Closing { .. }
+            | S::Dissolving { .. }
             | S::Cleaning { .. }
             | S::Closed { .. },
-            E::Observed { .. },
+            E::Observed { .. } | E::NotKnown { .. },
+        )
+        | (
+            S::Dissolving { .. } | S::Cleaning { .. } | S::Closed { .. },
+            E::Released
+            | E::UploadFailed { .. }
+            | E::IntentMade(_)
+            | E::RoomShut { .. }
+            | E::GivenBack(_)
+            | E::FillEnded { .. },
         )
         | (
             S::Observing { .. }
@@ -173,6 +246,7 @@ pub fn step(state: &BatchState, event: &Event, policy: &Policy) -> Result<Step, 
             | S::Uncertain { .. }
             | S::Fencing { .. }
             | S::Parked { .. }
+            | S::Dissolving { .. }
             | S::Closed { .. },
             E::WaitEnded,
         ) => Ok(stay(state)),
@@ -181,7 +255,7 @@ pub fn step(state: &BatchState, event: &Event, policy: &Policy) -> Result<Step, 
 }
 
 /// What to do for a batch that was found in this state at a start.
-pub fn resume(state: &BatchState) -> Vec<Effect> {
+pub fn resume(state: &BatchState, orders: Orders) -> Vec<Effect> {
     use BatchState as S;
     match state {
         S::Filling => vec![Effect::EndFilling],
@@ -195,13 +269,14 @@ pub fn resume(state: &BatchState) -> Vec<Effect> {
         S::Fencing { intent, gone: true } => vec![Effect::Sweep(intent.clone())],
         S::Fencing { intent, gone: false } => vec![Effect::Fence(intent.input.id.clone())],
         S::Parked { .. } => vec![Effect::Unpark],
+        S::Observing { .. } if orders.cancel.is_some() => vec![Effect::CancelRemote, Effect::Observe],
         S::Observing { .. } | S::Settling { .. } => vec![Effect::Observe],
         S::Downloading { ended, kind, wait, .. } => match wait.until {
             Some(until) => vec![Effect::WakeAt(until)],
             None => applying::download(ended, *kind).into_iter().collect(),
         },
         S::Applying { kind, offset, .. } => vec![Effect::ApplyLines { kind: *kind, offset: *offset }],
-        S::Closing { .. } => vec![Effect::CloseChunk],
+        S::Closing { .. } | S::Dissolving { .. } => vec![Effect::CloseChunk],
         S::Cleaning { .. } => vec![Effect::Clean],
         S::Closed { .. } => vec![Effect::Retire],
     }
@@ -225,6 +300,14 @@ impl Step {
 
     fn telling(mut self, story: impl Into<String>) -> Self {
         self.story = Some(story.into());
+        self
+    }
+
+    fn telling_more(mut self, more: &str) -> Self {
+        self.story = Some(match self.story {
+            Some(story) => format!("{story}; {more}"),
+            None => more.to_owned(),
+        });
         self
     }
 }

@@ -4,6 +4,7 @@
 //! have and a caller who may not are told apart on every route alike. Whatever is not in the table is denied.
 
 pub mod auth;
+mod control;
 mod ingest;
 mod legacy;
 mod lines;
@@ -92,6 +93,9 @@ enum Route<'a> {
     Requeue,
     Batches,
     Batch(&'a str),
+    Cancel(&'a str),
+    Provider,
+    Resume,
     Companies,
     Switches,
     IngestRequests(&'a str),
@@ -110,6 +114,9 @@ fn route<'a>(path: &[&'a str]) -> Option<(Route<'a>, &'static str, Access)> {
         ["api", "admin", "legacy", "requests", id] => (Route::Request(id), "GET", Access::Read),
         ["api", "admin", "legacy", "batches"] => (Route::Batches, "GET", Access::Read),
         ["api", "admin", "legacy", "batches", id] => (Route::Batch(id), "GET", Access::Read),
+        ["api", "admin", "legacy", "batches", id, "cancel"] => (Route::Cancel(id), "POST", Access::Write),
+        ["api", "admin", "legacy", "provider"] => (Route::Provider, "GET", Access::Read),
+        ["api", "admin", "legacy", "provider", "resume"] => (Route::Resume, "POST", Access::Write),
         ["api", "admin", "legacy", "companies"] => (Route::Companies, "GET", Access::Read),
         ["api", "admin", "legacy", "switches"] => (Route::Switches, "GET", Access::Read),
         ["api", "v1", "companies", company, "requests"] => {
@@ -240,6 +247,9 @@ impl Call {
                     | Route::Requeue
                     | Route::Batches
                     | Route::Batch(_)
+                    | Route::Cancel(_)
+                    | Route::Provider
+                    | Route::Resume
                     | Route::Companies
                     | Route::Switches => "",
                 };
@@ -281,6 +291,15 @@ impl Call {
             }
             Route::Batches => legacy::batches(api, &query).await?,
             Route::Batch(id) => legacy::batch(api, id).await?,
+            Route::Cancel(id) => {
+                let body = read_whole(body, SMALL_BODY_BYTES_MAX).await?;
+                if !body.is_empty() {
+                    self.expect_json()?;
+                }
+                control::cancel(api, id, &body, "an operator").await?
+            }
+            Route::Provider => control::provider(api).await?,
+            Route::Resume => control::resume(api),
             Route::Companies => legacy::companies(api).await?,
             Route::Switches => legacy::switches(api),
             Route::IngestRequests(company) => {
@@ -355,7 +374,8 @@ fn ready(api: &Api) -> (StatusCode, Value) {
         reasons.push("the store cannot be read");
     }
     let standing = api.shared.condition.standing();
-    reasons.extend(standing.values().map(String::as_str));
+    let stops = standing.iter().filter(|(hindrance, _)| hindrance.stops_intake());
+    reasons.extend(stops.map(|(_, why)| why.as_str()));
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, json!({ "ok": reasons.is_empty(), "reasons": reasons }))
 }

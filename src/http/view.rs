@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::domain::batch::Batch;
+use crate::domain::batch::{Batch, Origin};
 use crate::domain::company::Company;
 use crate::domain::id::Timestamp;
 use crate::domain::request::{Attempt, Request, Source, Usage};
@@ -91,6 +91,14 @@ pub fn batch(batch: &Batch) -> Value {
         "errorFileId": batch.error.as_ref().map(|id| id.as_str()),
         "status": batch.state.status().label(),
         "step": batch.state.label(),
+        "origin": batch.origin.label(),
+        "shadowOf": match batch.origin {
+            Origin::Shadow { of } => Some(of.to_string()),
+            Origin::Cut | Origin::Adopted => None,
+        },
+        "cancel": batch.cancel.as_ref().map(|cancel| json!({
+            "by": cancel.by, "at": cancel.at.to_string(), "then": cancel.then.label(),
+        })),
         "endpoint": batch.group.endpoint.path(),
         "model": batch.group.model,
         "createdAt": time(Some(batch.created_at)),

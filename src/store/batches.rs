@@ -5,20 +5,21 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::engine::Entry;
 use super::keys::{self, Key, Tree};
 use super::tx::Tx;
 use super::{Store, StoreError};
-use super::{outcomes, requests};
-use crate::domain::batch::{Batch, BatchState};
+use super::{intents, outcomes, requests, rooms};
+use crate::domain::batch::{Batch, BatchState, Origin};
 use crate::domain::cut::{self, Limits};
 use crate::domain::id::{BatchId, FileId, ProviderBatchId, RequestId, Revision, Timestamp};
-use crate::domain::request::{Answered, Attempt, Cost, Failure, FailureClass, Group, Outcome, RequestStatus};
+use crate::domain::request::{Answered, Attempt, Cost, Failure, Group, Outcome, Request, RequestStatus};
 use crate::domain::retry;
 use crate::domain::step::{Change, Policy, Step};
 
 /// A transaction moves at most this many requests.
 pub const CHUNK: usize = 250;
+/// Batches with the same requests that are refused for their lines before they are cut in halves.
+const REFUSED_ROUNDS_MAX: usize = 5;
 /// Input files are deleted at the provider this long after the batch was closed: until then something could
 /// still come of an old create call.
 const KEEP_INPUT: Duration = Duration::from_secs(48 * 3600);
@@ -121,20 +122,37 @@ pub struct Closed {
 
 impl Store {
     /// Stores a new, empty batch. There is at most one filling batch a group.
-    pub async fn open_batch(&self, batch: Batch) -> Result<(), StoreError> {
+    pub async fn open_batch(&self, mut batch: Batch) -> Result<(), StoreError> {
         self.committer
             .commit(1, move |tx| {
                 let id = batch.id;
-                requests::change_group(tx, &batch.group, |stat| match stat.filling {
-                    Some(other) => Err(StoreError::Broken(format!("batch {other} of this group is filling"))),
-                    None => {
-                        stat.filling = Some(id);
-                        Ok(())
-                    }
-                })?;
+                if batch.origin == Origin::Cut {
+                    requests::change_group(tx, &batch.group, |stat| match stat.filling {
+                        Some(other) => {
+                            Err(StoreError::Broken(format!("batch {other} of this group is filling")))
+                        }
+                        None => {
+                            stat.filling = Some(id);
+                            Ok(())
+                        }
+                    })?;
+                }
+                if batch.tokens_max.is_some() {
+                    // Where the gate waits for one that tries, it is this one: no other is cut meanwhile.
+                    rooms::change(tx, &batch, |room| room.trying(id))?;
+                }
+                if let Some(provider_batch) = batch.provider_batch.clone() {
+                    adopt(tx, &mut batch, &provider_batch)?;
+                }
                 tx.put(Tree::LiveBatches, id.as_bytes().to_vec(), Vec::new());
-                let mut batch = batch;
-                tell(tx, &mut batch, "opened", batch_at(&id))?;
+                let story = match batch.origin {
+                    Origin::Cut => "opened".to_owned(),
+                    Origin::Shadow { of } => format!(
+                        "found at the provider for a create call of batch {of} that was given up: a shadow batch"
+                    ),
+                    Origin::Adopted => "found at the provider and not known here: taken over".to_owned(),
+                };
+                tell(tx, &mut batch, &story, batch_at(&id))?;
                 tx.write(Tree::Batches, id.as_bytes().to_vec(), &batch)
             })
             .await
@@ -245,7 +263,7 @@ fn cut_chunk(tx: &mut Tx<'_>, id: BatchId, revision: Revision, limits: &Limits) 
     }
     let prefix = Key::new().group(&batch.group).done();
     let waiting = tx.scan_prefix(Tree::Pending, &prefix, CHUNK)?;
-    let limits = &smaller(tx, &batch, &waiting, limits)?;
+    let room = rooms::read(tx, &batch)?;
     let mut moved = 0;
     let mut done = waiting.len() < CHUNK;
     for (key, _) in &waiting {
@@ -253,42 +271,58 @@ fn cut_chunk(tx: &mut Tx<'_>, id: BatchId, revision: Revision, limits: &Limits) 
             .ok_or_else(|| StoreError::Codec("a pending key is too short".to_owned()))?;
         let mut request = requests::load(tx, request)?;
         let bytes = u64::from(request.line_bytes);
-        if !cut::fits(batch.counts.members, batch.input_bytes, bytes, limits) {
+        let tokens = room.corrected(u64::from(request.estimated_tokens));
+        let suspects_max = suspects_max(tx, &request)?;
+        let members_max = [batch.members_max, suspects_max].into_iter().flatten().min();
+        let limits = Limits {
+            requests_max: members_max.map_or(limits.requests_max, |max| max.min(limits.requests_max)),
+            tokens_max: batch.tokens_max,
+            ..*limits
+        };
+        if !cut::fits(batch.counts.members, batch.input_bytes, batch.held_tokens, bytes, tokens, &limits) {
             done = true;
             break;
         }
+        batch.members_max = members_max;
         requests::dequeue(tx, &request)?;
-        requests::move_to(tx, &mut request, RequestStatus::BatchingInProgress)?;
-        request.batch = Some(id);
-        requests::save(tx, &request)?;
-        let member = keys::member(id, request.id);
-        tx.put(Tree::Members, member.clone(), vec![Fate::Outstanding as u8]);
-        tx.write(Tree::Outstanding, member, &Provisional::default())?;
-        batch.counts.members += 1;
-        batch.input_bytes += bytes;
-        batch.estimated_tokens += u64::from(request.estimated_tokens);
+        join(tx, &mut batch, &mut request)?;
+        rooms::reserve(tx, &mut batch, tokens)?;
         moved += 1;
     }
-    done |= batch.counts.members >= limits.requests_max;
+    done |= batch.counts.members >= batch.members_max.unwrap_or(limits.requests_max).min(limits.requests_max);
     if moved > 0 {
         save(tx, &mut batch)?;
     }
     Ok(Cut { batch, moved, done })
 }
 
-/// Half the size of the batch that its requests were in when there was no room for it; else the limits as they are.
-fn smaller(tx: &Tx<'_>, batch: &Batch, waiting: &[Entry], limits: &Limits) -> Result<Limits, StoreError> {
-    let members = tx.scan_prefix(Tree::Members, batch.id.as_bytes(), 1)?;
-    let first = members.first().or(waiting.first()).and_then(|(key, _)| keys::request_at_end(key));
-    let Some(first) = first else { return Ok(*limits) };
-    let request = requests::load(tx, first)?;
-    let no_room = |attempt: &&Attempt| {
-        attempt.failure.as_ref().is_some_and(|failure| failure.class == FailureClass::Capacity)
-    };
-    let Some(attempt) = request.history.last().filter(no_room) else { return Ok(*limits) };
-    let before: Option<Batch> = tx.read(Tree::Batches, attempt.batch.as_bytes())?;
-    let half = before.map_or(limits.requests_max, |before| (before.counts.members / 2).max(1));
-    Ok(Limits { requests_max: limits.requests_max.min(half), ..*limits })
+/// Makes a request that waits for nothing else a member.
+pub(super) fn join(tx: &mut Tx<'_>, batch: &mut Batch, request: &mut Request) -> Result<(), StoreError> {
+    requests::move_to(tx, request, RequestStatus::BatchingInProgress)?;
+    request.batch = Some(batch.id);
+    requests::save(tx, request)?;
+    let member = keys::member(batch.id, request.id);
+    tx.put(Tree::Members, member.clone(), vec![Fate::Outstanding as u8]);
+    tx.write(Tree::Outstanding, member, &Provisional::default())?;
+    batch.counts.members += 1;
+    batch.input_bytes += u64::from(request.line_bytes);
+    batch.estimated_tokens += u64::from(request.estimated_tokens);
+    Ok(())
+}
+
+/// How many members a batch with this request may have: half of the one before, once batches with it were refused for
+/// their lines or their size too often. So a line that the provider never names is found in some twenty rounds, and
+/// holds the others no longer than that.
+fn suspects_max(tx: &Tx<'_>, request: &Request) -> Result<Option<u64>, StoreError> {
+    let Some(last) = request.history.last() else { return Ok(None) };
+    let code = |attempt: &Attempt| attempt.failure.as_ref().map(|failure| failure.code.clone());
+    let refused = |attempt: &&Attempt| code(attempt).as_deref() == Some(outcomes::REFUSED);
+    let rounds = request.history.iter().rev().take_while(refused).count();
+    if code(last).as_deref() != Some(outcomes::TOO_LARGE) && rounds < REFUSED_ROUNDS_MAX {
+        return Ok(None);
+    }
+    let before: Option<Batch> = tx.read(Tree::Batches, last.batch.as_bytes())?;
+    Ok(before.map(|before| (before.counts.members / 2).max(1)))
 }
 
 /// Moves the batch to the step's next state, with all that belongs to it. The caller saves it.
@@ -298,13 +332,22 @@ pub(super) fn take_step(
     step: &Step,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    if batch.state == BatchState::Filling && step.next != BatchState::Filling {
+    if batch.state == BatchState::Filling && step.next != BatchState::Filling && batch.origin == Origin::Cut {
         requests::change_group(tx, &batch.group, |stat| {
             stat.filling = None;
             Ok(())
         })?;
     }
-    batch.state = step.next.clone();
+    let before = std::mem::replace(&mut batch.state, step.next.clone());
+    let ran_nothing = step
+        .changes
+        .iter()
+        .any(|change| if let Change::Ended(ended) = change { ended.ran_nothing() } else { false });
+    if let BatchState::Creating { intent, .. } = &batch.state
+        && before.intent() != Some(intent)
+    {
+        intents::note(tx, batch.id, intent)?;
+    }
     if matches!(batch.state, BatchState::Creating { .. }) {
         // What comes next costs money: a store that went back behind this must be noticed.
         tx.anchor();
@@ -318,7 +361,19 @@ pub(super) fn take_step(
                 }
             }
             Change::Adopt(provider_batch) => adopt(tx, batch, provider_batch)?,
-            Change::Supersede(intent) => batch.superseded.push(intent.clone()),
+            Change::Supersede(intent) => {
+                batch.superseded.push(intent.clone());
+                intents::supersede(tx, batch.id, intent)?;
+            }
+            Change::Cancel(cancel) => batch.cancel = Some(cancel.clone()),
+            Change::NoRoom { first } => {
+                let (tokens, first) = (batch.held_tokens, *first);
+                rooms::change(tx, batch, |room| room.refused(tokens, now, first))?;
+            }
+            Change::Admitted => {
+                let id = batch.id;
+                rooms::change(tx, batch, |room| room.admitted(id))?;
+            }
             Change::Ended(ended) => {
                 batch.completed_at = Some(ended.at);
                 batch.output.clone_from(&ended.output);
@@ -338,6 +393,7 @@ pub(super) fn take_step(
             }
         }
     }
+    rooms::follow(tx, batch, &before, ran_nothing, now)?;
     if let Some(story) = &step.story {
         tell(tx, batch, story, now)?;
     }
@@ -388,3 +444,6 @@ fn tell(tx: &mut Tx<'_>, batch: &mut Batch, text: &str, at: Timestamp) -> Result
     batch.story_lines += 1;
     tx.write(Tree::Story, key, &line)
 }
+
+#[cfg(test)]
+mod tests;

@@ -78,6 +78,12 @@ trees! {
     Counters = "counters",
     /// due time, file id → a file of ours to delete at the provider
     Deletions = "deletions",
+    /// provider, model → room for tokens there
+    Rooms = "rooms",
+    /// due time, batch → tokens to give back to a room
+    Releases = "releases",
+    /// time, nonce → an intent: whose, and whether it was given up
+    Intents = "intents",
 }
 
 /// Builds a key piece by piece.
@@ -203,6 +209,14 @@ pub fn batch_at_start(key: &[u8]) -> Option<BatchId> {
 /// The session id at the end of a key.
 pub fn session_at_end(key: &[u8]) -> Option<SessionId> {
     Some(SessionId::from_bytes(*key.last_chunk::<16>()?))
+}
+
+/// The text at the start of a key, and what follows it.
+pub fn text_at_start(key: &[u8]) -> Option<(String, &[u8])> {
+    let (length, rest) = key.split_first_chunk::<2>()?;
+    let length = usize::from(u16::from_be_bytes(*length));
+    let (text, rest) = rest.split_at_checked(length)?;
+    Some((String::from_utf8_lossy(text).into_owned(), rest))
 }
 
 /// The time at the start of a key.

@@ -3,6 +3,7 @@
 //! [`Store`] changes, [`StoreReader`] reads. Every change goes through one committer and returns when it is
 //! synced, so a reply that rests on it survives a power cut.
 
+mod adoption;
 mod anchor;
 mod batch_views;
 mod batches;
@@ -10,10 +11,12 @@ mod codec;
 mod committer;
 mod companies;
 mod engine;
+mod intents;
 mod keys;
 mod lock;
 mod outcomes;
 mod requests;
+mod rooms;
 mod sessions;
 mod tx;
 mod verify;
@@ -26,6 +29,7 @@ use uuid::Uuid;
 pub use batches::{AppliedLine, Closed, Cut, GroupWaiting, StoryLine};
 pub use committer::OnFatal;
 pub use companies::{Role, StoredToken};
+pub use intents::{NotedIntent, WATCHED_FOR};
 pub use requests::{Accepted, ClientKey, NewRequest, RequestFilter, Requeued};
 pub use sessions::{Content, SessionIn, SessionTaken};
 pub use verify::{Report, Violation};

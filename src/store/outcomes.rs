@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use super::batches::{self, AppliedLine, CHUNK, Closed, Fate, Provisional};
 use super::keys::{self, Key, Tree};
 use super::tx::Tx;
-use super::{StoreError, codec, requests, sessions};
-use crate::domain::batch::{Batch, BatchState, Ended, Terminal};
+use super::{StoreError, codec, requests, rooms, sessions};
+use crate::domain::batch::{Batch, BatchState, Ended, Origin, Terminal, Then};
 use crate::domain::event::Event;
 use crate::domain::id::{BatchId, RequestId, Revision, Timestamp};
 use crate::domain::request::{
@@ -15,6 +15,11 @@ use crate::domain::request::{
 use crate::domain::retry::{self, BatchFailure, Decision};
 use crate::domain::session::SessionState;
 use crate::domain::step::{self, Policy};
+
+/// Its batch was not admitted because of other lines, as far as is known.
+pub(super) const REFUSED: &str = "batch_refused";
+/// Its batch was not admitted because of its size.
+pub(super) const TOO_LARGE: &str = "batch_too_large";
 
 pub(super) fn apply_line(
     tx: &mut Tx<'_>,
@@ -37,13 +42,25 @@ pub(super) fn apply_line(
             return Ok(());
         }
     };
-    let member = keys::member(batch.id, id);
-    if !tx.has(Tree::Members, &member)? {
+    let member = keys::member(batch.members_of(), id);
+    let is_member = tx.has(Tree::Members, &member)?;
+    // An adopted batch was made of requests that may have had another outcome here since.
+    let is_known = is_member || (batch.origin == Origin::Adopted && tx.has(Tree::Requests, id.as_bytes())?);
+    if !is_known {
         batch.anomalies.unknown += 1;
         return Ok(());
     }
     let mut request = requests::load(tx, id)?;
-    book(tx, batch, &mut request, cost)?;
+    if book(tx, batch, &mut request, cost)?
+        && let Some(usage) = &outcome.answered.usage
+    {
+        let (estimated, counted) = (u64::from(request.estimated_tokens), usage.prompt);
+        rooms::change(tx, batch, |room| room.measured(estimated, counted))?;
+    }
+    if (!is_member || batch.members_of() != batch.id) && outcome.result.is_err() {
+        // It has no member here to fail: only what it completes counts.
+        return requests::save(tx, &request);
+    }
     let outstanding: Option<Provisional> = tx.read(Tree::Outstanding, &member)?;
     match outcome.result {
         Ok(body) if request.status == RequestStatus::ProcessingComplete => {
@@ -65,23 +82,23 @@ pub(super) fn apply_line(
     requests::save(tx, &request)
 }
 
-/// Books what a line cost, once a provider batch and request, whatever its outcome.
+/// Books what a line cost, once a provider batch and request, whatever its outcome; says whether it did.
 fn book(
     tx: &mut Tx<'_>,
     batch: &mut Batch,
     request: &mut Request,
     cost: Option<Cost>,
-) -> Result<(), StoreError> {
-    let (Some(cost), Some(provider_batch)) = (cost, &batch.provider_batch) else { return Ok(()) };
+) -> Result<bool, StoreError> {
+    let (Some(cost), Some(provider_batch)) = (cost, &batch.provider_batch) else { return Ok(false) };
     let key = Key::new().bytes(request.id.as_bytes()).text(provider_batch.as_str()).done();
     if tx.has(Tree::Bookings, &key)? {
-        return Ok(());
+        return Ok(false);
     }
     tx.write(Tree::Bookings, key, &cost)?;
     batch.cost_micros = batch.cost_micros.saturating_add(cost.micros);
     let before = request.cost.as_ref().map_or(0, |cost| cost.micros);
     request.cost = Some(Cost { micros: before.saturating_add(cost.micros), ..cost });
-    Ok(())
+    Ok(true)
 }
 
 fn complete(
@@ -159,7 +176,8 @@ pub(super) fn close_chunk(
     }
     let remaining = !tx.scan_prefix(Tree::Outstanding, id.as_bytes(), 1)?.is_empty();
     let event = Event::ChunkClosed { remaining, at: now };
-    let step = step::step(&batch.state, &event, policy).map_err(|err| StoreError::Broken(err.to_string()))?;
+    let step = step::step(&batch.state, batch.orders(), &event, policy)
+        .map_err(|err| StoreError::Broken(err.to_string()))?;
     batches::take_step(tx, &mut batch, &step, now)?;
     batches::save(tx, &mut batch)?;
     Ok(Closed { batch, step })
@@ -172,6 +190,18 @@ struct Ending {
     ran: bool,
 }
 
+impl Ending {
+    const fn not_run(failure: Failure) -> Self {
+        Self { failure, answered: None, ran: false }
+    }
+
+    const fn run(failure: Failure) -> Self {
+        Self { failure, answered: None, ran: true }
+    }
+}
+
+const CANCELLED: &str = "batch_cancelled";
+
 /// Why a member that is still outstanding when every file has been read has no result.
 fn ending(
     batch: &Batch,
@@ -179,55 +209,66 @@ fn ending(
     request: RequestId,
     read: Option<(Failure, Answered)>,
 ) -> Ending {
-    if let Some((failure, answered)) = read {
-        return Ending { failure, answered: Some(answered), ran: true };
+    if let BatchState::Dissolving { failure, .. } = &batch.state {
+        return Ending::not_run(failure.clone());
     }
+    // What was cancelled by our own wish did not fail.
+    let wished = batch.cancel.is_some();
+    if let Some((failure, answered)) = read {
+        let ran = !(wished && failure.code == CANCELLED);
+        return Ending { failure, answered: Some(answered), ran };
+    }
+    let none = "no line in any result file";
     let BatchState::Closing { ended, lost } = &batch.state else {
-        let failure = Failure::new(FailureClass::Transient, "missing_result", "no line in any result file");
-        return Ending { failure, answered: None, ran: true };
+        return Ending::run(Failure::new(FailureClass::Transient, "missing_result", none));
     };
     if *lost {
         let detail = "the provider's result cannot be had; it may have been paid for";
-        return Ending {
-            failure: Failure::new(FailureClass::Lost, "result_lost", detail),
-            answered: None,
-            ran: true,
-        };
+        return Ending::run(Failure::new(FailureClass::Lost, "result_lost", detail));
     }
     if ended.ran_nothing() {
-        return not_admitted(ended, named, request);
+        return not_admitted(batch, ended, named, request);
     }
     let code = match ended.how {
         Terminal::Expired => "batch_expired",
-        Terminal::Cancelled => "batch_cancelled",
+        Terminal::Cancelled => CANCELLED,
         Terminal::Completed | Terminal::Failed => "missing_result",
     };
-    let failure = Failure::new(FailureClass::Transient, code, "no line in any result file");
-    Ending { failure, answered: None, ran: true }
+    let ran = !(wished && code == CANCELLED);
+    Ending { ran, ..Ending::run(Failure::new(FailureClass::Transient, code, none)) }
 }
 
-/// What a member's end is in a batch that was not admitted: nothing ran, so nothing was paid for.
-fn not_admitted(ended: &Ended, named: &HashMap<RequestId, Failure>, request: RequestId) -> Ending {
-    let (failure, ran) = match ended.refusal() {
-        BatchFailure::Group(failure) | BatchFailure::Capacity(failure) => (failure, false),
-        BatchFailure::Lines(_) if named.is_empty() => {
-            let detail = "the provider named lines that are not in the batch";
-            (Failure::new(FailureClass::Transient, "batch_refused", detail), true)
-        }
-        BatchFailure::Lines(_) => match named.get(&request) {
-            Some(failure) => (failure.clone(), false),
-            None => {
+/// What a member's end is in a batch that was not admitted: nothing ran, so nothing was paid for and no attempt was
+/// used. Where no line is named any more the batches are cut in halves, and what is refused alone is at fault.
+fn not_admitted(
+    batch: &Batch,
+    ended: &Ended,
+    named: &HashMap<RequestId, Failure>,
+    request: RequestId,
+) -> Ending {
+    let alone = |failure: Failure| Failure { class: FailureClass::Permanent, ..failure };
+    let single = batch.counts.members == 1;
+    Ending::not_run(match ended.refusal() {
+        BatchFailure::Group(failure)
+        | BatchFailure::Capacity(failure)
+        | BatchFailure::Account(failure)
+        | BatchFailure::InputGone(failure) => failure,
+        BatchFailure::Lines(faults) => match (named.get(&request), faults.into_iter().next()) {
+            (Some(failure), _) => failure.clone(),
+            (None, Some(fault)) if single => fault.failure,
+            (None, _) => {
                 let detail = "another line of its batch was refused, so nothing of it ran";
-                (Failure::new(FailureClass::Transient, "batch_refused", detail), false)
+                Failure::new(FailureClass::Transient, REFUSED, detail)
             }
         },
-        // Nothing tells this batch's lines from the next one's, so the tries are counted.
-        BatchFailure::TooLarge(failure)
-        | BatchFailure::Unknown(failure)
-        | BatchFailure::Account(failure)
-        | BatchFailure::InputGone(failure) => (failure, true),
-    };
-    Ending { failure, answered: None, ran }
+        BatchFailure::TooLarge(failure) | BatchFailure::Unknown(failure) if single => alone(failure),
+        BatchFailure::TooLarge(failure) => {
+            Failure::new(FailureClass::Transient, TOO_LARGE, &failure.to_string())
+        }
+        BatchFailure::Unknown(failure) => {
+            Failure::new(FailureClass::Transient, REFUSED, &failure.to_string())
+        }
+    })
 }
 
 /// How often the request failed like this in a row, as far as its history goes.
@@ -261,7 +302,19 @@ fn give_end(
     } else {
         in_a_row(request, failure.class)
     };
-    let decision = retry.next(times, failure.class, seed);
+    let mut decision = retry.next(times, failure.class, seed);
+    let then = if let BatchState::Dissolving { then, .. } = &batch.state {
+        Some(*then)
+    } else {
+        batch.cancel.as_ref().map(|cancel| cancel.then)
+    };
+    let mut failure = failure;
+    if let (Decision::Retry { .. }, Some(Then::End)) = (decision, then) {
+        let detail = format!("an operator cancelled its batch and wanted this to end ({})", failure.code);
+        failure =
+            Failure { class: FailureClass::Permanent, ..Failure::new(failure.class, "cancelled", &detail) };
+        decision = Decision::Fail;
+    }
     request.failure = Some(failure);
     match decision {
         Decision::Retry { after } => {

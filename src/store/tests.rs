@@ -58,7 +58,7 @@ async fn store() -> Store {
     let store = Store::in_memory(uuid::Uuid::nil()).await.unwrap();
     store.accept_requests((1..=3).map(new_request).collect(), NOW).await.unwrap();
     store.open_batch(empty_batch()).await.unwrap();
-    let limits = Limits { requests_max: 2, bytes_max: 1000, age_max: Duration::ZERO };
+    let limits = Limits { requests_max: 2, bytes_max: 1000, tokens_max: None, age_max: Duration::ZERO };
     store.cut_chunk(batch_id(), Revision(0), limits).await.unwrap();
     assert_eq!(store.reader().verify().unwrap().violations, []);
     store
@@ -125,8 +125,9 @@ async fn a_cost_that_nobody_has_and_a_result_that_is_not_there_break_the_fifth()
 }
 
 /// Takes the one batch to the provider, which has no room for it until it is given back.
-async fn turned_away(store: &Store, id: BatchId, revision: Revision) -> Batch {
-    let policy = Policy { backoff: Duration::ZERO, capacity_backoff: Duration::ZERO, sweeps_min: 3 };
+async fn turned_away(store: &Store, id: BatchId, revision: Revision, at: Timestamp) -> Batch {
+    let capacity_backoff = Duration::from_secs(60);
+    let policy = Policy { backoff: Duration::ZERO, capacity_backoff, sweeps_min: 3 };
     let retry = retry::Policy { max_attempts: 3, backoff: Duration::ZERO, capacity_backoff: Duration::ZERO };
     let input = InputFile { id: FileId::new("file"), upload: 1, created_at: NOW };
     let problem = Problem { code: Some("token_limit_exceeded".to_owned()), ..Problem::default() };
@@ -143,40 +144,48 @@ async fn turned_away(store: &Store, id: BatchId, revision: Revision) -> Batch {
     let mut batch = store.reader().batch(id).unwrap().unwrap();
     assert_eq!(batch.revision, revision);
     let mut events = vec![
-        Event::FillEnded { members: batch.counts.members, at: NOW },
+        Event::FillEnded { members: batch.counts.members, at },
         Event::Released,
         Event::Uploaded(input.clone()),
     ];
-    for number in 0..3 {
-        let intent = Intent { nonce: Nonce::from_bytes([number; 16]), input: input.clone(), at: NOW };
-        events.push(Event::IntentMade(intent));
-        events.push(Event::Created(seen(ObservedStatus::Running(Running::Validating))));
-        events.push(Event::Observed { seen: seen(ObservedStatus::Ended(Terminal::Failed)), at: NOW });
-    }
+    let intent = Intent { nonce: Nonce::new(uuid::Uuid::from_bytes(*id.as_bytes())), input, at };
+    events.push(Event::IntentMade(intent));
+    events.push(Event::Created(seen(ObservedStatus::Running(Running::Validating))));
+    events.push(Event::Observed { seen: seen(ObservedStatus::Ended(Terminal::Failed)), at });
     for event in events {
-        let step = step::step(&batch.state, &event, &policy).unwrap();
-        batch = store.commit_step(id, batch.revision, step, NOW).await.unwrap();
+        let step = step::step(&batch.state, batch.orders(), &event, &policy).unwrap();
+        batch = store.commit_step(id, batch.revision, step, at).await.unwrap();
     }
-    store.close_chunk(id, batch.revision, Default::default(), retry, policy, NOW).await.unwrap().batch
+    store.close_chunk(id, batch.revision, Default::default(), retry, policy, at).await.unwrap().batch
 }
 
 #[tokio::test]
 async fn a_batch_that_there_is_no_room_for_is_given_back_and_cut_by_half_without_an_attempt_spent() {
     let store = Store::in_memory(uuid::Uuid::nil()).await.unwrap();
     store.accept_requests((1..=8).map(new_request).collect(), NOW).await.unwrap();
-    let limits = Limits { requests_max: 100, bytes_max: 100_000, age_max: Duration::ZERO };
+    let limits = Limits { requests_max: 100, bytes_max: 100_000, tokens_max: None, age_max: Duration::ZERO };
     let mut sizes = Vec::new();
+    let mut at = NOW;
     for number in 20..24 {
         let id = BatchId::from_bytes([number; 16]);
-        let batch = Batch::open(id, group(), ProviderIdentity::default(), NOW);
+        let mut batch = Batch::open(id, group(), ProviderIdentity::default(), NOW);
+        let room = store.reader().room(&batch).unwrap();
+        if let Some(closed) = room.closed {
+            assert_eq!(room.for_a_cut(at, 1), Some(0), "the gate is closed");
+            at = closed.until;
+        }
+        batch.tokens_max = room.for_a_cut(at, 1);
         store.open_batch(batch).await.unwrap();
         let cut = store.cut_chunk(id, Revision(0), limits).await.unwrap();
         sizes.push(cut.batch.counts.members);
-        let closed = turned_away(&store, id, cut.batch.revision).await;
-        assert_eq!(closed.counts.returned, closed.counts.members);
+        assert_eq!(store.reader().room(&cut.batch).unwrap().reserved, cut.batch.held_tokens);
+        let closed = turned_away(&store, id, cut.batch.revision, at).await;
+        assert_eq!((closed.counts.returned, closed.held_tokens), (closed.counts.members, 0));
     }
-    // The clock stands still, so the same requests are the first in line each time.
     assert_eq!(sizes, [8, 4, 2, 1]);
+    let batch = store.reader().batch(BatchId::from_bytes([20; 16])).unwrap().unwrap();
+    let room = store.reader().room(&batch).unwrap();
+    assert_eq!((room.reserved, room.enqueued), (0, 0));
     assert_eq!(store.reader().summary(None).unwrap(), [8, 0, 0, 0]);
     assert_eq!(store.reader().request(request_id(1)).unwrap().unwrap().attempts, 0);
     assert!(invariants_broken(&store).is_empty());

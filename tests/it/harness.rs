@@ -336,6 +336,8 @@ async fn fill(store: &Store, now: Timestamp) {
 fn share(store: Store, clock: SharedClock, spool: &Path) -> Shared {
     Shared {
         condition: std::sync::Arc::default(),
+        account: nightshift::actors::account::Account::new(Duration::from_secs(30)),
+        pace: nightshift::actors::pace::Pace::new(Default::default(), []),
         reader: store.reader(),
         store,
         // Port 1 of this machine: nobody listens there.
@@ -350,7 +352,12 @@ fn share(store: Store, clock: SharedClock, spool: &Path) -> Shared {
             models: std::collections::BTreeMap::new(),
         },
         spool: spool.to_owned(),
-        limits: Limits { requests_max: 50_000, bytes_max: 190_000_000, age_max: Duration::from_secs(1800) },
+        limits: Limits {
+            requests_max: 50_000,
+            bytes_max: 190_000_000,
+            tokens_max: None,
+            age_max: Duration::from_secs(1800),
+        },
         retry: RETRY,
         policy: POLICY,
         grace: Duration::from_secs(900),
@@ -370,7 +377,7 @@ pub struct Driven<'a> {
 
 impl Driven<'_> {
     fn plan(&self, event: &Event) -> step::Step {
-        step::step(&self.batch.state, event, &POLICY).unwrap()
+        step::step(&self.batch.state, self.batch.orders(), event, &POLICY).unwrap()
     }
 
     /// A second a step, so that the times in a story can be told apart.

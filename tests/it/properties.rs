@@ -10,7 +10,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use nightshift::clock::{Clock, ManualClock};
 use nightshift::domain::batch::{
-    Batch, BatchState, InputFile, Intent, Problem, ProviderIdentity, ResultKind, Running, Terminal,
+    Batch, BatchState, Cancel, InputFile, Intent, Origin, Problem, ProviderIdentity, ResultKind, Running,
+    Terminal, Then,
 };
 use nightshift::domain::cut::Limits;
 use nightshift::domain::effect::Effect;
@@ -20,6 +21,7 @@ use nightshift::domain::request::{
     Answered, Cost, Endpoint, Failure, FailureClass, Group, Outcome, RequestStatus, Source,
 };
 use nightshift::domain::retry::{self, BatchFailure};
+use nightshift::domain::room::Admission;
 use nightshift::domain::step::{self, Policy};
 use nightshift::store::{Accepted, AppliedLine, NewRequest, RequestFilter, Store};
 use proptest::prelude::*;
@@ -31,7 +33,8 @@ const RETRY: retry::Policy = retry::Policy {
     backoff: Duration::from_secs(60),
     capacity_backoff: Duration::from_secs(60),
 };
-const LIMITS: Limits = Limits { requests_max: 6, bytes_max: 10_000, age_max: Duration::ZERO };
+const LIMITS: Limits =
+    Limits { requests_max: 6, bytes_max: 10_000, tokens_max: None, age_max: Duration::ZERO };
 
 /// A rule that the driver breaks on purpose, to see that the checks notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +150,25 @@ impl Remote {
         let members = self.files[self.file(&self.batches[index].input)].members.clone();
         for request in members {
             self.run(index, request, how, dice);
+        }
+    }
+
+    /// Ends a running batch as cancelled: some lines have run, the others have not.
+    fn cancel(&mut self, index: usize, dice: &mut Dice) {
+        if !matches!(self.batches[index].status, ObservedStatus::Running(_)) {
+            return;
+        }
+        self.batches[index].status = ObservedStatus::Ended(Terminal::Cancelled);
+        let members = self.files[self.file(&self.batches[index].input)].members.clone();
+        for request in members {
+            if dice.pick(2) == 0 {
+                let failure = Failure::new(FailureClass::Transient, "batch_cancelled", "");
+                let outcome = Outcome { answered: Answered::default(), result: Err(failure) };
+                let lines = self.batches[index].files.entry(ResultKind::Error as u8).or_default();
+                lines.push((request, outcome));
+            } else {
+                self.run(index, request, Terminal::Cancelled, dice);
+            }
         }
     }
 
@@ -275,12 +297,16 @@ impl World {
             if waits.filling.is_some() || waits.waiting.requests == 0 {
                 continue;
             }
-            let batch = Batch::open(
+            let mut batch = Batch::open(
                 BatchId::from_bytes(self.id()),
                 waits.group,
                 ProviderIdentity::default(),
                 self.clock.now(),
             );
+            batch.tokens_max = self.store.reader().room(&batch).unwrap().for_a_cut(self.clock.now(), 1);
+            if batch.tokens_max == Some(0) {
+                continue;
+            }
             now(self.store.open_batch(batch.clone())).unwrap();
             let batch = self.store.reader().batch(batch.id).unwrap().unwrap();
             let actor = Actor { batch, effects: VecDeque::from([Effect::Fill]), home: HashMap::new() };
@@ -294,7 +320,7 @@ impl World {
         self.sweeps_after_restart = 0;
         for id in self.store.reader().live_batches().unwrap() {
             let batch = self.store.reader().batch(id).unwrap().unwrap();
-            let mut effects: VecDeque<_> = step::resume(&batch.state).into();
+            let mut effects: VecDeque<_> = step::resume(&batch.state, batch.orders()).into();
             if let (Broken::ForgetsIntents, BatchState::Creating { intent, .. }) = (self.broken, &batch.state)
             {
                 effects = VecDeque::from([Effect::CreateBatch(intent.clone())]);
@@ -305,7 +331,8 @@ impl World {
 
     fn happened(&mut self, id: BatchId, event: Event) -> Result<(), String> {
         let Some(actor) = self.actors.get_mut(&id) else { return Ok(()) };
-        let step = step::step(&actor.batch.state, &event, &POLICY).map_err(|err| err.to_string())?;
+        let step = step::step(&actor.batch.state, actor.batch.orders(), &event, &POLICY)
+            .map_err(|err| err.to_string())?;
         if !step.changes_nothing(&actor.batch.state) {
             let (revision, at) = (actor.batch.revision, self.clock.now());
             let stored = now(self.store.commit_step(id, revision, step.clone(), at));
@@ -323,6 +350,8 @@ impl World {
         let at = self.clock.now();
         let batch = self.actors[&id].batch.clone();
         match effect {
+            // The real actor fills without a pause; here an operator may come in between.
+            Effect::Fill if batch.state != BatchState::Filling => Ok(()),
             Effect::Fill => {
                 let cut =
                     now(self.store.cut_chunk(id, batch.revision, LIMITS)).map_err(|err| err.to_string())?;
@@ -342,7 +371,16 @@ impl World {
             Effect::UploadInput { upload } => self.upload(id, upload, false, dice),
             Effect::FindOrUploadInput { upload } => self.upload(id, upload, true, dice),
             Effect::MakeIntent => {
-                let BatchState::Ready { input, .. } = batch.state else { return Ok(()) };
+                let BatchState::Ready { input, .. } = batch.state.clone() else { return Ok(()) };
+                let room = self.store.reader().room(&batch).unwrap();
+                match room.admits(id, batch.held_tokens, batch.counts.members == 1, at) {
+                    Admission::Now => {}
+                    Admission::NotBefore(until) => return self.happened(id, Event::RoomShut { until }),
+                    Admission::TooBig => {
+                        let failure = Failure::new(FailureClass::Capacity, "too_large_for_room", "");
+                        return self.happened(id, Event::GivenBack(failure));
+                    }
+                }
                 let nonce = Nonce::from_bytes(self.id());
                 self.happened(id, Event::IntentMade(Intent { nonce, input, at }))
             }
@@ -354,7 +392,8 @@ impl World {
                 self.happened(id, Event::Fenced)
             }
             Effect::Unpark => self.happened(id, Event::Unparked),
-            Effect::Observe => Ok(()),
+            Effect::Observe | Effect::PauseAccount { .. } => Ok(()),
+            Effect::CancelRemote => self.cancel_remote(id, dice),
             Effect::Download { kind, file } => self.download(id, kind, &file, dice),
             Effect::ApplyLines { kind, offset } => self.apply(id, kind, offset, dice),
             Effect::CloseChunk => self.close(id),
@@ -364,6 +403,85 @@ impl World {
                 Ok(())
             }
         }
+    }
+
+    /// The call may be lost; then it is made again.
+    fn cancel_remote(&mut self, id: BatchId, dice: &mut Dice) -> Result<(), String> {
+        if dice.pick(3) == 2 {
+            if let Some(actor) = self.actors.get_mut(&id) {
+                actor.effects.push_back(Effect::CancelRemote);
+            }
+            return Ok(());
+        }
+        let Some(provider_batch) = self.actors[&id].batch.provider_batch.clone() else { return Ok(()) };
+        let index = provider_batch.as_str().trim_start_matches("batch_").parse().unwrap();
+        self.remote.cancel(index, dice);
+        let seen = self.remote.observe(index);
+        self.happened(id, Event::Observed { seen, at: self.clock.now() })
+    }
+
+    /// An operator cancels any batch at any moment.
+    fn cancel(&mut self, dice: &mut Dice) -> Result<(), String> {
+        let live: Vec<_> = self
+            .actors
+            .values()
+            .filter(|actor| {
+                let over =
+                    matches!(actor.batch.state, BatchState::Cleaning { .. } | BatchState::Closed { .. });
+                actor.batch.cancel.is_none() && !over
+            })
+            .map(|actor| actor.batch.id)
+            .collect();
+        if live.is_empty() {
+            return Ok(());
+        }
+        let id = live[dice.pick(live.len())];
+        let then = [Then::Requeue, Then::End][dice.pick(2)];
+        let cancel = Cancel { by: "ops".to_owned(), at: self.clock.now(), then };
+        self.happened(id, Event::CancelAsked(cancel))
+    }
+
+    /// Looks for batches that came of create calls that were given up.
+    fn find_shadows(&mut self) -> Result<(), String> {
+        for index in 0..self.remote.batches.len() {
+            let provider_batch = ProviderBatchId::new(format!("batch_{index}"));
+            let (nonce, hidden) =
+                (self.remote.batches[index].nonce, self.remote.batches[index].hidden_for > 0);
+            let reader = self.store.reader();
+            if hidden || reader.batch_of_provider(&provider_batch).unwrap().is_some() {
+                continue;
+            }
+            let since = Timestamp::from_secs(0);
+            let noted = reader.intents_since(since, 10_000).unwrap();
+            let Some(noted) = noted.into_iter().find(|noted| noted.intent.nonce == nonce) else {
+                return Err("a create call went out that was not noted".to_owned());
+            };
+            if !noted.superseded {
+                continue;
+            }
+            let of = reader.batch(noted.batch).unwrap().unwrap();
+            let mut batch = Batch::open(
+                BatchId::from_bytes(self.id()),
+                of.group,
+                ProviderIdentity::default(),
+                self.clock.now(),
+            );
+            batch.origin = Origin::Shadow { of: of.id };
+            batch.provider_batch = Some(provider_batch);
+            batch.cancel =
+                Some(Cancel { by: "shadow".to_owned(), at: self.clock.now(), then: Then::Requeue });
+            batch.state = BatchState::Observing {
+                intent: noted.intent,
+                running: Running::Validating,
+                wait: Default::default(),
+                missing: None,
+            };
+            now(self.store.open_batch(batch.clone())).map_err(|err| err.to_string())?;
+            let batch = reader.batch(batch.id).unwrap().unwrap();
+            let effects = step::resume(&batch.state, batch.orders()).into();
+            self.actors.insert(batch.id, Actor { batch, effects, home: HashMap::new() });
+        }
+        Ok(())
     }
 
     fn upload(&mut self, id: BatchId, upload: u32, look: bool, dice: &mut Dice) -> Result<(), String> {
@@ -502,7 +620,8 @@ impl World {
         });
         let applied = applied.collect();
         let event = Event::LinesRead { kind, from: offset, to: to as u64, end };
-        let step = step::step(&actor.batch.state, &event, &POLICY).map_err(|err| err.to_string())?;
+        let step = step::step(&actor.batch.state, actor.batch.orders(), &event, &POLICY)
+            .map_err(|err| err.to_string())?;
         let (revision, at) = (actor.batch.revision, self.clock.now());
         let stored = now(self.store.apply_lines(id, revision, step.clone(), applied, at));
         actor.batch = stored.map_err(|err| err.to_string())?;
@@ -597,7 +716,7 @@ impl World {
     }
 
     fn turn(&mut self, dice: &mut Dice) -> Result<(), String> {
-        match dice.pick(16) {
+        match dice.pick(18) {
             0..=6 => {
                 let ready: Vec<_> = self
                     .actors
@@ -623,12 +742,15 @@ impl World {
             13 => {
                 self.clock.advance(Duration::from_secs(30));
                 now(self.store.release_due(self.clock.now())).unwrap();
+                now(self.store.release_room(self.clock.now())).unwrap();
             }
             14 => {
                 if let Some(intent) = self.remote.late.pop() {
                     self.remote.create(&intent, 0);
                 }
             }
+            15 => self.cancel(dice)?,
+            16 => self.find_shadows()?,
             _ => self.requeue(),
         }
         self.check()
@@ -639,15 +761,22 @@ impl World {
         for _ in 0..400 {
             let ids: Vec<_> = self.actors.keys().copied().collect();
             for id in ids {
-                while self.actors.get(&id).is_some_and(|actor| !actor.effects.is_empty()) {
+                // Not to its end: it may wait for another one's turn.
+                for turn in 0..60 {
+                    if self.actors.get(&id).is_none_or(|actor| actor.effects.is_empty()) {
+                        break;
+                    }
                     self.act(id, dice)?;
-                    self.check()?;
+                    if turn % 5 == 0 {
+                        self.check()?;
+                    }
                 }
             }
             for index in 0..self.remote.batches.len() {
                 self.remote.advance(index, dice);
             }
             self.poll()?;
+            self.find_shadows()?;
             self.check()?;
             let [pending, in_progress, _, _] = self.store.reader().summary(None).unwrap();
             if pending + in_progress == 0 && self.actors.is_empty() {
@@ -655,6 +784,7 @@ impl World {
             }
             self.clock.advance(Duration::from_secs(3600));
             now(self.store.release_due(self.clock.now())).unwrap();
+            now(self.store.release_room(self.clock.now())).unwrap();
             self.open_batches();
         }
         let states: Vec<_> = self.actors.values().map(|actor| actor.batch.state.label()).collect();

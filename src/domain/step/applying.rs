@@ -113,6 +113,17 @@ pub(super) fn chunk_closed(ended: &Ended, lost: bool, remaining: bool, at: Times
         .telling("every member has its outcome")
 }
 
+/// A chunk of a batch that is given up before the provider had it.
+pub(super) fn dissolved(state: &BatchState, remaining: bool, at: Timestamp) -> Step {
+    if remaining {
+        return go(state.clone()).with([Effect::CloseChunk]);
+    }
+    go(BatchState::Cleaning { closing: Closing::Cancelled })
+        .changing(Change::Processed(at))
+        .with([Effect::Clean])
+        .telling("given up, nothing was sent")
+}
+
 pub(super) fn cleaned(closing: Closing, at: Timestamp) -> Step {
     go(BatchState::Closed { closing })
         .changing(Change::Closed(at))

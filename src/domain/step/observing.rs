@@ -2,12 +2,12 @@
 
 use super::submitting::{next_wait, parked};
 use super::{Change, Policy, Step, applying, go};
-use crate::domain::batch::{BatchState, Ended, Intent, Problem, Running, Terminal, Wait};
+use crate::domain::batch::{BatchState, Ended, Intent, Missing, Problem, Running, Terminal, Wait};
 use crate::domain::effect::Effect;
 use crate::domain::event::{Observation, ObservedStatus, Trouble};
 use crate::domain::id::Timestamp;
 use crate::domain::request::{Failure, FailureClass};
-use crate::domain::retry::{self, BatchFailure};
+use crate::domain::retry::BatchFailure;
 
 pub(super) fn observed(
     intent: &Intent,
@@ -23,18 +23,58 @@ pub(super) fn observed(
             if ended.ran_nothing() {
                 turned_away(intent, wait, ended, at, policy)
             } else {
-                over(ended, at, None)
+                over(ended, at, None).changing(Change::Admitted)
             }
         }
         // States are skipped and may even seem to go back: only a move forward is shown.
         Some(ObservedStatus::Running(now)) if rank(now) > rank(running) => {
-            go(BatchState::Observing { intent: intent.clone(), running: now, wait: wait.clone() })
-                .telling(format!("the provider says {}", word(now)))
+            let step = observing(intent, now, wait, None).telling(format!("the provider says {}", word(now)));
+            // A cancellation may come before admission, and says nothing about room.
+            if now == Running::InProgress { step.changing(Change::Admitted) } else { step }
         }
-        Some(ObservedStatus::Running(_)) | None => {
-            go(BatchState::Observing { intent: intent.clone(), running, wait: wait.clone() })
-        }
+        Some(ObservedStatus::Running(_)) | None => observing(intent, running, wait, None),
     }
+}
+
+fn observing(intent: &Intent, running: Running, wait: &Wait, missing: Option<Missing>) -> Step {
+    go(BatchState::Observing { intent: intent.clone(), running, wait: wait.clone(), missing })
+}
+
+/// A batch that was given an id is gone. It may come back, as after a change of the key; if it does not, it was
+/// presumably paid for, and only an operator buys it again.
+pub(super) fn not_known(
+    intent: &Intent,
+    running: Running,
+    wait: &Wait,
+    missing: Option<Missing>,
+    at: Timestamp,
+) -> Step {
+    let before = missing.unwrap_or(Missing { since: at, times: 0 });
+    let missing = Missing { times: before.times.saturating_add(1), ..before };
+    if missing.times < Policy::NOT_KNOWN_MIN || at.since(missing.since) < Policy::NOT_KNOWN_FOR {
+        let step = observing(intent, running, wait, Some(missing));
+        return match missing.times {
+            1 => step.telling("the provider says that it does not know the batch; asking again"),
+            _ => step,
+        };
+    }
+    let ended = Ended {
+        how: Terminal::Failed,
+        at,
+        output: None,
+        error: None,
+        completed_lines: None,
+        failed_lines: None,
+        problems: Vec::new(),
+    };
+    applying::first_file(ended.clone(), true)
+        .changing(Change::Ended(ended))
+        .telling("the provider does not know the batch any more: its results are lost, presumably paid for")
+}
+
+/// It has ended, and nothing more will be learned of it.
+pub(super) fn settled(ended: &Ended, since: Timestamp, at: Timestamp) -> Step {
+    over(ended.clone(), at, Some(since))
 }
 
 pub(super) fn settling(before: &Ended, since: Timestamp, seen: &Observation, at: Timestamp) -> Step {
@@ -68,44 +108,48 @@ fn over(ended: Ended, at: Timestamp, since: Option<Timestamp>) -> Step {
 /// Validation failed: nothing ran and nothing was billed.
 fn turned_away(intent: &Intent, wait: &Wait, ended: Ended, at: Timestamp, policy: &Policy) -> Step {
     let words = words(&ended.problems);
-    let again = |until| Wait { until, why: Some(words.clone()), failures: wait.failures + 1, refusals: 0 };
     match ended.refusal() {
-        BatchFailure::Capacity(_) if wait.failures + 1 < Policy::ROOM_TRIES => {
-            let until = at.plus(retry::capacity_wait(policy.capacity_backoff, wait.failures + 1));
-            go(BatchState::Ready { input: intent.input.clone(), wait: again(Some(until)) })
-                .with([Effect::WakeAt(until)])
-                .telling(format!("the provider has no room ({words}); again at {until}"))
-        }
         BatchFailure::Account(_) => {
             let trouble = Trouble::Account { why: words.clone() };
-            match next_wait(wait, &trouble, at, policy) {
-                Ok(wait) => {
-                    let wake = wait.until.map(Effect::WakeAt);
-                    go(BatchState::Ready { input: intent.input.clone(), wait })
-                        .with(wake)
-                        .telling(format!("the account is refused ({words})"))
-                }
-                Err(failure) => parked(intent.input.upload, failure),
-            }
+            let step = tried_again(intent, wait, &trouble, at, policy);
+            step.with([Effect::PauseAccount { why: format!("a batch was refused: {words}") }])
         }
         BatchFailure::InputGone(_) if intent.input.upload < Policy::UPLOADS_MAX => {
             let upload = intent.input.upload + 1;
-            go(BatchState::Uploading { upload, wait: again(None) })
+            let wait = Wait { until: None, why: Some(words), failures: wait.failures + 1, refusals: 0 };
+            go(BatchState::Uploading { upload, wait })
                 .with([Effect::UploadInput { upload }])
                 .telling("the provider could not find the input file; uploading it again")
         }
         BatchFailure::InputGone(_) => {
             parked(intent.input.upload, Failure::new(FailureClass::Permanent, "input_gone", &words))
         }
-        // Perhaps it alone is more than there will ever be room for: its members go back and are cut smaller.
-        BatchFailure::Capacity(_)
-        | BatchFailure::Group(_)
-        | BatchFailure::TooLarge(_)
-        | BatchFailure::Lines(_)
-        | BatchFailure::Unknown(_) => {
-            let story = format!("not admitted: {words}");
-            applying::first_file(ended.clone(), false).changing(Change::Ended(ended)).telling(story)
+        // The provider's own trouble, or words that we do not know: the same again a few times, then the operator.
+        BatchFailure::Unknown(failure) => tried_again(intent, wait, &Trouble::Refused(failure), at, policy),
+        BatchFailure::Capacity(_) => {
+            let first = policy.capacity_backoff;
+            let story = format!("the provider has no room ({words}); its requests go back");
+            given_up(ended, story).changing(Change::NoRoom { first })
         }
+        BatchFailure::Group(_) | BatchFailure::TooLarge(_) | BatchFailure::Lines(_) => {
+            given_up(ended, format!("not admitted: {words}"))
+        }
+    }
+}
+
+fn given_up(ended: Ended, story: String) -> Step {
+    applying::first_file(ended.clone(), false).changing(Change::Ended(ended)).telling(story)
+}
+
+/// The same file with a new intent, after a wait.
+fn tried_again(intent: &Intent, wait: &Wait, trouble: &Trouble, at: Timestamp, policy: &Policy) -> Step {
+    match next_wait(wait, trouble, at, policy) {
+        Ok(wait) => {
+            let wake = wait.until.map(Effect::WakeAt);
+            let story = format!("not admitted ({})", wait.why.as_deref().unwrap_or("no reason given"));
+            go(BatchState::Ready { input: intent.input.clone(), wait }).with(wake).telling(story)
+        }
+        Err(failure) => parked(intent.input.upload, failure),
     }
 }
 

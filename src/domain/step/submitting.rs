@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Change, Policy, Step, backoff, go};
-use crate::domain::batch::{BatchState, Closing, InputFile, Intent, Running, Wait};
+use crate::domain::batch::{BatchState, Cancel, Closing, InputFile, Intent, Running, Then, Wait};
 use crate::domain::effect::Effect;
 use crate::domain::event::{Observation, ObservedStatus, Trouble};
 use crate::domain::id::Timestamp;
@@ -17,6 +17,34 @@ pub(super) fn fill_ended(members: u64, at: Timestamp) -> Step {
             .telling("closed: nothing was left to send");
     }
     go(BatchState::Sealed).with([Effect::AwaitRelease]).telling(format!("sealed with {members} requests"))
+}
+
+/// The order is stored. What it does in this state is `honour`'s matter, but for the call that a running batch needs.
+pub(super) fn cancel_asked(state: &BatchState, cancel: &Cancel) -> Step {
+    let step = go(state.clone()).changing(Change::Cancel(cancel.clone())).telling(format!(
+        "to be cancelled, says {}; what it does not finish will {}",
+        cancel.by,
+        match cancel.then {
+            Then::Requeue => "wait for another batch",
+            Then::End => "not be tried again",
+        }
+    ));
+    let runs = matches!(state, BatchState::Observing { .. });
+    step.with(runs.then_some(Effect::CancelRemote))
+}
+
+pub(super) fn given_back(failure: &Failure) -> Step {
+    go(BatchState::Dissolving { then: Then::Requeue, failure: failure.clone() })
+        .with([Effect::CloseChunk])
+        .telling(format!("not sent, its requests go back: {failure}"))
+}
+
+pub(super) fn room_shut(input: &InputFile, wait: &Wait, until: Timestamp) -> Step {
+    let why = "there is no room for its tokens at the provider".to_owned();
+    let told = wait.why.as_ref() == Some(&why);
+    let wait = Wait { until: Some(until), why: Some(why), ..wait.clone() };
+    let step = go(BatchState::Ready { input: input.clone(), wait }).with([Effect::WakeAt(until)]);
+    if told { step } else { step.telling("waits for room at the provider") }
 }
 
 pub(super) fn released() -> Step {
@@ -62,7 +90,7 @@ pub(super) fn created(intent: &Intent, wait: &Wait, seen: &Observation) -> Step 
         Some(ObservedStatus::Running(running)) => running,
         Some(ObservedStatus::Ended(_)) | None => Running::Validating,
     };
-    go(BatchState::Observing { intent: intent.clone(), running, wait: wait.clone() })
+    go(BatchState::Observing { intent: intent.clone(), running, wait: wait.clone(), missing: None })
         .changing(Change::Adopt(seen.id.clone()))
         .with([Effect::Observe])
         .telling(format!("the provider has it as {}", seen.id))
@@ -177,9 +205,7 @@ pub(super) fn next_wait(
                 retry_after_ms.map_or(Duration::ZERO, Duration::from_millis).min(Policy::ASKED_WAIT_MAX);
             Ok(wait(until(asked.max(growing)), why, refusals_before))
         }
-        Trouble::Account { why } => {
-            Ok(wait(until(backoff(Policy::ACCOUNT_WAIT, failures - 1)), why, refusals_before))
-        }
+        Trouble::Account { why } => Ok(wait(until(Policy::ACCOUNT_WAIT), why, refusals_before)),
         Trouble::Uncertain { why } | Trouble::Local { why } => Ok(wait(until(growing), why, refusals_before)),
         Trouble::Refused(failure) => {
             let refusals = refusals_before.saturating_add(1);

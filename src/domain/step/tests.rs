@@ -26,7 +26,12 @@ fn creating() -> BatchState {
 }
 
 fn observing() -> BatchState {
-    BatchState::Observing { intent: intent(1), running: Running::Validating, wait: Wait::default() }
+    BatchState::Observing {
+        intent: intent(1),
+        running: Running::Validating,
+        wait: Wait::default(),
+        missing: None,
+    }
 }
 
 fn seen(status: ObservedStatus) -> Observation {
@@ -51,7 +56,7 @@ fn observed(seen: Observation, secs: i64) -> Event {
 }
 
 fn take(state: &BatchState, event: &Event) -> Step {
-    step(state, event, &POLICY).unwrap()
+    step(state, Orders::default(), event, &POLICY).unwrap()
 }
 
 fn uncertain() -> Trouble {
@@ -75,7 +80,7 @@ fn an_uncertain_create_call_is_looked_for_and_never_sent_again_at_once() {
 
 #[test]
 fn a_restart_that_finds_an_intent_searches_first() {
-    assert_eq!(resume(&creating()), [Effect::Sweep(intent(1))]);
+    assert_eq!(resume(&creating(), Orders::default()), [Effect::Sweep(intent(1))]);
 }
 
 #[test]
@@ -124,7 +129,7 @@ fn three_refusals_park_the_batch_with_its_members() {
     }
     let step = take(&state, &create_failed(refused()));
     assert!(matches!(step.next, BatchState::Parked { .. }));
-    assert_eq!(resume(&step.next), [Effect::Unpark]);
+    assert_eq!(resume(&step.next, Orders::default()), [Effect::Unpark]);
     let step = take(&step.next, &Event::Unparked);
     assert_eq!(step.effects, [Effect::FindOrUploadInput { upload: 1 }]);
 }
@@ -203,24 +208,193 @@ fn a_failed_batch_that_counts_lines_ran_and_its_files_are_waited_for() {
     ));
 }
 
+fn turned_away(code: &str) -> Event {
+    let problem = Problem { code: Some(code.to_owned()), ..Problem::default() };
+    observed(Observation { problems: vec![problem], ..ended(Terminal::Failed) }, 0)
+}
+
 #[test]
-fn no_room_at_the_provider_waits_with_the_same_file_and_longer_each_time() {
-    let full = |secs| {
-        let problem = Problem { code: Some("token_limit_exceeded".to_owned()), ..Problem::default() };
-        observed(Observation { problems: vec![problem], ..ended(Terminal::Failed) }, secs)
-    };
+fn no_room_at_the_provider_gives_the_requests_back_and_closes_the_gate() {
+    let step = take(&observing(), &turned_away("token_limit_exceeded"));
+    assert_eq!(step.effects, [Effect::CloseChunk]);
+    assert!(step.changes.contains(&Change::NoRoom { first: Duration::from_secs(60) }));
+    assert!(!step.changes.contains(&Change::Admitted));
+}
+
+#[test]
+fn words_that_nobody_knows_are_tried_three_times_and_then_wait_for_the_operator() {
     let mut state = observing();
-    let mut waits = Vec::new();
-    for _ in 1..Policy::ROOM_TRIES {
-        let next = take(&state, &full(0)).next;
-        let BatchState::Ready { wait, .. } = &next else { panic!("{next:?}") };
-        waits.push(wait.until.unwrap());
-        let next = take(&next, &Event::IntentMade(intent(1))).next;
+    for _ in 0..2 {
+        let step = take(&state, &turned_away("something_new"));
+        assert!(matches!(step.next, BatchState::Ready { .. }), "{:?}", step.next);
+        let next = take(&step.next, &Event::IntentMade(intent(1))).next;
         state = take(&next, &Event::Created(seen(ObservedStatus::Running(Running::Validating)))).next;
     }
-    assert_eq!(waits, [at(60), at(120)]);
-    // After that it is given back, to be cut smaller.
-    assert_eq!(take(&state, &full(0)).effects, [Effect::CloseChunk]);
+    assert!(matches!(take(&state, &turned_away("something_new")).next, BatchState::Parked { .. }));
+}
+
+#[test]
+fn a_refused_account_pauses_and_the_same_file_is_sent_again() {
+    let step = take(&observing(), &turned_away("insufficient_quota"));
+    assert!(matches!(&step.next, BatchState::Ready { input: file, .. } if *file == input(1)));
+    assert!(step.effects.iter().any(|effect| matches!(effect, Effect::PauseAccount { .. })));
+}
+
+#[test]
+fn a_batch_in_progress_was_admitted() {
+    let running = observed(seen(ObservedStatus::Running(Running::InProgress)), 5);
+    assert!(take(&observing(), &running).changes.contains(&Change::Admitted));
+    let files = Observation { output: Some(FileId::new("out")), ..ended(Terminal::Completed) };
+    assert!(take(&observing(), &observed(files, 5)).changes.contains(&Change::Admitted));
+}
+
+#[test]
+fn a_batch_that_the_provider_does_not_know_is_lost_only_after_half_an_hour_and_five_answers() {
+    let mut state = observing();
+    for secs in [0, 10, 20, 1700] {
+        state = take(&state, &Event::NotKnown { at: at(secs) }).next;
+        assert!(matches!(state, BatchState::Observing { .. }));
+    }
+    assert!(matches!(take(&state, &Event::NotKnown { at: at(1799) }).next, BatchState::Observing { .. }));
+    let step = take(&state, &Event::NotKnown { at: at(1800) });
+    assert!(matches!(step.next, BatchState::Closing { lost: true, .. }));
+    // Seen once, it counts from the start again.
+    let seen = take(&state, &observed(seen(ObservedStatus::Running(Running::Validating)), 1750)).next;
+    assert_eq!(seen, observing());
+}
+
+fn cancel(then: Then) -> Event {
+    Event::CancelAsked(Cancel { by: "ops".to_owned(), at: at(50), then })
+}
+
+fn under(then: Then) -> Orders {
+    Orders { cancel: Some(then), never_sent: false }
+}
+
+#[test]
+fn a_cancel_before_the_create_call_dissolves_the_batch_here() {
+    let unsent = [
+        BatchState::Filling,
+        BatchState::Sealed,
+        BatchState::Uploading { upload: 1, wait: Wait::default() },
+        BatchState::Ready { input: input(1), wait: Wait::default() },
+        BatchState::Parked { upload: 1, failure: Failure::new(FailureClass::Permanent, "bad", "") },
+    ];
+    for state in unsent {
+        let cancelled = take(&state, &cancel(Then::End));
+        assert!(matches!(cancelled.next, BatchState::Dissolving { then: Then::End, .. }), "{state:?}");
+        assert_eq!(cancelled.effects, [Effect::CloseChunk]);
+        assert_eq!(resume(&cancelled.next, under(Then::End)), [Effect::CloseChunk]);
+        let late = [
+            Event::Uploaded(input(1)),
+            Event::UploadFailed { trouble: uncertain(), at: at(60) },
+            Event::IntentMade(intent(1)),
+            Event::WaitEnded,
+            Event::Released,
+            Event::RoomShut { until: at(99) },
+        ];
+        for event in late {
+            let late = step(&cancelled.next, under(Then::End), &event, &POLICY).unwrap();
+            assert_eq!(late.next, cancelled.next, "{event:?}");
+        }
+        let closed = step(
+            &cancelled.next,
+            under(Then::End),
+            &Event::ChunkClosed { remaining: false, at: at(61) },
+            &POLICY,
+        );
+        assert_eq!(closed.unwrap().next, BatchState::Cleaning { closing: Closing::Cancelled });
+    }
+}
+
+#[test]
+fn a_cancel_while_the_submission_is_open_waits_until_that_is_known() {
+    for state in [
+        creating(),
+        BatchState::Uncertain { intent: intent(1), sweeps: 0 },
+        BatchState::Fencing { intent: intent(1), gone: true },
+    ] {
+        let cancelled = take(&state, &cancel(Then::Requeue));
+        assert_eq!(cancelled.next, state);
+        assert!(matches!(cancelled.changes.as_slice(), [Change::Cancel(_)]));
+        let found = Some(seen(ObservedStatus::Running(Running::InProgress)));
+        let swept = |found| Event::Swept { complete: true, grace_over: true, found };
+        let step = step(&state, under(Then::Requeue), &swept(found), &POLICY).unwrap();
+        assert!(matches!(step.next, BatchState::Observing { .. }));
+        assert!(step.effects.contains(&Effect::CancelRemote), "{state:?}");
+    }
+    let fenced = BatchState::Fencing { intent: intent(1), gone: true };
+    let nothing = Event::Swept { complete: true, grace_over: true, found: None };
+    let step = step(&fenced, under(Then::Requeue), &nothing, &POLICY).unwrap();
+    assert!(matches!(step.next, BatchState::Dissolving { then: Then::Requeue, .. }));
+    assert!(step.changes.contains(&Change::Supersede(intent(1))));
+    assert_eq!(step.effects, [Effect::CloseChunk]);
+}
+
+#[test]
+fn a_refused_create_call_of_a_cancelled_batch_is_not_tried_again() {
+    for event in [
+        create_failed(refused()),
+        create_failed(Trouble::Account { why: "401".to_owned() }),
+        Event::CreateFailed { trouble: refused(), input_gone: true, at: at(10) },
+    ] {
+        let step = step(&creating(), under(Then::End), &event, &POLICY).unwrap();
+        assert!(matches!(step.next, BatchState::Dissolving { then: Then::End, .. }), "{event:?}");
+    }
+    let step = step(&creating(), under(Then::End), &create_failed(uncertain()), &POLICY).unwrap();
+    assert!(matches!(step.next, BatchState::Uncertain { .. }));
+}
+
+#[test]
+fn a_cancel_of_a_running_batch_goes_to_the_provider_and_its_results_are_taken_in() {
+    let cancelled = take(&observing(), &cancel(Then::Requeue));
+    assert_eq!((&cancelled.next, cancelled.effects.as_slice()), (&observing(), &[Effect::CancelRemote][..]));
+    assert_eq!(resume(&observing(), under(Then::Requeue)), [Effect::CancelRemote, Effect::Observe]);
+    let files = Observation { output: Some(FileId::new("out")), ..ended(Terminal::Cancelled) };
+    let step = step(&observing(), under(Then::Requeue), &observed(files, 60), &POLICY).unwrap();
+    assert!(matches!(step.next, BatchState::Downloading { .. }));
+}
+
+#[test]
+fn a_cancelled_batch_that_is_not_admitted_is_not_sent_again() {
+    for code in ["insufficient_quota", "something_new"] {
+        let step = step(&observing(), under(Then::Requeue), &turned_away(code), &POLICY).unwrap();
+        assert!(matches!(step.next, BatchState::Dissolving { .. }), "{code}: {:?}", step.next);
+    }
+}
+
+#[test]
+fn what_is_over_cannot_be_cancelled() {
+    let closing = Closing::Processed;
+    for state in [BatchState::Cleaning { closing }, BatchState::Closed { closing }] {
+        assert!(step(&state, Orders::default(), &cancel(Then::End), &POLICY).is_err());
+    }
+}
+
+#[test]
+fn a_batch_that_was_not_cut_here_is_never_sent_again() {
+    let found = Orders { cancel: None, never_sent: true };
+    let gone = Problem {
+        code: Some("invalid_request".to_owned()),
+        param: Some("file_id".to_owned()),
+        ..Problem::default()
+    };
+    let failed = Observation { problems: vec![gone], ..ended(Terminal::Failed) };
+    let step = step(&observing(), found, &observed(failed, 5), &POLICY).unwrap();
+    assert!(matches!(step.next, BatchState::Dissolving { then: Then::Requeue, .. }));
+}
+
+#[test]
+fn without_room_it_waits_and_tells_so_once() {
+    let ready = BatchState::Ready { input: input(1), wait: Wait::default() };
+    let first = take(&ready, &Event::RoomShut { until: at(30) });
+    assert!(first.story.is_some() && first.effects == [Effect::WakeAt(at(30))]);
+    let second = take(&first.next, &Event::RoomShut { until: at(60) });
+    assert!(second.story.is_none() && second.effects == [Effect::WakeAt(at(60))]);
+    let failure = Failure::new(FailureClass::Capacity, "too_large_for_room", "");
+    let back = take(&second.next, &Event::GivenBack(failure));
+    assert!(matches!(back.next, BatchState::Dissolving { then: Then::Requeue, .. }));
+    assert!(step(&observing(), Orders::default(), &Event::RoomShut { until: at(1) }, &POLICY).is_err());
 }
 
 #[test]
@@ -265,7 +439,10 @@ fn a_chunk_from_another_place_of_the_file_is_a_bug() {
     let state = take(&observing(), &observed(files, 5)).next;
     let state = take(&state, &Event::Downloaded { kind, torn: false }).next;
     let event = Event::LinesRead { kind, from: 10, to: 20, end: false };
-    assert_eq!(step(&state, &event, &POLICY), Err(IllegalEvent { state: "applying", event: "lines_read" }));
+    assert_eq!(
+        step(&state, Orders::default(), &event, &POLICY),
+        Err(IllegalEvent { state: "applying", event: "lines_read" })
+    );
 }
 
 #[test]

@@ -1,0 +1,267 @@
+//! The account at the provider: paused as a whole when it is refused, so that no batch and no request suffers for it.
+//!
+//! While it is paused one call at a time may try whether it is better, after a wait that grows; an operator may say
+//! so at once. What clears a pause depends on what it was for: a key that reads is a good key, but only an admitted
+//! batch proves that there is money.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::domain::id::Timestamp;
+use crate::provider::ProviderError;
+
+/// A pause is never tried later than this after the try before.
+const PROBE_WAIT_MAX: Duration = Duration::from_secs(600);
+/// How long an operator's word holds that batches which the provider does not know are really gone.
+const TRUST: Duration = Duration::from_secs(2 * 3600);
+
+/// Why the account is paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The key is refused: nothing works.
+    Key,
+    /// Calls that cost money are refused.
+    Money,
+    /// Batches are refused for the account's sake after their creation.
+    Admission,
+    /// Known batches are gone: that looks like another key or project.
+    Gone,
+}
+
+impl Cause {
+    /// The word in the API.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Key => "key",
+            Self::Money => "billing",
+            Self::Admission => "admission",
+            Self::Gone => "batches_gone",
+        }
+    }
+}
+
+/// A call, by what it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// A read: needs a key that is taken.
+    Read,
+    /// An upload or a creation: needs everything.
+    Send,
+}
+
+/// Something went well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Success {
+    /// A read.
+    Read,
+    /// A batch was created.
+    Created,
+    /// A batch was admitted, or had results.
+    Admitted,
+    /// Known batches are there.
+    Known,
+}
+
+/// The pause as people see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pause {
+    /// Why.
+    pub cause: Cause,
+    /// In words.
+    pub why: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// How often it was tried in vain.
+    pub tried: u32,
+}
+
+struct Paused {
+    shown: Pause,
+    /// When the next try may be made, on the monotonic clock.
+    probe_at: u64,
+    probing: bool,
+}
+
+#[derive(Default)]
+struct State {
+    paused: Option<Paused>,
+    trusted_until: u64,
+}
+
+/// Whether the account may be used.
+pub struct Account {
+    state: Mutex<State>,
+    changes: watch::Sender<u64>,
+    first_wait: Duration,
+}
+
+impl Account {
+    /// Not paused. `first_wait` is how long a pause lasts before it is tried for the first time.
+    pub fn new(first_wait: Duration) -> Self {
+        Self { state: Mutex::default(), changes: watch::Sender::new(0), first_wait }
+    }
+
+    fn wait(&self, tried: u32) -> Duration {
+        self.first_wait.saturating_mul(1 << tried.min(16)).min(PROBE_WAIT_MAX)
+    }
+
+    /// Pauses the account.
+    pub fn pause(&self, clock: &dyn Clock, cause: Cause, why: &str) {
+        let now = clock.monotonic_ms();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = state.paused.as_ref();
+        // Calls that were under way when it began to fail are no tries.
+        let tried = before.map_or(0, |paused| paused.shown.tried + u32::from(paused.probing));
+        if before.is_none_or(|paused| paused.shown.cause != cause) {
+            tracing::error!(
+                cause = cause.label(),
+                "the account at the provider is paused: {why}. Nothing is failed; it goes on by itself when that is mended, or with `nightshift resume`"
+            );
+        }
+        let since = before.map_or_else(|| clock.now(), |paused| paused.shown.since);
+        let probe_at = match before {
+            Some(paused) if !paused.probing => paused.probe_at,
+            _ => now.saturating_add(u64::try_from(self.wait(tried).as_millis()).unwrap_or(u64::MAX)),
+        };
+        let shown = Pause { cause, why: why.chars().take(300).collect(), since, tried };
+        state.paused = Some(Paused { shown, probe_at, probing: false });
+    }
+
+    /// Pauses it if that is what an error says; says whether it did.
+    pub fn heed(&self, clock: &dyn Clock, err: &ProviderError) {
+        if let ProviderError::Account { code, status, .. } = err {
+            let cause = if crate::domain::retry::is_billing(code) { Cause::Money } else { Cause::Key };
+            // The code only: the provider's words may hold a part of the key.
+            self.pause(clock, cause, &format!("the provider answers {status} {code}"));
+        }
+    }
+
+    /// Returns when the call may be made: at once, or when the pause is over, or as the one that tries.
+    pub async fn pass(&self, clock: &dyn Clock, call: Call) {
+        let mut changes = self.changes.subscribe();
+        loop {
+            let wait = match self.may(clock.monotonic_ms(), call) {
+                Ok(()) => return,
+                Err(wait) => wait,
+            };
+            let _ = tokio::time::timeout(wait, changes.changed()).await;
+        }
+    }
+
+    fn may(&self, now: u64, call: Call) -> Result<(), Duration> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(paused) = &mut state.paused else { return Ok(()) };
+        match (paused.shown.cause, call) {
+            (Cause::Money | Cause::Admission | Cause::Gone, Call::Read) => return Ok(()),
+            // Whether they are there again is seen by asking for them, not by sending more.
+            (Cause::Gone, Call::Send) => return Err(PROBE_WAIT_MAX),
+            (Cause::Key, _) | (Cause::Money | Cause::Admission, Call::Send) => {}
+        }
+        if now < paused.probe_at {
+            return Err(Duration::from_millis(paused.probe_at - now));
+        }
+        paused.probing = true;
+        let wait = self.wait(paused.shown.tried + 1);
+        paused.probe_at = now.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+        Ok(())
+    }
+
+    /// Something went well: the pause ends if that proves that its cause is gone.
+    pub fn succeeded(&self, success: Success) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(paused) = &state.paused else { return };
+        let over = match paused.shown.cause {
+            Cause::Key => true,
+            Cause::Money => matches!(success, Success::Created | Success::Admitted),
+            Cause::Admission => success == Success::Admitted,
+            Cause::Gone => success == Success::Known,
+        };
+        if over {
+            tracing::info!(cause = paused.shown.cause.label(), "the account at the provider works again");
+            state.paused = None;
+            drop(state);
+            self.changes.send_modify(|changes| *changes += 1);
+        }
+    }
+
+    /// An operator says that it may go on; says whether it was paused.
+    pub fn resume(&self, clock: &dyn Clock) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let was = state.paused.take().is_some();
+        if was {
+            let trust = u64::try_from(TRUST.as_millis()).unwrap_or(u64::MAX);
+            state.trusted_until = clock.monotonic_ms().saturating_add(trust);
+        }
+        drop(state);
+        self.changes.send_modify(|changes| *changes += 1);
+        was
+    }
+
+    /// Whether an operator has lately said that what is gone is gone.
+    pub fn is_trusted(&self, clock: &dyn Clock) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        clock.monotonic_ms() < state.trusted_until
+    }
+
+    /// The pause, if there is one.
+    pub fn paused(&self) -> Option<Pause> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.paused.as_ref().map(|paused| paused.shown.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+
+    const FIRST: Duration = Duration::from_secs(10);
+
+    fn account() -> (Account, ManualClock) {
+        (Account::new(FIRST), ManualClock::new(Timestamp::from_secs(1_800_000_000)))
+    }
+
+    #[test]
+    fn one_call_at_a_time_tries_and_the_wait_grows() {
+        let (account, clock) = account();
+        let may = |call| account.may(clock.monotonic_ms(), call);
+        account.pause(&clock, Cause::Money, "no money");
+        account.pause(&clock, Cause::Money, "no money");
+        assert_eq!(may(Call::Read), Ok(()));
+        assert_eq!(may(Call::Send), Err(FIRST));
+        clock.advance(FIRST);
+        assert_eq!(may(Call::Send), Ok(()));
+        assert_eq!(may(Call::Send), Err(FIRST * 2), "only one tries");
+        account.pause(&clock, Cause::Money, "no money");
+        assert_eq!(account.paused().unwrap().tried, 1);
+        clock.advance(FIRST);
+        assert_eq!(may(Call::Send), Err(FIRST));
+    }
+
+    #[test]
+    fn a_pause_ends_by_what_proves_that_its_cause_is_gone() {
+        let ends = |cause, success| {
+            let (account, clock) = account();
+            account.pause(&clock, cause, "");
+            account.succeeded(success);
+            account.paused().is_none()
+        };
+        assert!(ends(Cause::Key, Success::Read));
+        assert!(!ends(Cause::Money, Success::Read) && ends(Cause::Money, Success::Created));
+        assert!(!ends(Cause::Admission, Success::Created) && ends(Cause::Admission, Success::Admitted));
+        assert!(!ends(Cause::Gone, Success::Admitted) && ends(Cause::Gone, Success::Known));
+    }
+
+    #[tokio::test]
+    async fn an_operator_wakes_everybody_who_waits() {
+        let (account, clock) = account();
+        account.pause(&clock, Cause::Gone, "");
+        let waits = account.pass(&clock, Call::Send);
+        let resumes = async { assert!(account.resume(&clock)) };
+        tokio::join!(waits, resumes);
+        assert!(account.is_trusted(&clock) && !account.resume(&clock));
+    }
+}

@@ -1,0 +1,196 @@
+//! Looks for batches of ours in the provider's list, and says what one that is found means.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use super::Shared;
+use super::account::Call;
+use super::effects::observation;
+use crate::domain::batch::{BatchState, InputFile, Intent, Origin};
+use crate::domain::event::{Event, Observation};
+use crate::domain::id::{BatchId, FileId, Nonce, RequestId, Timestamp};
+use crate::provider::ProviderError;
+use crate::provider::jsonl::{self, LineReader, RawLine};
+use crate::provider::wire::BatchObject;
+use crate::store::{NotedIntent, StoreError};
+
+/// Pages of a list that are read at most; more mean that the provider's paging goes in circles.
+pub const PAGES_MAX: u32 = 2000;
+
+/// Reads the provider's list of batches, newest first, back to `since` by the provider's clock, and hands every batch
+/// to `see`. Says whether it came so far.
+pub async fn look_back(
+    shared: &Shared,
+    since: Timestamp,
+    mut see: impl FnMut(BatchObject),
+) -> Result<bool, ProviderError> {
+    let _turn = shared.pace.search().await;
+    let mut after = None;
+    for _ in 0..PAGES_MAX {
+        shared.account.pass(shared.clock.as_ref(), Call::Read).await;
+        let page = shared.provider.list_batches(after.as_ref(), 100).await;
+        let page = page.inspect_err(|err| shared.account.heed(shared.clock.as_ref(), err))?;
+        let last = page.data.last().map(|batch| (batch.id.clone(), batch.created_at));
+        page.data.into_iter().for_each(&mut see);
+        let Some((last, created_at)) = last else { return Ok(true) };
+        if created_at.is_some_and(|at| at < since) || !page.has_more {
+            return Ok(true);
+        }
+        if after.as_ref() == Some(&last) {
+            return Ok(false);
+        }
+        after = Some(last);
+    }
+    Ok(false)
+}
+
+/// A list that lacks a batch proves something only if it is the list of our project: then our file is there, too.
+async fn is_visible(shared: &Shared, file: &FileId) -> bool {
+    matches!(shared.provider.get_file(file).await, Ok(Some(_)))
+}
+
+/// Searches the provider's list once for an uncertain creation. `gone` says that the input file was deleted already.
+/// The first search of a process begins at once, later ones a while after.
+pub async fn sweep(shared: &Shared, intent: Intent, since_ms: u64, first: bool, gone: bool) -> Event {
+    if !first {
+        let pause = (shared.grace / 4).clamp(Duration::from_millis(500), Duration::from_secs(60));
+        tokio::time::sleep(pause).await;
+    }
+    let (complete, found) = match search(shared, &intent).await {
+        Ok((true, None)) if !gone && !is_visible(shared, &intent.input.id).await => {
+            tracing::error!(file = %intent.input.id, "the provider does not show us our own input file: is this the \
+                right key and project? Nothing is sent again until it does");
+            (false, None)
+        }
+        Ok((complete, found)) => (complete, found),
+        Err(err) => {
+            tracing::warn!(nonce = %intent.nonce, error = %err, "the search for an uncertain batch did not get through");
+            (false, None)
+        }
+    };
+    let looked_for = Duration::from_millis(shared.clock.monotonic_ms().saturating_sub(since_ms));
+    Event::Swept { complete, grace_over: looked_for >= shared.grace, found }
+}
+
+/// Whether every page back to the input file's own time was read, and what was found.
+async fn search(shared: &Shared, intent: &Intent) -> Result<(bool, Option<Observation>), ProviderError> {
+    let nonce = intent.nonce.to_string();
+    let ours = |batch: &BatchObject| match mark(batch, "ns_nonce") {
+        // The nonce decides where there is one: the same file may have been sent before, and turned away.
+        Some(found) => found == nonce,
+        // Some servers drop metadata; then the file tells, unless that batch is known already.
+        None => {
+            batch.input_file_id.as_ref() == Some(&intent.input.id)
+                && matches!(shared.reader.batch_of_provider(&batch.id), Ok(None))
+        }
+    };
+    let mut found: Vec<BatchObject> = Vec::new();
+    let since = intent.input.created_at;
+    let complete = look_back(shared, since, |batch| found.extend(Some(batch).filter(&ours))).await?;
+    Ok((complete, keep(found)))
+}
+
+/// The one to keep: the one with results, else the oldest. The others are found again as shadows.
+fn keep(mut found: Vec<BatchObject>) -> Option<Observation> {
+    if found.len() > 1 {
+        let ids: Vec<_> = found.iter().map(|batch| batch.id.as_str().to_owned()).collect();
+        tracing::error!(provider_batches = ?ids, "two batches came of one create call; the better one is kept, the others may cost money");
+    }
+    found.sort_by_key(|batch| (batch.output_file_id.is_none(), batch.created_at));
+    found.into_iter().next().map(observation)
+}
+
+/// What we wrote into a batch's metadata.
+fn mark<'a>(batch: &'a BatchObject, name: &str) -> Option<&'a str> {
+    batch.metadata.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+}
+
+/// What a batch in the provider's list is to us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// It is not of this store, or it is known, or somebody is looking for it at this moment.
+    Nothing,
+    /// It came of a create call that was given up, or is one more of a call that had its effect twice.
+    Shadow {
+        /// Whose call it was.
+        of: BatchId,
+        /// Made from its marks.
+        intent: Intent,
+    },
+    /// This store does not know the call: it went back in time.
+    Unknown {
+        /// The batch here that it was made from, where it is there and was never sent as far as is known.
+        unsent: Option<BatchId>,
+        /// Made from its marks.
+        intent: Intent,
+    },
+}
+
+/// The intents of the last days.
+pub struct Intents(HashMap<Nonce, NotedIntent>);
+
+impl Intents {
+    /// By their nonces.
+    pub fn new(noted: Vec<NotedIntent>) -> Self {
+        Self(noted.into_iter().map(|noted| (noted.intent.nonce, noted)).collect())
+    }
+
+    fn given_up_with(&self, file: &FileId) -> Option<&NotedIntent> {
+        self.0.values().find(|noted| noted.superseded && noted.intent.input.id == *file)
+    }
+}
+
+/// What a batch in the provider's list is to us.
+pub fn judge(shared: &Shared, batch: &BatchObject, intents: &Intents) -> Result<Finding, StoreError> {
+    if shared.reader.batch_of_provider(&batch.id)?.is_some() {
+        return Ok(Finding::Nothing);
+    }
+    let nonce = mark(batch, "ns_nonce").and_then(|nonce| nonce.parse::<Nonce>().ok());
+    let Some(nonce) = nonce else {
+        // Some servers drop metadata; then the file tells.
+        let of = batch.input_file_id.as_ref().and_then(|file| intents.given_up_with(file));
+        return Ok(of.map_or(Finding::Nothing, |noted| Finding::Shadow {
+            of: noted.batch,
+            intent: noted.intent.clone(),
+        }));
+    };
+    if mark(batch, "ns_instance") != Some(&shared.store.instance().to_string()) {
+        return Ok(Finding::Nothing);
+    }
+    let at = batch.created_at.unwrap_or_else(|| shared.clock.now());
+    let input = batch.input_file_id.clone().unwrap_or_else(|| FileId::new("unknown"));
+    let intent = Intent { nonce, input: InputFile { id: input, upload: 0, created_at: at }, at };
+    let Some(of) = mark(batch, "ns_batch").and_then(|id| id.parse::<BatchId>().ok()) else {
+        return Ok(Finding::Unknown { unsent: None, intent });
+    };
+    let Some(here) = shared.reader.batch(of)? else { return Ok(Finding::Unknown { unsent: None, intent }) };
+    if here.provider_batch.as_ref() == Some(&batch.id) {
+        return Ok(Finding::Nothing);
+    }
+    let is_looked_for = !matches!(here.state, BatchState::Observing { .. })
+        && here.state.intent().is_some_and(|now| now.nonce == nonce);
+    if is_looked_for {
+        return Ok(Finding::Nothing);
+    }
+    // A call that was made from here is noted here, whatever became of it.
+    if here.state.is_unsent() && here.origin == Origin::Cut && !intents.0.contains_key(&nonce) {
+        return Ok(Finding::Unknown { unsent: Some(of), intent });
+    }
+    Ok(Finding::Shadow { of, intent })
+}
+
+/// The requests that a file of lines names, whichever kind of file it is.
+pub fn requests_in(path: &Path) -> io::Result<Vec<RequestId>> {
+    let mut reader = LineReader::open(path, 0)?;
+    let mut ids = Vec::new();
+    while let Some(line) = reader.next_line()? {
+        let head = match line {
+            RawLine::Whole { bytes, .. } => bytes,
+            RawLine::Oversized { head, .. } => head,
+        };
+        ids.extend(jsonl::custom_id_in(head).and_then(|id| id.parse::<RequestId>().ok()));
+    }
+    Ok(ids)
+}

@@ -1,0 +1,342 @@
+//! The reconciler: compares the provider's batches with ours after a start, and watches for batches that surface
+//! after their create call was given up.
+//!
+//! Until the first comparison has ended nothing is sent: a store that went back in time would buy again what the
+//! provider already has.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+
+use super::Shared;
+use super::effects::observation;
+use super::finding::{self, Finding, Intents};
+use super::registry::{GiveBack, Host, Registry, blocking};
+use crate::condition::Hindrance;
+use crate::domain::batch::{Batch, BatchState, Cancel, Intent, Origin, Running, Then, Wait};
+use crate::domain::effect::Effect;
+use crate::domain::event::ObservedStatus;
+use crate::domain::id::{BatchId, RequestId, Timestamp};
+use crate::domain::request::{Failure, FailureClass};
+use crate::domain::step::{Change, Step};
+use crate::provider::ProviderError;
+use crate::provider::wire::BatchObject;
+use crate::store::{NotedIntent, StoreError, WATCHED_FOR};
+
+/// So far back the provider's list is compared at least.
+const LOOK_BACK: Duration = Duration::from_secs(48 * 3600);
+/// And at most: no provider keeps files longer.
+const LOOK_BACK_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How far two clocks may be apart.
+const SKEW: Duration = Duration::from_secs(3600);
+/// How often intents of late are looked for, at the least.
+const WATCH_MAX: Duration = Duration::from_secs(300);
+/// More intents than a provider lets us create batches in the time that they are watched.
+const INTENTS_MAX: usize = 200_000;
+
+/// Finds batches at the provider that nobody here waits for.
+pub struct Reconciler {
+    shared: Arc<Shared>,
+    registry: Addr<Registry>,
+    /// Whether the first comparison has ended.
+    compared: bool,
+    busy: bool,
+    tried: u32,
+}
+
+impl Reconciler {
+    /// A reconciler that has compared nothing yet; nothing is sent until it has.
+    pub fn new(shared: Arc<Shared>, registry: Addr<Registry>) -> Self {
+        let why = "the provider's batches are being compared with ours; nothing is sent until that has ended";
+        shared.condition.raise(Hindrance::Reconciling, why);
+        Self { shared, registry, compared: false, busy: false, tried: 0 }
+    }
+
+    fn look(&mut self, ctx: &mut Context<Self>) {
+        if self.busy {
+            return;
+        }
+        self.busy = true;
+        let (shared, registry, compared) = (self.shared.clone(), self.registry.clone(), self.compared);
+        let look = async move {
+            if compared { watch(&shared, &registry).await } else { compare(&shared, &registry).await }
+        };
+        ctx.spawn(look.into_actor(self).map(|looked, this, ctx| this.looked(looked, ctx)));
+    }
+
+    fn looked(&mut self, looked: Result<Looked, Trouble>, ctx: &mut Context<Self>) {
+        self.busy = false;
+        let again = match looked {
+            Ok(Looked::Through) if self.compared => return,
+            Ok(Looked::Through) => {
+                self.compared = true;
+                self.shared.condition.clear(Hindrance::Reconciling);
+                return;
+            }
+            // What waits for a batch here to be given back, or for one there to end.
+            Ok(Looked::Again) => Duration::from_secs(1),
+            Err(Trouble::NoList) => {
+                tracing::warn!(
+                    "the provider has no list of batches: what was created and not noted cannot be found"
+                );
+                self.compared = true;
+                self.shared.condition.clear(Hindrance::Reconciling);
+                return;
+            }
+            Err(trouble) => {
+                tracing::warn!(error = %trouble, "the provider's batches could not be compared with ours yet");
+                self.tried = self.tried.saturating_add(1);
+                Duration::from_secs(1 << self.tried.min(6)).min(Duration::from_secs(60))
+            }
+        };
+        ctx.run_later(again, Self::look);
+    }
+}
+
+impl Actor for Reconciler {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        self.look(ctx);
+        let interval = (self.shared.grace / 3).clamp(Duration::from_secs(1), WATCH_MAX);
+        ctx.run_interval(interval, Self::look);
+    }
+}
+
+enum Looked {
+    Through,
+    Again,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Provider(ProviderError),
+    #[error("the provider has no list of batches")]
+    NoList,
+    #[error("the provider's list does not end")]
+    Endless,
+    #[error("{0}: {1}")]
+    File(PathBuf, std::io::Error),
+}
+
+impl From<ProviderError> for Trouble {
+    fn from(err: ProviderError) -> Self {
+        match err {
+            ProviderError::Refused { status: 404 | 405 | 501, .. } => Self::NoList,
+            other @ (ProviderError::Refused { .. }
+            | ProviderError::NotSent { .. }
+            | ProviderError::RateLimited { .. }
+            | ProviderError::Account { .. }
+            | ProviderError::Uncertain { .. }
+            | ProviderError::Local { .. }) => Self::Provider(other),
+        }
+    }
+}
+
+/// The first comparison: back two days, or to the last time that a comparison was noted in this store, whichever is
+/// further. A store from an old backup remembers an old time.
+async fn compare(shared: &Arc<Shared>, registry: &Addr<Registry>) -> Result<Looked, Trouble> {
+    let began = shared.clock.now();
+    let reader = shared.reader.clone();
+    let noted = blocking(move || reader.reconciled()).await?.unwrap_or(began);
+    let since = noted.min(began.minus(LOOK_BACK)).max(began.minus(LOOK_BACK_MAX)).minus(SKEW);
+    let looked = look_back(shared, registry, since).await?;
+    if matches!(looked, Looked::Through) {
+        shared.store.note_reconciled(began.minus(SKEW)).await?;
+    }
+    Ok(looked)
+}
+
+/// Later looks: as far back as there are intents that were given up, or that a call may have had two effects for.
+async fn watch(shared: &Arc<Shared>, registry: &Addr<Registry>) -> Result<Looked, Trouble> {
+    while shared.store.forget_intents(shared.clock.now()).await? > 0 {}
+    let began = shared.clock.now();
+    let intents = intents(shared).await?.into_iter();
+    let late = began.minus(2 * SKEW);
+    let watched = intents.filter(|noted| noted.superseded || noted.intent.at > late);
+    let Some(oldest) = watched.map(|noted| noted.intent.input.created_at).min() else {
+        return Ok(Looked::Through);
+    };
+    let looked = look_back(shared, registry, oldest).await?;
+    if matches!(looked, Looked::Through) {
+        shared.store.note_reconciled(began.minus(SKEW)).await?;
+    }
+    Ok(looked)
+}
+
+async fn intents(shared: &Arc<Shared>) -> Result<Vec<NotedIntent>, StoreError> {
+    let (reader, since) = (shared.reader.clone(), shared.clock.now().minus(WATCHED_FOR));
+    blocking(move || reader.intents_since(since, INTENTS_MAX)).await
+}
+
+async fn look_back(
+    shared: &Arc<Shared>,
+    registry: &Addr<Registry>,
+    since: Timestamp,
+) -> Result<Looked, Trouble> {
+    let intents = Intents::new(intents(shared).await?);
+    let mut found: Vec<(BatchObject, Finding)> = Vec::new();
+    let mut failed = None;
+    let through = finding::look_back(shared, since, |batch| match finding::judge(shared, &batch, &intents) {
+        Ok(Finding::Nothing) => {}
+        Ok(finding) => found.push((batch, finding)),
+        Err(err) => failed = Some(err),
+    })
+    .await?;
+    if let Some(err) = failed {
+        return Err(err.into());
+    }
+    if !through {
+        return Err(Trouble::Endless);
+    }
+    let mut looked = Looked::Through;
+    // The oldest first, as they came to be.
+    for (batch, finding) in found.into_iter().rev() {
+        match finding {
+            Finding::Nothing => {}
+            Finding::Shadow { of, intent } => open_shadow(shared, registry, &batch, of, intent).await?,
+            Finding::Unknown { unsent, intent } => {
+                let why = format!(
+                    "the provider has batch {} of this store, which the store does not know: it has gone back in \
+                     time, as after the restore of an old backup. Its results are taken over; look at what else is \
+                     missing with `nightshift store accept`",
+                    batch.id
+                );
+                shared.condition.raise(Hindrance::SafeMode, why);
+                if !take_over(shared, registry, &batch, unsent, intent).await? {
+                    looked = Looked::Again;
+                }
+            }
+        }
+    }
+    Ok(looked)
+}
+
+fn observing(intent: Intent, batch: &BatchObject) -> BatchState {
+    let running = match observation(batch.clone()).status {
+        Some(ObservedStatus::Running(running)) => running,
+        Some(ObservedStatus::Ended(_)) | None => Running::Validating,
+    };
+    BatchState::Observing { intent, running, wait: Wait::default(), missing: None }
+}
+
+async fn open_shadow(
+    shared: &Arc<Shared>,
+    registry: &Addr<Registry>,
+    found: &BatchObject,
+    of: BatchId,
+    intent: Intent,
+) -> Result<(), Trouble> {
+    let reader = shared.reader.clone();
+    let Some(original) = blocking(move || reader.batch(of)).await? else { return Ok(()) };
+    let now = shared.clock.now();
+    let id = BatchId::new(shared.ids.next());
+    tracing::error!(batch.id = %id, provider_batch = %found.id, "a create call of batch {of} that was given up had its \
+        effect after all: the provider has it as {}. It is cancelled, what it did is taken in and booked apart as \
+        batch {id}", found.id);
+    let mut batch = Batch::open(id, original.group, shared.identity.clone(), now);
+    batch.origin = Origin::Shadow { of: original.id };
+    batch.provider_batch = Some(found.id.clone());
+    batch.cancel =
+        Some(Cancel { by: "nightshift (a shadow batch)".to_owned(), at: now, then: Then::Requeue });
+    batch.state = observing(intent, found);
+    shared.store.open_batch(batch).await?;
+    registry.do_send(Host { id, fresh: false });
+    Ok(())
+}
+
+/// Takes a batch over that this store does not know. False where that has to wait: for a batch here to give its
+/// requests back, or for the one there to end, because its input file is gone.
+async fn take_over(
+    shared: &Arc<Shared>,
+    registry: &Addr<Registry>,
+    found: &BatchObject,
+    unsent: Option<BatchId>,
+    intent: Intent,
+) -> Result<bool, Trouble> {
+    if let Some(id) = unsent {
+        let detail = "the provider has a batch that was made from it, so it must not be sent again";
+        let failure = Failure::new(FailureClass::Transient, "batch_known_elsewhere", detail);
+        registry.do_send(GiveBack { id, failure });
+        let reader = shared.reader.clone();
+        if blocking(move || reader.batch(id)).await?.is_some_and(|batch| batch.state.is_live()) {
+            return Ok(false);
+        }
+    }
+    let Some(ids) = requests_of(shared, found).await? else { return Ok(false) };
+    let (reader, some) = (shared.reader.clone(), ids.clone());
+    let first = blocking(move || {
+        for id in some {
+            if let Some(request) = reader.request(id)? {
+                return Ok(Some(request));
+            }
+        }
+        Ok(None)
+    });
+    let Some(first) = first.await? else {
+        tracing::error!(provider_batch = %found.id, "none of the requests of batch {} is known here: its results are \
+            for nobody", found.id);
+        return Ok(true);
+    };
+    let id = BatchId::new(shared.ids.next());
+    let mut batch = Batch::open(id, first.group, shared.identity.clone(), shared.clock.now());
+    batch.origin = Origin::Adopted;
+    shared.store.open_batch(batch.clone()).await?;
+    for chunk in ids.chunks(250) {
+        batch = shared.store.take_over_members(id, batch.revision, chunk.to_vec()).await?;
+    }
+    // Only now is it known as taken over: a kill before this gives its requests back, and it is found again.
+    let step = Step {
+        next: observing(intent, found),
+        changes: vec![Change::Adopt(found.id.clone())],
+        effects: vec![Effect::Observe],
+        story: Some(format!(
+            "taken over as {} with {} requests that waited here",
+            found.id, batch.counts.members
+        )),
+    };
+    shared.store.commit_step(id, batch.revision, step, shared.clock.now()).await?;
+    tracing::error!(batch.id = %id, provider_batch = %found.id, members = batch.counts.members,
+        "batch {} of the provider was not known here and is taken over as batch {id}", found.id);
+    registry.do_send(Host { id, fresh: false });
+    Ok(true)
+}
+
+/// The requests that a batch at the provider was made of: those of its input file, or, where that is gone, those of
+/// its results once it has ended.
+async fn requests_of(shared: &Arc<Shared>, found: &BatchObject) -> Result<Option<Vec<RequestId>>, Trouble> {
+    let results = || {
+        let files = [&found.output_file_id, &found.error_file_id];
+        found.status.is_terminal().then(|| files.into_iter().flatten().cloned().collect::<Vec<_>>())
+    };
+    let input = found.input_file_id.iter().cloned().collect::<Vec<_>>();
+    let mut ids = Vec::new();
+    for files in [Some(input), results()] {
+        let Some(files) = files else { return Ok(None) };
+        for file in files {
+            let path = shared.spool.join(format!("found-{}.jsonl", shared.ids.next()));
+            match shared.provider.download_file(&file, &path).await {
+                Ok(_) => {}
+                Err(ProviderError::Refused { .. }) => continue,
+                Err(err) => return Err(Trouble::Provider(err)),
+            }
+            let read = path.clone();
+            let named = tokio::task::spawn_blocking(move || finding::requests_in(&read)).await;
+            let named = named.map_err(|err| StoreError::Broken(err.to_string()))?;
+            // If this fails it stays in the way of nobody.
+            let _ = tokio::fs::remove_file(&path).await;
+            ids.extend(named.map_err(|err| Trouble::File(path, err))?);
+        }
+        if !ids.is_empty() {
+            break;
+        }
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(Some(ids))
+}

@@ -1,0 +1,347 @@
+//! Batches over a store in memory, led by hand through what a provider may say of them.
+
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::domain::batch::{
+    Cancel, InputFile, Intent, Problem, ProviderIdentity, Running, Terminal, Then, Wait,
+};
+use crate::domain::event::{Event, Observation, ObservedStatus};
+use crate::domain::id::Nonce;
+use crate::domain::request::{Endpoint, FailureClass, Source};
+use crate::domain::step;
+use crate::store::{Accepted, NewRequest};
+
+const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+const LIMITS: Limits =
+    Limits { requests_max: 100, bytes_max: 100_000, tokens_max: None, age_max: Duration::ZERO };
+const POLICY: Policy = Policy { backoff: Duration::ZERO, capacity_backoff: Duration::ZERO, sweeps_min: 3 };
+const RETRY: retry::Policy =
+    retry::Policy { max_attempts: 3, backoff: Duration::ZERO, capacity_backoff: Duration::ZERO };
+
+fn group() -> Group {
+    Group { company: "acme".parse().unwrap(), endpoint: Endpoint::ChatCompletions, model: "m".to_owned() }
+}
+
+fn batch_id(number: u8) -> BatchId {
+    BatchId::from_bytes([number; 16])
+}
+
+fn provider_id(number: u8) -> ProviderBatchId {
+    ProviderBatchId::new(format!("batch_{number}"))
+}
+
+async fn store_with(requests: u8) -> (Store, Vec<RequestId>) {
+    let store = Store::in_memory(uuid::Uuid::nil()).await.unwrap();
+    let new = (1..=requests).map(|number| NewRequest {
+        id: RequestId::from_bytes([number; 16]),
+        group: group(),
+        source: Source::Generic { client_id: None },
+        key: None,
+        content_hash: [0; 32],
+        body: Some("{}".to_owned()),
+        line_bytes: 100,
+        line_crc: 0,
+        estimated_tokens: 10,
+        metadata: None,
+        priority: 0,
+        not_before: None,
+    });
+    let accepted = store.accept_requests(new.collect(), NOW).await.unwrap();
+    let ids = accepted.into_iter().map(|accepted| match accepted {
+        Accepted::New(id) => id,
+        Accepted::Duplicate(_) | Accepted::Conflict(_) => panic!("not new"),
+    });
+    let ids = ids.collect();
+    (store, ids)
+}
+
+fn sound(store: &Store) {
+    assert_eq!(store.reader().verify().unwrap().violations, []);
+}
+
+async fn take(store: &Store, batch: &Batch, event: &Event) -> Batch {
+    let step = step::step(&batch.state, batch.orders(), event, &POLICY).unwrap();
+    store.commit_step(batch.id, batch.revision, step, NOW).await.unwrap()
+}
+
+fn seen(number: u8, status: ObservedStatus) -> Observation {
+    Observation {
+        id: provider_id(number),
+        status: Some(status),
+        output: None,
+        error: None,
+        completed_lines: Some(0),
+        failed_lines: Some(0),
+        problems: Vec::new(),
+        ended_at: None,
+    }
+}
+
+fn intent(number: u8) -> Intent {
+    let input = InputFile { id: FileId::new(format!("file-{number}")), upload: 1, created_at: NOW };
+    Intent { nonce: Nonce::from_bytes([number; 16]), input, at: NOW }
+}
+
+/// Cuts a batch of what waits and takes it to the provider.
+async fn sent(store: &Store, number: u8) -> Batch {
+    let id = batch_id(number);
+    store.open_batch(Batch::open(id, group(), ProviderIdentity::default(), NOW)).await.unwrap();
+    let mut batch = store.cut_chunk(id, Revision(0), LIMITS).await.unwrap().batch;
+    for event in [
+        Event::FillEnded { members: batch.counts.members, at: NOW },
+        Event::Released,
+        Event::Uploaded(intent(number).input),
+        Event::IntentMade(intent(number)),
+        Event::Created(seen(number, ObservedStatus::Running(Running::Validating))),
+    ] {
+        batch = take(store, &batch, &event).await;
+    }
+    batch
+}
+
+async fn close(store: &Store, mut batch: Batch, named: HashMap<RequestId, Failure>) -> Batch {
+    while !matches!(batch.state, BatchState::Cleaning { .. }) {
+        let closed = store.close_chunk(batch.id, batch.revision, named.clone(), RETRY, POLICY, NOW);
+        batch = closed.await.unwrap().batch;
+    }
+    take(store, &batch, &Event::Cleaned { at: NOW }).await
+}
+
+async fn refused(store: &Store, number: u8, batch: &Batch, problem: Problem) -> Batch {
+    let ended = seen(number, ObservedStatus::Ended(Terminal::Failed));
+    let seen = Observation { problems: vec![problem], ..ended };
+    let batch = take(store, batch, &Event::Observed { seen, at: NOW }).await;
+    close(store, batch, HashMap::new()).await
+}
+
+async fn completed(store: &Store, number: u8, batch: &Batch) -> Batch {
+    let members = store.reader().members(batch.id, None, 1000).unwrap();
+    let ended = seen(number, ObservedStatus::Ended(Terminal::Completed));
+    let seen = Observation { output: Some(FileId::new("out")), ..ended };
+    let kind = crate::domain::batch::ResultKind::Output;
+    let mut batch = take(store, batch, &Event::Observed { seen, at: NOW }).await;
+    batch = take(store, &batch, &Event::Downloaded { kind, torn: false }).await;
+    batch = apply(store, &batch, &members).await;
+    close(store, batch, HashMap::new()).await
+}
+
+async fn apply(store: &Store, batch: &Batch, members: &[RequestId]) -> Batch {
+    let kind = crate::domain::batch::ResultKind::Output;
+    let lines = members.iter().map(|request| AppliedLine::Line {
+        request: *request,
+        outcome: Outcome { answered: Answered::default(), result: Ok("{}".to_owned()) },
+        analysis: None,
+        cost: Some(Cost { micros: 3, currency: "USD".to_owned(), price_version: "1".to_owned() }),
+    });
+    let event = Event::LinesRead { kind, from: 0, to: 1, end: true };
+    let step = step::step(&batch.state, batch.orders(), &event, &POLICY).unwrap();
+    store.apply_lines(batch.id, batch.revision, step, lines.collect(), NOW).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_poison_line_that_is_never_named_is_found_by_halves_and_holds_the_others_no_longer() {
+    let (store, ids) = store_with(60).await;
+    let poison = ids[41];
+    let (mut number, mut sizes) = (0, Vec::new());
+    while store.reader().summary(None).unwrap()[0] > 0 {
+        number += 1;
+        let batch = sent(&store, number).await;
+        sizes.push(batch.counts.members);
+        let members = store.reader().members(batch.id, None, 1000).unwrap();
+        if members.contains(&poison) {
+            // It names a line that is not there.
+            let problem = Problem { code: Some("odd".to_owned()), line: Some(9999), ..Problem::default() };
+            refused(&store, number, &batch, problem).await;
+        } else {
+            completed(&store, number, &batch).await;
+        }
+        sound(&store);
+    }
+    assert_eq!(store.reader().summary(None).unwrap(), [0, 0, 59, 1]);
+    let bad = store.reader().request(poison).unwrap().unwrap();
+    assert_eq!((bad.status, bad.attempts), (RequestStatus::ProcessingFailed, 0));
+    assert_eq!(sizes[..6], [60, 60, 60, 60, 60, 30], "{sizes:?}");
+    assert!(sizes.len() < 20, "{sizes:?}");
+}
+
+#[tokio::test]
+async fn a_batch_that_is_too_large_is_halved_at_once() {
+    let (store, _) = store_with(8).await;
+    let batch = sent(&store, 1).await;
+    let problem = Problem { code: Some("too_many_tasks".to_owned()), ..Problem::default() };
+    refused(&store, 1, &batch, problem).await;
+    assert_eq!(sent(&store, 2).await.counts.members, 4);
+    assert_eq!(sent(&store, 3).await.counts.members, 4);
+    sound(&store);
+}
+
+#[tokio::test]
+async fn a_cancel_before_the_call_gives_the_members_back_or_ends_them_and_uses_no_attempt() {
+    for (then, summary) in [(Then::Requeue, [4, 0, 0, 0]), (Then::End, [0, 0, 0, 4])] {
+        let (store, ids) = store_with(4).await;
+        let id = batch_id(1);
+        store.open_batch(Batch::open(id, group(), ProviderIdentity::default(), NOW)).await.unwrap();
+        let batch = store.cut_chunk(id, Revision(0), LIMITS).await.unwrap().batch;
+        let cancel = Cancel { by: "ops".to_owned(), at: NOW, then };
+        let batch = take(&store, &batch, &Event::CancelAsked(cancel)).await;
+        let batch = close(&store, batch, HashMap::new()).await;
+        assert_eq!(batch.state.status(), crate::domain::batch::BatchStatus::Cancelled);
+        assert_eq!(store.reader().summary(None).unwrap(), summary);
+        let request = store.reader().request(ids[0]).unwrap().unwrap();
+        assert_eq!((request.attempts, request.history.len()), (0, 1));
+        assert_eq!(request.not_before, None);
+        assert!(store.reader().waiting().unwrap().iter().all(|group| group.filling.is_none()));
+        sound(&store);
+    }
+}
+
+#[tokio::test]
+async fn what_a_cancelled_batch_has_finished_stays_finished() {
+    for (then, summary) in [(Then::Requeue, [2, 0, 2, 0]), (Then::End, [0, 0, 2, 2])] {
+        let (store, ids) = store_with(4).await;
+        let batch = sent(&store, 1).await;
+        let cancel = Cancel { by: "ops".to_owned(), at: NOW, then };
+        let batch = take(&store, &batch, &Event::CancelAsked(cancel)).await;
+        let ended = seen(1, ObservedStatus::Ended(Terminal::Cancelled));
+        let seen = Observation { output: Some(FileId::new("out")), ..ended };
+        let mut batch = take(&store, &batch, &Event::Observed { seen, at: NOW }).await;
+        let kind = crate::domain::batch::ResultKind::Output;
+        batch = take(&store, &batch, &Event::Downloaded { kind, torn: false }).await;
+        batch = apply(&store, &batch, &ids[..2]).await;
+        close(&store, batch, HashMap::new()).await;
+        assert_eq!(store.reader().summary(None).unwrap(), summary);
+        let rest = store.reader().request(ids[3]).unwrap().unwrap();
+        assert_eq!(rest.attempts, 0, "the operator's wish is no failure of the request");
+        sound(&store);
+    }
+}
+
+#[tokio::test]
+async fn a_shadow_completes_what_is_open_and_is_booked_apart() {
+    let (store, ids) = store_with(3).await;
+    let original = sent(&store, 1).await;
+    let mut shadow = Batch::open(batch_id(2), group(), ProviderIdentity::default(), NOW);
+    shadow.origin = Origin::Shadow { of: original.id };
+    shadow.provider_batch = Some(provider_id(2));
+    shadow.state = BatchState::Observing {
+        intent: intent(2),
+        running: Running::Validating,
+        wait: Wait::default(),
+        missing: None,
+    };
+    store.open_batch(shadow).await.unwrap();
+    assert_eq!(store.reader().batch_of_provider(&provider_id(2)).unwrap(), Some(batch_id(2)));
+    let shadow = store.reader().batch(batch_id(2)).unwrap().unwrap();
+    let ended = seen(2, ObservedStatus::Ended(Terminal::Cancelled));
+    let found = Observation { output: Some(FileId::new("out")), ..ended };
+    let mut shadow = take(&store, &shadow, &Event::Observed { seen: found, at: NOW }).await;
+    let kind = crate::domain::batch::ResultKind::Output;
+    shadow = take(&store, &shadow, &Event::Downloaded { kind, torn: false }).await;
+    shadow = apply(&store, &shadow, &ids[..1]).await;
+    shadow = close(&store, shadow, HashMap::new()).await;
+    assert_eq!((shadow.counts.members, shadow.cost_micros), (0, 3));
+    assert_eq!(store.reader().summary(None).unwrap(), [0, 2, 1, 0]);
+    sound(&store);
+    // The original's own line for it is a repeat, and is booked all the same: it was paid for.
+    let original = store.reader().batch(original.id).unwrap().unwrap();
+    let original = completed(&store, 1, &original).await;
+    assert_eq!((original.anomalies.repeated, original.cost_micros), (1, 9));
+    assert_eq!(store.reader().request(ids[0]).unwrap().unwrap().cost.unwrap().micros, 6);
+    sound(&store);
+}
+
+#[tokio::test]
+async fn an_adopted_batch_takes_over_who_waits_and_completes_whom_it_names() {
+    let (store, ids) = store_with(4).await;
+    let mut adopted = Batch::open(batch_id(9), group(), ProviderIdentity::default(), NOW);
+    adopted.origin = Origin::Adopted;
+    store.open_batch(adopted).await.unwrap();
+    let unknown = RequestId::from_bytes([99; 16]);
+    let named = vec![ids[0], ids[1], unknown];
+    let batch = store.take_over_members(batch_id(9), Revision(0), named).await.unwrap();
+    assert_eq!(batch.counts.members, 2);
+    // A kill here gives them back: it is found again at the provider.
+    let dissolved = take(&store, &batch, &Event::FillEnded { members: 2, at: NOW }).await;
+    assert!(matches!(dissolved.state, BatchState::Dissolving { .. }));
+    close(&store, dissolved, HashMap::new()).await;
+    assert_eq!(store.reader().summary(None).unwrap(), [4, 0, 0, 0]);
+    sound(&store);
+
+    let mut adopted = Batch::open(batch_id(10), group(), ProviderIdentity::default(), NOW);
+    adopted.origin = Origin::Adopted;
+    store.open_batch(adopted).await.unwrap();
+    let batch = store.take_over_members(batch_id(10), Revision(0), ids[..2].to_vec()).await.unwrap();
+    let next = BatchState::Observing {
+        intent: intent(9),
+        running: Running::InProgress,
+        wait: Wait::default(),
+        missing: None,
+    };
+    let step = Step { next, changes: vec![Change::Adopt(provider_id(9))], effects: vec![], story: None };
+    let batch = store.commit_step(batch.id, batch.revision, step, NOW).await.unwrap();
+    let ended = seen(9, ObservedStatus::Ended(Terminal::Completed));
+    let found = Observation { output: Some(FileId::new("out")), ..ended };
+    let mut batch = take(&store, &batch, &Event::Observed { seen: found, at: NOW }).await;
+    let kind = crate::domain::batch::ResultKind::Output;
+    batch = take(&store, &batch, &Event::Downloaded { kind, torn: false }).await;
+    batch = apply(&store, &batch, &[ids[0], ids[1], ids[2], unknown]).await;
+    let batch = close(&store, batch, HashMap::new()).await;
+    assert_eq!((batch.counts.completed, batch.anomalies.unknown), (2, 1));
+    assert_eq!(store.reader().summary(None).unwrap(), [1, 0, 3, 0]);
+    sound(&store);
+}
+
+#[tokio::test]
+async fn an_intent_is_noted_and_what_is_given_up_is_watched_for_two_days() {
+    let (store, _) = store_with(2).await;
+    let id = batch_id(1);
+    store.open_batch(Batch::open(id, group(), ProviderIdentity::default(), NOW)).await.unwrap();
+    let mut batch = store.cut_chunk(id, Revision(0), LIMITS).await.unwrap().batch;
+    let swept = Event::Swept { complete: true, grace_over: true, found: None };
+    for event in [
+        Event::FillEnded { members: 2, at: NOW },
+        Event::Released,
+        Event::Uploaded(intent(1).input),
+        Event::IntentMade(intent(1)),
+        swept.clone(),
+        swept.clone(),
+        swept.clone(),
+        Event::Fenced,
+    ] {
+        batch = take(&store, &batch, &event).await;
+    }
+    let noted = || store.reader().intents_since(Timestamp::from_secs(0), 10).unwrap();
+    assert_eq!(noted().iter().map(|noted| noted.superseded).collect::<Vec<_>>(), [false]);
+    take(&store, &batch, &swept).await;
+    assert_eq!(noted().iter().map(|noted| noted.superseded).collect::<Vec<_>>(), [true]);
+    assert_eq!(store.forget_intents(NOW.plus(Duration::from_secs(48 * 3600))).await.unwrap(), 0);
+    assert_eq!(store.forget_intents(NOW.plus(Duration::from_secs(48 * 3601))).await.unwrap(), 1);
+    assert_eq!(noted(), []);
+}
+
+#[tokio::test]
+async fn room_is_held_from_the_cut_until_ten_minutes_after_the_end() {
+    let (store, _) = store_with(4).await;
+    let batch = sent(&store, 1).await;
+    let room = || store.reader().room(&batch).unwrap();
+    assert_eq!((room().reserved, room().enqueued), (0, 40));
+    let over = completed(&store, 1, &batch).await;
+    assert_eq!((over.held_tokens, room().enqueued), (0, 40));
+    assert_eq!(store.release_room(NOW.plus(Duration::from_secs(599))).await.unwrap(), 0);
+    assert_eq!(store.release_room(NOW.plus(Duration::from_secs(600))).await.unwrap(), 1);
+    assert_eq!((room().reserved, room().enqueued), (0, 0));
+    let names: BTreeSet<_> = store.reader().rooms().unwrap().into_iter().map(|(_, model, _)| model).collect();
+    assert_eq!(names, BTreeSet::from(["m".to_owned()]));
+    // One that is turned away never counted.
+    let (store, _) = store_with(4).await;
+    let batch = sent(&store, 1).await;
+    let problem = Problem { code: Some("token_limit_exceeded".to_owned()), ..Problem::default() };
+    let over = refused(&store, 1, &batch, problem).await;
+    let room = store.reader().room(&over).unwrap();
+    assert_eq!((room.enqueued, room.learned.unwrap().tokens), (0, 32));
+    assert_eq!(store.reader().summary(None).unwrap(), [4, 0, 0, 0]);
+    let class = |class| move |attempt: &Attempt| attempt.failure.as_ref().is_some_and(|f| f.class == class);
+    let request = store.reader().request(RequestId::from_bytes([1; 16])).unwrap().unwrap();
+    assert!(request.history.iter().all(class(FailureClass::Capacity)));
+}

@@ -1,0 +1,63 @@
+//! Intents of the last days: how many create calls went out lately, and which were given up and may still surface.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::keys::{Key, Tree};
+use super::tx::Tx;
+use super::{Store, StoreError, StoreReader, codec};
+use crate::domain::batch::Intent;
+use crate::domain::id::{BatchId, Timestamp};
+
+/// An intent that was given up is looked for so long after it was made.
+pub const WATCHED_FOR: Duration = Duration::from_secs(48 * 3600);
+
+/// An intent as it is kept after its batch has gone on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotedIntent {
+    /// Whose.
+    pub batch: BatchId,
+    /// What was stored before the call.
+    pub intent: Intent,
+    /// Whether it was given up: what comes of it later is a shadow.
+    pub superseded: bool,
+}
+
+fn key(intent: &Intent) -> Vec<u8> {
+    Key::new().time(intent.at).text(&intent.nonce.to_string()).done()
+}
+
+pub(super) fn note(tx: &mut Tx<'_>, batch: BatchId, intent: &Intent) -> Result<(), StoreError> {
+    let noted = NotedIntent { batch, intent: intent.clone(), superseded: false };
+    tx.write(Tree::Intents, key(intent), &noted)
+}
+
+pub(super) fn supersede(tx: &mut Tx<'_>, batch: BatchId, intent: &Intent) -> Result<(), StoreError> {
+    let noted = NotedIntent { batch, intent: intent.clone(), superseded: true };
+    tx.write(Tree::Intents, key(intent), &noted)
+}
+
+impl Store {
+    /// Forgets intents that nothing can come of any more, at most 250 at once; says how many.
+    pub async fn forget_intents(&self, now: Timestamp) -> Result<usize, StoreError> {
+        self.committer
+            .commit(1, move |tx| {
+                let end = Key::new().time(now.minus(WATCHED_FOR)).done();
+                let old = tx.scan(Tree::Intents, &[], Some(&end), super::batches::CHUNK)?;
+                for (key, _) in &old {
+                    tx.remove(Tree::Intents, key.clone());
+                }
+                Ok(old.len())
+            })
+            .await
+    }
+}
+
+impl StoreReader {
+    /// The intents since `since`, oldest first, at most `limit`.
+    pub fn intents_since(&self, since: Timestamp, limit: usize) -> Result<Vec<NotedIntent>, StoreError> {
+        let entries = self.engine.scan(Tree::Intents, &Key::new().time(since).done(), None, limit)?;
+        entries.into_iter().map(|(_, value)| codec::decode(&value)).collect()
+    }
+}
