@@ -113,7 +113,7 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
         ballast: settings.data.ballast,
     };
     disk::make_openable(&data);
-    let leaving = bounds.clone();
+    let leaving = data.clone();
     let store = Store::open(&data, ids.next(), Box::new(move |err| leave(err, &leaving))).await?;
     let spool = data.join("spool");
     std::fs::create_dir_all(&spool)
@@ -128,7 +128,7 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     let (stop, stopping) = watch::channel(false);
     let base_url = provider_url(&settings, &data, &clock, stopping.clone()).await?;
     let condition = Arc::new(Condition::new());
-    let disk = Arc::new(Disk::new(bounds.clone(), condition.clone(), Box::new(leave_unsynced)));
+    let disk = Arc::new(Disk::new(bounds, condition.clone(), Box::new(leave_unsynced)));
     disk.look();
     let shared =
         Arc::new(share(&settings, store.clone(), clock.clone(), disk.clone(), ids, spool, base_url)?);
@@ -160,7 +160,7 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
         })
         .await
     });
-    actix::spawn(tell_progress(store.reader(), address, bounds));
+    actix::spawn(tell_progress(store.reader(), address, data));
     actix::spawn(disk.watch());
     actix::spawn(keep_anchored(store.clone()));
     let ended = tokio::select! {
@@ -204,9 +204,9 @@ async fn keep_anchored(store: Store) {
 }
 
 /// The committer cannot write or sync: what the disk has is not known any more, so nothing may go on.
-fn leave(err: &StoreError, bounds: &Bounds) {
+fn leave(err: &StoreError, data: &Path) {
     tracing::error!(error = %err, "the store cannot go on: {err}. Leaving; what was acknowledged is safe, start again");
-    Disk::give_ballast_back(bounds);
+    disk::make_openable(data);
     std::process::exit(i32::from(EXIT_DISK));
 }
 
@@ -409,7 +409,7 @@ fn announce(settings: &Settings, address: SocketAddr, resumed: usize) {
 }
 
 /// Tells how far the work is, whenever that changes, at most every two seconds.
-async fn tell_progress(reader: StoreReader, address: SocketAddr, bounds: Bounds) {
+async fn tell_progress(reader: StoreReader, address: SocketAddr, data: PathBuf) {
     let mut told = [0; 4];
     let mut interval = tokio::time::interval(Duration::from_secs(2));
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -420,7 +420,7 @@ async fn tell_progress(reader: StoreReader, address: SocketAddr, bounds: Bounds)
             Err(err) => {
                 // Its handle is dead also where no write has found out yet.
                 if err.is_fatal() {
-                    leave(&err, &bounds);
+                    leave(&err, &data);
                 }
                 continue;
             }

@@ -381,15 +381,6 @@ impl Disk {
             }
         }
     }
-
-    /// Gives the ballast back if the disk is below its floor, for the next start.
-    pub fn give_ballast_back(bounds: &Bounds) {
-        if let Ok(space) = Space::of(&bounds.folder)
-            && space.free < bounds.floor_of(&space)
-        {
-            give_back(&bounds.folder.join(BALLAST), &space);
-        }
-    }
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {
