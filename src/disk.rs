@@ -140,6 +140,19 @@ impl std::fmt::Debug for Disk {
     }
 }
 
+/// What there is no room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lack {
+    /// Files, whatever their size.
+    Files,
+    /// Anything above the floor.
+    Floor,
+    /// What was written a moment ago.
+    Write,
+    /// A file that is to be written.
+    Want,
+}
+
 #[derive(Debug, Default)]
 struct State {
     /// Below the floor, and not yet well above it again.
@@ -149,8 +162,8 @@ struct State {
     /// Who needs how many bytes, and whether they were granted.
     wants: BTreeMap<u64, (u64, bool)>,
     next_want: u64,
-    /// The free bytes that were told last.
-    told: Option<u64>,
+    /// What was told last, and the free bytes then.
+    told: Option<(Lack, u64)>,
 }
 
 impl State {
@@ -209,11 +222,11 @@ impl Disk {
         let has_room = why.is_none();
         // The lock is held on purpose: two looks must not tell their findings in the wrong order.
         match why {
-            Some(why) => {
+            Some((lack, why)) => {
                 // Not every byte is news: the log would have a line a second.
                 let news = self.bounds.floor_of(&space) / 10;
-                if state.told.is_none_or(|told| told.abs_diff(space.free) > news) {
-                    state.told = Some(space.free);
+                if state.told.is_none_or(|(told, free)| told != lack || free.abs_diff(space.free) > news) {
+                    state.told = Some((lack, space.free));
                     self.condition.raise(Hindrance::Disk, why);
                 }
             }
@@ -226,7 +239,7 @@ impl Disk {
     }
 
     /// What is wrong with the disk, if something is.
-    fn judge(&self, state: &mut State, space: &Space) -> Option<String> {
+    fn judge(&self, state: &mut State, space: &Space) -> Option<(Lack, String)> {
         let (folder, floor) = (self.bounds.folder.display(), self.bounds.floor_of(space));
         // Well above: what was just freed must not be filled and freed again in turns.
         let enough = if state.low { floor + floor / 8 } else { floor };
@@ -236,30 +249,22 @@ impl Disk {
         }
         let remedy =
             "Nothing is taken in or sent. Make room, or the disk larger: everything goes on by itself";
+        let free = size(space.free);
         if space.out_of_files {
-            return Some(format!(
-                "the file system of {folder} has no room for more files (its inodes are used up). {remedy}"
-            ));
+            let why =
+                format!("the file system of {folder} has no room for more files (its inodes are used up)");
+            return Some((Lack::Files, format!("{why}. {remedy}")));
         }
+        let bound = format!("the floor is {} ([data] free_space_floor)", size(floor));
         if state.low {
-            return Some(format!(
-                "the disk of {folder} has {} free; the floor is {} ([data] free_space_floor). {remedy}",
-                size(space.free),
-                size(floor)
-            ));
+            return Some((Lack::Floor, format!("the disk of {folder} has {free} free; {bound}. {remedy}")));
         }
         if let Some((_, what)) = &state.refused {
-            return Some(format!("{what}; the disk of {folder} has {} free. {remedy}", size(space.free)));
+            return Some((Lack::Write, format!("{what}; the disk of {folder} has {free} free. {remedy}")));
         }
-        state.unmet(space.free - floor.min(space.free)).map(|bytes| {
-            format!(
-                "the disk of {folder} has {} free and the floor is {} ([data] free_space_floor): a file of {} that is \
-                 to be written has no room. {remedy}",
-                size(space.free),
-                size(floor),
-                size(bytes)
-            )
-        })
+        let bytes = size(state.unmet(space.free - floor)?);
+        let why = format!("the disk of {folder} has {free} free and {bound}");
+        Some((Lack::Want, format!("{why}: a file of {bytes} that is to be written has no room. {remedy}")))
     }
 
     /// Waits until a file of `bytes` can be written and the floor still be kept.
@@ -446,7 +451,7 @@ mod tests {
         assert!(!judged(&disk, &mut state, 900));
         let (disk, _) = self::disk(Path::new("/data"), u64::MAX);
         assert!(judged(&disk, &mut state, 999));
-        let text = disk.judge(&mut state, &SPACE).unwrap();
+        let (_, text) = disk.judge(&mut state, &SPACE).unwrap();
         for part in ["/data", "0 bytes free", "1.0 KB", "free_space_floor", "Make room"] {
             assert!(text.contains(part), "{part} in {text}");
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::disk::{Provider, assert_known, lines, send, verify};
+use crate::disk::{Provider, assert_known, lines, send, send_to, verify};
 use crate::process::{Server, free_port, nightshift, run, text};
 
 /// The server under strace with these faults; by its own process id.
@@ -133,8 +133,15 @@ fn a_sync_that_fails_ends_the_process_and_nothing_acknowledged_is_missing() {
     for nth in positions(&[1, 4, 9], 40) {
         tried.with(&inject("sync_file_range", &format!("error=EIO:when={nth}")));
     }
+    // Files of ours: the anchor, and what lies in the spool.
+    let data = tried.folder.path().join("data");
+    for (path, nth) in [("ANCHOR.part", 1), ("ANCHOR.part", 2), ("spool", 1)] {
+        let left = tried.left;
+        tried.with(&inject_at(&data.join(path), "fsync", &format!("error=EIO:when={nth}+")));
+        assert_eq!(tried.left, left + 1, "{path}, {nth}");
+    }
     println!("left with 74: {}, went on: {}", tried.left, tried.went_on);
-    assert!(tried.left >= 8, "only {} of the faults were met", tried.left);
+    assert!(tried.left >= 12, "only {} of the faults were met", tried.left);
     tried.end();
 }
 
@@ -182,5 +189,25 @@ fn a_slow_disk_is_waited_for() {
     assert!(server.terminate().success());
     let verified = run(nightshift(tried.folder.path()).arg("verify"));
     assert!(verified.status.success(), "{}", text(&verified.stderr));
+    tried.end();
+}
+
+#[test]
+fn a_disk_that_hangs_does_not_hold_up_a_stop() {
+    let tried = Tried::new();
+    let port = free_port();
+    let faults = inject("fdatasync", "delay_exit=14000000:when=4+");
+    let mut server = Server::spawn(traced(tried.folder.path(), &tried.provider, port, &faults), port);
+    let (url, from) = (server.url.clone(), tried.acknowledged);
+    // It gets no answer, or that nothing is taken in.
+    let hangs = std::thread::spawn(move || (0..8).all(|_| matches!(send_to(&url, from, 10), Ok((200, _)))));
+    server.wait_until(Duration::from_secs(2), |_| false);
+    server.signal("TERM");
+    let leaves = server.wait_until(Duration::from_secs(10), |line| line.contains("leaving all the same"));
+    assert!(leaves.is_some(), "it does not leave in time: {}", server.tail());
+    // strace holds on to the thread that hangs, and so to the process.
+    let left = server.left(Duration::from_secs(30)).expect("it has left");
+    assert!(left.success(), "{left}: {}", server.tail());
+    assert!(!hangs.join().unwrap(), "the disk did not hang");
     tried.end();
 }
