@@ -99,7 +99,11 @@ pub fn run(settings: Settings) -> Result<(), AppError> {
         .map_err(|err| AppError::System(err.to_string()))?;
     // actix and warp share one multi-threaded runtime, so HTTP does not wait behind the actors.
     let system = System::with_tokio_rt(move || runtime);
-    system.block_on(serve(settings))
+    let ended = system.block_on(serve(settings));
+    // Taking the actors apart one by one, some of them in the midst of a call, would gain nothing and may panic. What
+    // was acknowledged is synced, and the process ends now.
+    std::mem::forget(system);
+    ended
 }
 
 async fn serve(settings: Settings) -> Result<(), AppError> {
