@@ -24,6 +24,7 @@ use crate::actors::{Shared, Switches};
 use crate::clock::{Clock, Ids, SharedClock, SystemClock};
 use crate::condition::{Condition, Hindrance};
 use crate::config::{ImportSource, Location, ProviderKind, Settings};
+use crate::disk::{self, Bounds, Disk};
 use crate::domain::batch::ProviderIdentity;
 use crate::domain::cut::Limits;
 use crate::domain::{retry, step};
@@ -41,8 +42,10 @@ pub const EXIT_DISK: u8 = 74;
 /// Name of the file in the data folder that holds the first admin token.
 pub const TOKEN_FILE: &str = "admin-token";
 
-/// How long a stop may take: running requests end, then the process leaves.
-const DRAIN: Duration = Duration::from_secs(8);
+/// How long a stop waits for running requests and create calls.
+const DRAIN: Duration = Duration::from_secs(7);
+/// After so long the process leaves, whatever still runs: every state is safe to leave in.
+const LEAVE: Duration = Duration::from_secs(9);
 
 /// Why the program cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -99,16 +102,30 @@ pub fn run(settings: Settings) -> Result<(), AppError> {
         .map_err(|err| AppError::System(err.to_string()))?;
     // actix and warp share one multi-threaded runtime, so HTTP does not wait behind the actors.
     let system = System::with_tokio_rt(move || runtime);
-    system.block_on(serve(settings))
+    let ended = system.block_on(serve(settings));
+    // Taking the actors apart one by one, some of them in the midst of a call, would gain nothing and may panic. What
+    // was acknowledged is synced, and the process ends now.
+    std::mem::forget(system);
+    ended
 }
 
 async fn serve(settings: Settings) -> Result<(), AppError> {
+    let mut asked_to_stop = signals()?;
     let clock: SharedClock = Arc::new(SystemClock::new());
     let ids = Ids::new(clock.clone());
     let data = settings.data.path.clone();
-    let store = Store::open(&data, ids.next(), Box::new(leave)).await?;
+    let bounds = Bounds {
+        folder: data.clone(),
+        floor: settings.data.free_space_floor,
+        ballast: settings.data.ballast,
+    };
+    disk::make_openable(&data);
+    let leaving = data.clone();
+    let store = Store::open(&data, ids.next(), Box::new(move |err| leave(err, &leaving))).await?;
     let spool = data.join("spool");
-    std::fs::create_dir_all(&spool).map_err(|source| AppError::Folder { path: spool.clone(), source })?;
+    std::fs::create_dir_all(&spool)
+        .and_then(|()| disk::check_writable(&spool))
+        .map_err(|source| AppError::Folder { path: spool.clone(), source })?;
     store.put_companies(settings.companies.clone()).await?;
     let address = settings.server.bind;
     let listener = TcpListener::bind(address).await.map_err(|source| AppError::Bind { address, source })?;
@@ -118,8 +135,10 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     let (stop, stopping) = watch::channel(false);
     let base_url = provider_url(&settings, &data, &clock, stopping.clone()).await?;
     let condition = Arc::new(Condition::new());
+    let disk = Arc::new(Disk::new(bounds, condition.clone(), Box::new(leave_unsynced)));
+    disk.look();
     let shared =
-        Arc::new(share(&settings, store.clone(), clock.clone(), condition.clone(), ids, spool, base_url)?);
+        Arc::new(share(&settings, store.clone(), clock.clone(), disk.clone(), ids, spool, base_url)?);
     let registry = Registry::new(shared.clone()).start();
     let creator = Creator::new(shared.clone(), registry.clone()).start();
     let resume = Resume { creator: creator.clone() };
@@ -128,7 +147,8 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     let reconciler = Reconciler::new(shared.clone(), registry.clone()).start();
     let poller = Poller::new(shared.clone(), registry.clone()).start();
     let sources = settings.imports.iter().filter_map(source);
-    let _importers: Vec<_> = sources.map(|source| Importer::new(source, intake.clone()).start()).collect();
+    let _importers: Vec<_> =
+        sources.map(|source| Importer::new(source, intake.clone(), shared.clone()).start()).collect();
 
     announce(&settings, address, resumed);
     let parts = [
@@ -149,23 +169,28 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
         })
         .await
     });
-    actix::spawn(tell_progress(store.reader(), address));
+    actix::spawn(tell_progress(store.reader(), address, data));
+    actix::spawn(disk.watch());
     actix::spawn(keep_anchored(store.clone()));
     let ended = tokio::select! {
-        signal = signalled() => signal,
+        () = stop_asked(&mut asked_to_stop) => Ok(()),
         ended = watch_over(&parts) => Err(AppError::Ended(ended)),
     };
     tracing::info!("stopping: running requests end, everything else goes on with the next start");
+    leave_at_last();
     condition.raise(Hindrance::Draining, "the program is stopping");
     stop.send_replace(true);
-    actix::spawn(async {
-        if signalled().await.is_ok() {
-            // A second signal: every state is safe to leave in.
-            std::process::exit(1);
+    let ends = async {
+        let served = server.await;
+        // What such a call did would otherwise have to be searched for at the provider.
+        while shared.creating.count() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-    });
-    if tokio::time::timeout(DRAIN, server).await.is_err() {
-        tracing::warn!("some requests did not end in time and were cut");
+        served
+    };
+    match tokio::time::timeout(DRAIN + Duration::from_millis(500), ends).await {
+        Ok(Ok(serving::Drained::Fully)) => {}
+        Ok(_) | Err(_) => tracing::warn!("some requests did not end in time and were cut"),
     }
     // A store that cannot any more has said so, and the process is leaving.
     let _ = store.anchor().await;
@@ -179,23 +204,44 @@ async fn keep_anchored(store: Store) {
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        if store.anchor().await.is_err() {
-            return;
+        match store.anchor().await {
+            // Without room for the small file the store is merely ahead of it, which is normal.
+            Ok(()) | Err(StoreError::Full(_)) => {}
+            Err(_) => return,
         }
     }
 }
 
 /// The committer cannot write or sync: what the disk has is not known any more, so nothing may go on.
-fn leave(err: &StoreError) {
-    tracing::error!(error = %err, "the store cannot go on: {err}. Leaving; what was acknowledged is safe");
+fn leave(err: &StoreError, data: &Path) {
+    tracing::error!(error = %err, "the store cannot go on: {err}. Leaving; what was acknowledged is safe, start again");
+    disk::make_openable(data);
     std::process::exit(i32::from(EXIT_DISK));
+}
+
+/// A file of the spool could not be synced: the next sync of anything may lie, so nothing goes on.
+fn leave_unsynced(why: &str) {
+    tracing::error!("{why}. Leaving; what was acknowledged is safe, see to the disk and start again");
+    std::process::exit(i32::from(EXIT_DISK));
+}
+
+/// Sees to it that the process is gone in time although something hangs: a disk, or a thread.
+fn leave_at_last() {
+    let spawned = std::thread::Builder::new().name("leave".to_owned()).spawn(|| {
+        std::thread::sleep(LEAVE);
+        tracing::warn!("not everything ended in time; leaving all the same, which is safe");
+        std::process::exit(0);
+    });
+    if let Err(err) = spawned {
+        tracing::warn!(error = %err, "nothing watches over the stop");
+    }
 }
 
 fn share(
     settings: &Settings,
     store: Store,
     clock: SharedClock,
-    condition: Arc<Condition>,
+    disk: Arc<Disk>,
     ids: Ids,
     spool: PathBuf,
     base_url: String,
@@ -226,7 +272,9 @@ fn share(
         },
         clock,
         ids,
-        condition,
+        condition: disk.condition(),
+        disk,
+        creating: Arc::default(),
         switches: Switches::new(settings.creation.enabled, settings.polling.enabled),
         account: Account::new(settings.retry.backoff.clamp(Duration::from_secs(1), Duration::from_secs(30))),
         pace,
@@ -388,13 +436,22 @@ fn announce(settings: &Settings, address: SocketAddr, resumed: usize) {
 }
 
 /// Tells how far the work is, whenever that changes, at most every two seconds.
-async fn tell_progress(reader: StoreReader, address: SocketAddr) {
+async fn tell_progress(reader: StoreReader, address: SocketAddr, data: PathBuf) {
     let mut told = [0; 4];
     let mut interval = tokio::time::interval(Duration::from_secs(2));
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        let Ok(counts) = reader.summary(None) else { continue };
+        let counts = match reader.summary(None) {
+            Ok(counts) => counts,
+            Err(err) => {
+                // Its handle is dead also where no write has found out yet.
+                if err.is_fatal() {
+                    leave(&err, &data);
+                }
+                continue;
+            }
+        };
         if counts == told {
             continue;
         }
@@ -416,15 +473,33 @@ async fn tell_progress(reader: StoreReader, address: SocketAddr) {
     }
 }
 
-/// Returns when the process is told to stop.
-async fn signalled() -> Result<(), AppError> {
+/// Counts the signals that ask the process to stop. A second one ends it at once: every state is safe to leave in.
+fn signals() -> Result<watch::Receiver<u32>, AppError> {
     use tokio::signal::unix::{SignalKind, signal};
     let fail = |err: std::io::Error| AppError::System(err.to_string());
     let mut terminate = signal(SignalKind::terminate()).map_err(fail)?;
-    tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        interrupted = tokio::signal::ctrl_c() => interrupted.map_err(fail),
-    }
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(fail)?;
+    let (count, counted) = watch::channel(0);
+    // On a thread of the runtime's own: opening the store blocks this one.
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            count.send_modify(|count| *count += 1);
+            if *count.borrow() > 1 {
+                tracing::warn!("told to stop again: leaving at once");
+                std::process::exit(1);
+            }
+        }
+    });
+    Ok(counted)
+}
+
+async fn stop_asked(signals: &mut watch::Receiver<u32>) {
+    // The sender lives as long as the runtime.
+    let _ = signals.wait_for(|count| *count > 0).await;
 }
 
 type IsAlive = Box<dyn Fn() -> bool>;

@@ -5,6 +5,7 @@
 //! - [`domain`]: the nouns and the pure rules: state machine, retries, prices, what an analysis is.
 //! - [`clock`]: the only place that asks the machine for the time, and the source of new ids.
 //! - [`condition`]: what stands in the way of the work just now; every part reports to it and asks it.
+//! - [`disk`]: the room below the data folder, and what is done before there is none.
 //! - [`config`]: defaults, file, environment and flags become checked settings.
 //! - [`telemetry`]: how logs leave the process.
 //! - [`serving`]: the accept loop that every HTTP server here stands behind.
@@ -23,6 +24,7 @@ pub mod cli;
 pub mod clock;
 pub mod condition;
 pub mod config;
+pub mod disk;
 pub mod domain;
 pub mod http;
 pub mod import;

@@ -44,10 +44,18 @@ pub struct Options {
     pub drain_timeout: Duration,
 }
 
+/// Connections that leave enough file descriptors for everything else that a server opens.
+pub fn connections_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    // Where there are few, most of them are taken by the program itself.
+    let left = limit.saturating_sub(64).max(limit / 4);
+    usize::try_from(left).unwrap_or(usize::MAX).min(512)
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
-            max_connections: 512,
+            max_connections: connections_max(),
             max_per_address: 32,
             header_read_timeout: Duration::from_secs(10),
             max_headers: 64,

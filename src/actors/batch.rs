@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use actix::prelude::*;
 
-use super::Shared;
 use super::account::{Cause, Success};
 use super::creator::{Creator, Nudge};
 use super::effects::{self, Chunk, ChunkError};
 use super::finding;
 use super::registry::{Died, Moved, Registry};
+use super::{CreatingOne, Shared, spool};
 use crate::domain::batch::{Batch, BatchState, Cancel, ResultKind, Then};
 use crate::domain::effect::Effect;
 use crate::domain::event::{Event, Observation};
@@ -46,6 +46,10 @@ pub struct BatchActor {
     named: Option<HashMap<RequestId, Failure>>,
     /// The call that was begun last.
     running: Option<SpawnHandle>,
+    /// The result file as it was when it was found to be whole.
+    whole: Option<(ResultKind, spool::Stamp)>,
+    /// Held from a create call until what came of it is stored.
+    creating: Option<CreatingOne>,
 }
 
 impl BatchActor {
@@ -57,7 +61,18 @@ impl BatchActor {
         creator: Option<Addr<Creator>>,
     ) -> Self {
         let obituary = Obituary { registry, id: batch.id, retired: false };
-        Self { batch, fresh, shared, creator, obituary, uncertain_since: None, named: None, running: None }
+        Self {
+            batch,
+            fresh,
+            shared,
+            creator,
+            obituary,
+            uncertain_since: None,
+            named: None,
+            running: None,
+            whole: None,
+            creating: None,
+        }
     }
 
     fn happened(&mut self, event: &Event, ctx: &mut Context<Self>) {
@@ -125,6 +140,7 @@ impl BatchActor {
             self.uncertain_since = None;
         }
         let observed = if batch.state.is_observed() { batch.provider_batch.clone() } else { None };
+        self.creating = None;
         self.obituary.registry.do_send(Moved { id: batch.id, observed });
         self.run(step.effects, ctx);
     }
@@ -165,6 +181,7 @@ impl BatchActor {
                 self.spawn(ctx, async move { effects::make_intent(&shared, &batch, input).await });
             }
             Effect::CreateBatch(intent) => {
+                self.creating = Some(shared.creating.begin());
                 self.spawn(ctx, async move { effects::create(&shared, &batch, intent).await });
             }
             Effect::Sweep(intent) => {
@@ -206,9 +223,12 @@ impl BatchActor {
     }
 
     fn fill(&mut self, ctx: &mut Context<Self>) {
-        let (store, limits) = (self.shared.store.clone(), self.shared.limits);
+        let (shared, limits) = (self.shared.clone(), self.shared.limits);
         let (id, revision) = (self.batch.id, self.batch.revision);
-        let cut = async move { store.cut_chunk(id, revision, limits).await };
+        let cut = async move {
+            shared.disk.room_to_finish().await;
+            shared.store.cut_chunk(id, revision, limits).await
+        };
         self.store_then(cut, ctx, |this, cut, ctx| {
             this.batch = cut.batch;
             this.run_one(if cut.done { Effect::EndFilling } else { Effect::Fill }, ctx);
@@ -217,9 +237,11 @@ impl BatchActor {
 
     fn apply_lines(&mut self, kind: ResultKind, offset: u64, ctx: &mut Context<Self>) {
         let (shared, batch) = (self.shared.clone(), self.batch.clone());
-        let read = async move { effects::read_chunk(&shared, batch, kind, offset).await };
+        let whole = self.whole.take().filter(|(of, _)| *of == kind).map(|(_, stamp)| stamp);
+        let read = async move { effects::read_chunk(&shared, batch, kind, offset, whole).await };
         ctx.spawn(read.into_actor(self).map(move |chunk, this, ctx| match chunk {
-            Ok(Chunk { lines, to, end }) => {
+            Ok(Chunk { lines, to, end, whole }) => {
+                this.whole = Some((kind, whole));
                 this.store_lines(&Event::LinesRead { kind, from: offset, to, end }, lines, ctx);
             }
             Err(ChunkError::Gone) => this.happened(&Event::CopyLost { kind }, ctx),
@@ -247,6 +269,7 @@ impl BatchActor {
     fn close_chunk(&mut self, ctx: &mut Context<Self>) {
         let (shared, batch, known) = (self.shared.clone(), self.batch.clone(), self.named.take());
         let close = async move {
+            shared.disk.room_to_finish().await;
             let named = match known {
                 Some(named) => named,
                 None => effects::named_lines(&shared, &batch).await?,

@@ -1,7 +1,7 @@
 //! Runs one effect and says what happened. Whatever goes wrong is an event, too; only the machine decides.
 
 use std::collections::HashMap;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::account::{Call, Cause, Success};
 use super::finding::PAGES_MAX;
 use super::registry::blocking;
+use super::spool::{self, Stamp, Sum};
 use super::{Shared, intake};
 use crate::domain::analysis;
 use crate::domain::batch::{Batch, Ended, InputFile, Intent, Problem, ResultKind, Running, Terminal};
@@ -66,17 +67,47 @@ async fn try_upload(
         return Ok(input(file));
     }
     let path = input_path(shared, batch);
-    let (worker, owned) = (shared.clone(), batch.clone());
-    let written = tokio::task::spawn_blocking(move || write_input(&worker, &owned)).await;
-    match written {
-        Ok(Ok(())) => {}
-        Ok(Err(err)) => return Err(Trouble::Local { why: format!("{}: {err}", path.display()) }),
-        Err(err) => return Err(Trouble::Local { why: err.to_string() }),
-    }
+    prepare_input(shared, batch, &path)
+        .await
+        .map_err(|err| Trouble::Local { why: format!("{}: {err}", path.display()) })?;
     let _slot = shared.pace.upload(shared.clock.as_ref()).await;
+    // Much may have come between while there was no room, or no slot.
+    creation_enabled(shared).await;
     let sent = shared.provider.upload_file(&path, &name).await.map_err(|err| trouble(shared, err))?;
     shared.account.succeeded(Success::Read);
     Ok(input(sent))
+}
+
+/// Sees to it that the whole input file lies in the spool; waits while there is no room for it.
+async fn prepare_input(shared: &Arc<Shared>, batch: &Batch, path: &Path) -> io::Result<()> {
+    loop {
+        let checked = path.to_owned();
+        if beside(move || spool::check(&checked)).await?.is_some_and(|file| file.len() == batch.input_bytes) {
+            return Ok(());
+        }
+        let room = shared.disk.room_for(batch.input_bytes).await;
+        let (worker, owned) = (shared.clone(), batch.clone());
+        let written = beside(move || write_input(&worker, &owned)).await;
+        drop(room);
+        match written {
+            Ok(()) => {
+                shared.disk.written();
+                return Ok(());
+            }
+            Err(err) => {
+                // Half a file only takes room.
+                remove(&spool::names(path)).await;
+                if !shared.disk.is_to_be_tried_again(path, &err).await {
+                    return Err(err);
+                }
+            }
+        }
+    }
+}
+
+/// Runs work on files beside the actors.
+async fn beside<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 /// Looks for a file of ours by its name, among those that are not older than the batch.
@@ -109,27 +140,19 @@ fn result_path(shared: &Shared, batch: &Batch, kind: ResultKind) -> PathBuf {
     shared.spool.join(format!("{}-{}.jsonl", batch.id, kind.label()))
 }
 
-/// Writes the input file from the members, byte for byte as they were taken in. One that is there is whole.
+/// Writes the input file from the members, byte for byte as they were taken in.
 fn write_input(shared: &Shared, batch: &Batch) -> io::Result<()> {
-    let path = input_path(shared, batch);
-    if std::fs::metadata(&path).is_ok_and(|file| file.len() == batch.input_bytes) {
-        return Ok(());
-    }
-    let part = path.with_extension("part");
-    let mut file = io::BufWriter::with_capacity(1 << 20, std::fs::File::create(&part)?);
-    let mut after: Option<RequestId> = None;
-    loop {
-        let page = shared.reader.members(batch.id, after, CHUNK_LINES).map_err(io::Error::other)?;
-        let Some(last) = page.last() else { break };
-        after = Some(*last);
-        for id in page {
-            file.write_all(&line_of(shared, id).map_err(io::Error::other)?)?;
+    spool::write(&input_path(shared, batch), |file| {
+        let mut after: Option<RequestId> = None;
+        loop {
+            let page = shared.reader.members(batch.id, after, CHUNK_LINES).map_err(io::Error::other)?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(*last);
+            for id in page {
+                file.write_all(&line_of(shared, id).map_err(io::Error::other)?)?;
+            }
         }
-    }
-    let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
-    file.sync_all()?;
-    std::fs::rename(&part, &path)?;
-    std::fs::File::open(&shared.spool)?.sync_all()
+    })
 }
 
 fn line_of(shared: &Shared, id: RequestId) -> Result<Vec<u8>, StoreError> {
@@ -265,40 +288,74 @@ pub async fn cancel(shared: &Shared, id: &ProviderBatchId) -> Event {
     }
 }
 
-/// Brings a result file home.
+/// Brings a result file home; waits while there is no room for it.
 pub async fn download(shared: &Shared, batch: &Batch, kind: ResultKind, file: FileId) -> Event {
     let to = result_path(shared, batch, kind);
-    shared.account.pass(shared.clock.as_ref(), Call::Read).await;
-    let _slot = shared.pace.download().await;
-    match fetch_whole(shared, &file, &to).await {
-        Ok(torn) => Event::Downloaded { kind, torn },
-        Err(err) => Event::DownloadFailed { kind, trouble: trouble(shared, err), at: shared.clock.now() },
+    loop {
+        shared.account.pass(shared.clock.as_ref(), Call::Read).await;
+        // A server that cannot say how long it is does not make the copy at home worse.
+        let said = shared.provider.get_file(&file).await.ok().flatten().and_then(|file| file.bytes);
+        let room = shared.disk.room_for(said.unwrap_or(0)).await;
+        let slot = shared.pace.download().await;
+        let fetched = tokio::select! {
+            fetched = fetch_whole(shared, &file, said, &to) => Some(fetched),
+            () = shared.disk.until_low() => None,
+        };
+        drop((room, slot));
+        let err = match fetched {
+            Some(Ok(torn)) => {
+                shared.disk.written();
+                return Event::Downloaded { kind, torn };
+            }
+            Some(Err(err)) => Some(err),
+            None => None,
+        };
+        // Half a file only takes room.
+        remove(&spool::names(&to)).await;
+        match err {
+            None => {
+                tracing::warn!(batch.id = %batch.id, "a download was broken off for lack of room; it begins anew when there is some")
+            }
+            Some(ProviderError::Local { source, .. })
+                if shared.disk.is_to_be_tried_again(&to, &source).await => {}
+            Some(err) => {
+                let trouble = trouble(shared, err);
+                return Event::DownloadFailed { kind, trouble, at: shared.clock.now() };
+            }
+        }
     }
 }
 
 /// A length other than the provider's is tried once more and taken if the content is the same. Says whether it is
 /// torn all the same: shorter than the provider says, and ending within a line. The length alone proves nothing, for
 /// it is not right everywhere.
-async fn fetch_whole(shared: &Shared, file: &FileId, to: &Path) -> Result<bool, ProviderError> {
-    let first = shared.provider.download_file(file, to).await?;
-    // A server that cannot say how long it is does not make the copy at home worse.
-    let said = shared.provider.get_file(file).await.ok().flatten().and_then(|file| file.bytes);
-    if said.is_none_or(|bytes| bytes == first.bytes) {
-        return Ok(false);
-    }
-    let second = shared.provider.download_file(file, to).await?;
-    if Some(second.bytes) != said && second.sha256 != first.sha256 {
-        return Err(ProviderError::Uncertain {
-            call: "GET /files/{id}/content",
-            what: "the content differs from one download to the next".to_owned(),
-        });
-    }
-    let whole_lines = ends_with_a_line(to).await.map_err(|source| ProviderError::Local {
-        call: "GET /files/{id}/content",
-        path: to.display().to_string(),
-        source,
-    })?;
-    Ok(said.is_some_and(|bytes| second.bytes < bytes) && !whole_lines)
+async fn fetch_whole(
+    shared: &Shared,
+    file: &FileId,
+    said: Option<u64>,
+    to: &Path,
+) -> Result<bool, ProviderError> {
+    const CALL: &str = "GET /files/{id}/content";
+    let local = |source| ProviderError::Local { call: CALL, path: to.display().to_string(), source };
+    let part = spool::unsealed(to);
+    let first = shared.provider.download_file(file, &part).await?;
+    let (fetched, torn) = if said.is_none_or(|bytes| bytes == first.bytes) {
+        (first, false)
+    } else {
+        let second = shared.provider.download_file(file, &part).await?;
+        if Some(second.bytes) != said && second.sha256 != first.sha256 {
+            return Err(ProviderError::Uncertain {
+                call: CALL,
+                what: "the content differs from one download to the next".to_owned(),
+            });
+        }
+        let whole_lines = ends_with_a_line(&part).await.map_err(local)?;
+        let torn = said.is_some_and(|bytes| second.bytes < bytes) && !whole_lines;
+        (second, torn)
+    };
+    let (to, sum) = (to.to_owned(), Sum::Sha { bytes: fetched.bytes, sha256: fetched.sha256 });
+    beside(move || spool::seal(&to, sum)).await.map_err(local)?;
+    Ok(torn)
 }
 
 /// Whether the last byte of a file is a line end; an empty file has no line that could be torn.
@@ -317,11 +374,13 @@ pub struct Chunk {
     pub lines: Vec<AppliedLine>,
     pub to: u64,
     pub end: bool,
+    /// The file that they are from.
+    pub whole: Stamp,
 }
 
 /// Why no lines could be read.
 pub enum ChunkError {
-    /// The file is not there, or not all of it.
+    /// The file is not there, or not what was written.
     Gone,
     /// Something else, which another copy would not mend.
     Failed(StoreError),
@@ -333,23 +392,28 @@ impl From<StoreError> for ChunkError {
     }
 }
 
-/// Reads the next lines of a file at home.
+/// Reads the next lines of a file at home. `whole` is how it was when it was last found to be whole.
 pub async fn read_chunk(
     shared: &Arc<Shared>,
     batch: Batch,
     kind: ResultKind,
     offset: u64,
+    whole: Option<Stamp>,
 ) -> Result<Chunk, ChunkError> {
+    shared.disk.room_to_finish().await;
     let path = result_path(shared, &batch, kind);
-    match tokio::fs::metadata(&path).await {
-        Ok(file) if file.len() >= offset => {}
+    let named = path.display().to_string();
+    let checked = path.clone();
+    // All of it is read once; after that it is enough that nobody wrote it since.
+    let found = beside(move || match whole {
+        Some(stamp) if Stamp::of(&checked)? == whole => Ok(Some(stamp)),
+        Some(_) | None => spool::check(&checked),
+    });
+    let whole = match found.await {
+        Ok(Some(stamp)) if stamp.len() >= offset => stamp,
         Ok(_) => return Err(ChunkError::Gone),
-        Err(err) if err.kind() == io::ErrorKind::NotFound => return Err(ChunkError::Gone),
-        Err(err) => {
-            let path = path.display().to_string();
-            return Err(StoreError::Folder { path, why: err.to_string() }.into());
-        }
-    }
+        Err(err) => return Err(StoreError::Folder { path: named, why: err.to_string() }.into()),
+    };
     let shared = shared.clone();
     let read = blocking(move || {
         let failed =
@@ -358,7 +422,7 @@ pub async fn read_chunk(
         let mut lines = Vec::new();
         while lines.len() < CHUNK_LINES && reader.offset() - offset < CHUNK_BYTES {
             match reader.next_line().map_err(failed)? {
-                None => return Ok(Chunk { lines, to: reader.offset(), end: true }),
+                None => return Ok(Chunk { lines, to: reader.offset(), end: true, whole }),
                 Some(RawLine::Oversized { offset, length, head }) => {
                     tracing::warn!(batch.id = %batch.id, offset, length, "a result line is too long to be read");
                     let request = jsonl::custom_id_in(head).and_then(|id| id.parse().ok());
@@ -369,7 +433,7 @@ pub async fn read_chunk(
                 }
             }
         }
-        Ok(Chunk { lines, to: reader.offset(), end: false })
+        Ok(Chunk { lines, to: reader.offset(), end: false, whole })
     });
     Ok(read.await?)
 }
@@ -477,15 +541,19 @@ pub async fn clean(shared: &Arc<Shared>, batch: &Batch) -> Event {
         result_path(shared, batch, ResultKind::Error),
     ];
     for path in paths {
-        for path in [path.with_extension("part"), path.with_extension("jsonl.part"), path] {
-            match tokio::fs::remove_file(&path).await {
-                Ok(()) => {}
-                Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-                Err(err) => tracing::warn!(path = %path.display(), error = %err, "a spool file stays"),
-            }
-        }
+        remove(&spool::names(&path)).await;
     }
     Event::Cleaned { at: shared.clock.now() }
+}
+
+async fn remove(paths: &[PathBuf]) {
+    for path in paths {
+        match tokio::fs::remove_file(path).await {
+            Ok(()) => {}
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+            Err(err) => tracing::warn!(path = %path.display(), error = %err, "a spool file stays"),
+        }
+    }
 }
 
 fn trouble(shared: &Shared, err: ProviderError) -> Trouble {

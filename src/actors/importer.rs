@@ -8,7 +8,9 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::mpsc;
 
-use super::intake::{AcceptSessions, CHUNK, ChatSession, Intake};
+use super::Shared;
+use super::intake::{AcceptSessions, CHUNK, ChatSession, Intake, IntakeError};
+use crate::condition::Hindrance;
 use crate::domain::id::CompanyId;
 use crate::import::{Options, export};
 use crate::store::SessionTaken;
@@ -32,13 +34,14 @@ pub struct Source {
 pub struct Importer {
     source: Arc<Source>,
     intake: Addr<Intake>,
+    shared: Arc<Shared>,
     busy: bool,
 }
 
 impl Importer {
     /// An importer that hands what it reads to `intake`.
-    pub fn new(source: Source, intake: Addr<Intake>) -> Self {
-        Self { source: Arc::new(source), intake, busy: false }
+    pub fn new(source: Source, intake: Addr<Intake>, shared: Arc<Shared>) -> Self {
+        Self { source: Arc::new(source), intake, shared, busy: false }
     }
 
     fn read(&mut self, ctx: &mut Context<Self>) {
@@ -46,8 +49,8 @@ impl Importer {
             return;
         }
         self.busy = true;
-        let (source, intake) = (self.source.clone(), self.intake.clone());
-        let read = async move { import(source, intake).await };
+        let (source, intake, shared) = (self.source.clone(), self.intake.clone(), self.shared.clone());
+        let read = async move { import(source, intake, shared).await };
         ctx.spawn(read.into_actor(self).map(|(), this, _| this.busy = false));
     }
 }
@@ -72,7 +75,29 @@ struct Counts {
     without_transcript: u64,
 }
 
-async fn import(source: Arc<Source>, intake: Addr<Intake>) {
+/// Sends one chunk; waits for as long as nothing is taken in. None when the program is leaving.
+async fn hand_in(
+    asked: AcceptSessions,
+    intake: &Addr<Intake>,
+    shared: &Shared,
+) -> Option<Result<Vec<SessionTaken>, IntakeError>> {
+    let mut changes = shared.condition.changes();
+    loop {
+        match intake.send(asked.clone()).await {
+            Ok(Err(IntakeError::Stopped(Hindrance::Draining, _))) | Err(_) => return None,
+            Ok(Err(IntakeError::Stopped(_, why))) => {
+                tracing::warn!(company.id = %asked.company, "an import waits: {why}");
+                while shared.condition.intake_stopped().is_some_and(|(what, _)| what != Hindrance::Draining) {
+                    // The condition lives as long as we do.
+                    let _ = changes.changed().await;
+                }
+            }
+            Ok(taken) => return Some(taken),
+        }
+    }
+}
+
+async fn import(source: Arc<Source>, intake: Addr<Intake>, shared: Arc<Shared>) {
     // Two chunks on the way at most: the reader waits for the store, not the memory.
     let (sender, mut chunks) = mpsc::channel::<Vec<ChatSession>>(2);
     let reading = source.clone();
@@ -80,8 +105,8 @@ async fn import(source: Arc<Source>, intake: Addr<Intake>) {
     let mut counts = Counts::default();
     while let Some(sessions) = chunks.recv().await {
         let asked = AcceptSessions { company: source.company.clone(), sessions };
-        match intake.send(asked).await {
-            Ok(Ok(taken)) => {
+        match hand_in(asked, &intake, &shared).await {
+            Some(Ok(taken)) => {
                 for taken in taken {
                     match taken {
                         SessionTaken::New => counts.new += 1,
@@ -91,12 +116,12 @@ async fn import(source: Arc<Source>, intake: Addr<Intake>) {
                     }
                 }
             }
-            Ok(Err(err)) => {
+            Some(Err(err)) => {
                 tracing::error!(company.id = %source.company, error = %err, "an import stopped; it is read again in its time");
                 return;
             }
             // The program is leaving.
-            Err(_) => return,
+            None => return,
         }
     }
     match reader.await {

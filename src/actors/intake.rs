@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::Shared;
 use super::creator::{Creator, Nudge};
 use super::registry::blocking;
+use crate::condition::Hindrance;
 use crate::domain::analysis;
 use crate::domain::id::{CompanyId, RequestId, SessionId};
 use crate::domain::request::{Endpoint, Group, Source};
@@ -19,6 +20,26 @@ use crate::store::{Accepted, ClientKey, Content, NewRequest, Requeued, SessionIn
 
 /// How many requests or sessions one message may carry.
 pub const CHUNK: usize = 250;
+
+/// Why nothing was stored of what came in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IntakeError {
+    /// Nothing is taken in just now.
+    #[error("nothing is taken in just now: {1}")]
+    Stopped(Hindrance, String),
+    /// The store did not take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Whether something may be taken in; the disk is looked at anew for each chunk, for a second is long.
+fn may_take_in(shared: &Shared) -> Result<(), IntakeError> {
+    shared.disk.look();
+    match shared.condition.intake_stopped() {
+        None => Ok(()),
+        Some((hindrance, why)) => Err(IntakeError::Stopped(hindrance, why)),
+    }
+}
 
 /// Writes what comes in.
 pub struct Intake {
@@ -35,7 +56,7 @@ impl Intake {
 
     /// Makes the requests of all sessions that have settled.
     fn settle(&mut self, ctx: &mut Context<Self>) {
-        if self.settling {
+        if self.settling || may_take_in(&self.shared).is_err() {
             return;
         }
         self.settling = true;
@@ -88,7 +109,7 @@ pub struct RequestIn {
 
 /// Take in requests of one company, at most [`CHUNK`].
 #[derive(Message)]
-#[rtype(result = "Result<Vec<Accepted>, StoreError>")]
+#[rtype(result = "Result<Vec<Accepted>, IntakeError>")]
 pub struct AcceptRequests {
     /// Whose.
     pub company: CompanyId,
@@ -97,12 +118,13 @@ pub struct AcceptRequests {
 }
 
 impl Handler<AcceptRequests> for Intake {
-    type Result = ResponseFuture<Result<Vec<Accepted>, StoreError>>;
+    type Result = ResponseFuture<Result<Vec<Accepted>, IntakeError>>;
 
     fn handle(&mut self, asked: AcceptRequests, _: &mut Context<Self>) -> Self::Result {
         let (shared, creator) = (self.shared.clone(), self.creator.clone());
         Box::pin(async move {
             let AcceptRequests { company, requests } = asked;
+            may_take_in(&shared)?;
             let made = requests.into_iter().map(|request| generic(&shared, &company, request)).collect();
             let accepted = shared.store.accept_requests(made, shared.clock.now()).await?;
             if accepted.iter().any(|accepted| matches!(accepted, Accepted::New(_))) {
@@ -155,8 +177,8 @@ pub struct ChatSession {
 }
 
 /// Take in sessions of one company, at most [`CHUNK`].
-#[derive(Message)]
-#[rtype(result = "Result<Vec<SessionTaken>, StoreError>")]
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Result<Vec<SessionTaken>, IntakeError>")]
 pub struct AcceptSessions {
     /// Whose.
     pub company: CompanyId,
@@ -165,12 +187,13 @@ pub struct AcceptSessions {
 }
 
 impl Handler<AcceptSessions> for Intake {
-    type Result = ResponseActFuture<Self, Result<Vec<SessionTaken>, StoreError>>;
+    type Result = ResponseActFuture<Self, Result<Vec<SessionTaken>, IntakeError>>;
 
     fn handle(&mut self, asked: AcceptSessions, _: &mut Context<Self>) -> Self::Result {
         let shared = self.shared.clone();
         let taken = async move {
             let AcceptSessions { company, sessions } = asked;
+            may_take_in(&shared)?;
             let now = shared.clock.now();
             let take = |session: ChatSession| SessionIn {
                 company: company.clone(),
@@ -182,7 +205,7 @@ impl Handler<AcceptSessions> for Intake {
                 settles_at: now.plus(shared.settle),
             };
             let sessions = sessions.into_iter().map(take).collect();
-            shared.store.accept_sessions(sessions, now).await
+            Ok(shared.store.accept_sessions(sessions, now).await?)
         };
         Box::pin(taken.into_actor(self).map(|taken, this, ctx| {
             if this.shared.settle.is_zero() {
@@ -217,11 +240,11 @@ pub struct RequeueCounts {
 
 /// Put failed requests back to wait for a batch; one named twice counts once.
 #[derive(Message)]
-#[rtype(result = "Result<RequeueCounts, StoreError>")]
+#[rtype(result = "Result<RequeueCounts, IntakeError>")]
 pub struct Requeue(pub Vec<RequestId>);
 
 impl Handler<Requeue> for Intake {
-    type Result = ResponseFuture<Result<RequeueCounts, StoreError>>;
+    type Result = ResponseFuture<Result<RequeueCounts, IntakeError>>;
 
     fn handle(&mut self, Requeue(ids): Requeue, _: &mut Context<Self>) -> Self::Result {
         let (shared, creator) = (self.shared.clone(), self.creator.clone());
@@ -230,6 +253,7 @@ impl Handler<Requeue> for Intake {
             let ids: Vec<_> = ids.into_iter().filter(|id| seen.insert(*id)).collect();
             let mut counts = RequeueCounts::default();
             for chunk in ids.chunks(CHUNK) {
+                may_take_in(&shared)?;
                 for fate in shared.store.requeue(chunk.to_vec(), shared.clock.now()).await? {
                     match fate {
                         Requeued::Requeued => counts.requeued += 1,

@@ -27,14 +27,16 @@ pub mod pace;
 pub mod poller;
 pub mod reconciler;
 pub mod registry;
+mod spool;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::clock::{Ids, SharedClock};
 use crate::condition::Condition;
+use crate::disk::Disk;
 use crate::domain::batch::ProviderIdentity;
 use crate::domain::cut::Limits;
 use crate::domain::price::PriceTable;
@@ -66,6 +68,31 @@ impl Switches {
     }
 }
 
+/// Counts the create calls that are under way: whoever leaves waits for their answers, for a while.
+#[derive(Debug, Default)]
+pub struct Creating(AtomicUsize);
+
+impl Creating {
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    fn begin(self: &Arc<Self>) -> CreatingOne {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        CreatingOne(self.clone())
+    }
+}
+
+/// One create call, until it is dropped.
+struct CreatingOne(Arc<Creating>);
+
+impl Drop for CreatingOne {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// What the actors share: handles and bounds, nothing that one of them owns.
 pub struct Shared {
     /// Changes.
@@ -82,6 +109,10 @@ pub struct Shared {
     pub ids: Ids,
     /// What stands in the way.
     pub condition: Arc<Condition>,
+    /// The room on the disk.
+    pub disk: Arc<Disk>,
+    /// Create calls that are under way.
+    pub creating: Arc<Creating>,
     /// What may be switched off.
     pub switches: Switches,
     /// Whether the account at the provider may be used.

@@ -99,6 +99,7 @@ impl CliError {
         match self {
             Self::Config(_) => 78,
             Self::App(AppError::Store(err)) | Self::Store(err) => store_code(err),
+            Self::App(AppError::Folder { source, .. }) if crate::disk::is_no_room(source) => app::EXIT_DISK,
             Self::App(AppError::Folder { .. } | AppError::Provider(_) | AppError::Faults { .. }) => 78,
             Self::App(AppError::Simulator(crate::simulator::SimulatorError::InUse { .. })) => 75,
             Self::App(

@@ -8,6 +8,7 @@ use super::{CliError, block_on, data_folder, output};
 use crate::app;
 use crate::clock::{Ids, SharedClock, SystemClock};
 use crate::config::Settings;
+use crate::disk;
 use crate::domain::id::CompanyId;
 use crate::http::auth;
 use crate::store::{Role, Store, StoredToken};
@@ -48,6 +49,7 @@ pub fn run(command: &Token, settings: &Settings, json: bool) -> Result<(), CliEr
     block_on(async {
         let clock: SharedClock = Arc::new(SystemClock::new());
         let ids = Ids::new(clock.clone());
+        disk::make_openable(data_folder(settings));
         let store = Store::open(data_folder(settings), ids.next(), Box::new(|_| {})).await?;
         let (token, role) = match &command.what {
             What::Reset => {

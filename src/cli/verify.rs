@@ -5,11 +5,13 @@ use std::sync::Arc;
 use super::{CliError, block_on, data_folder, output};
 use crate::clock::{Ids, SystemClock};
 use crate::config::Settings;
+use crate::disk;
 use crate::store::Store;
 
 pub fn run(settings: &Settings, json: bool) -> Result<(), CliError> {
     let report = block_on(async {
         let ids = Ids::new(Arc::new(SystemClock::new()));
+        disk::make_openable(data_folder(settings));
         let store = Store::open(data_folder(settings), ids.next(), Box::new(|_| {})).await?;
         Ok(store.reader().verify()?)
     })?;

@@ -18,6 +18,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const LINES_MAX: u32 = 50_000;
 const FILE_BYTES_MAX: u64 = 200_000_000;
 const FILE_BYTES_MIN: u64 = 1_000;
+/// More is no floor but a mistake.
+const ROOM_BYTES_MAX: u64 = 1_000_000_000_000_000;
 const ADMIN_TOKEN_CHARS_MIN: usize = 16;
 
 /// Collects what is wrong while values are read.
@@ -109,8 +111,7 @@ pub(super) fn settings(raw: Raw, env: &dyn Fn(&str) -> Option<String>) -> Result
     let mut check = Check { entries, base, errors, notes: Vec::new(), listing: Vec::new() };
     check.list_entries();
     let server = server(&mut check, env);
-    let data_base = check.base_of("data.path");
-    let data = check.get("data.path", values::path(&data_base)).map(|path| Data { path });
+    let data = data(&mut check);
     let provider = provider(&mut check, env);
     let (creation, polling) = (creation(&mut check), polling(&mut check));
     let submission = submission(&mut check);
@@ -193,6 +194,14 @@ fn server(check: &mut Check, env: &dyn Fn(&str) -> Option<String>) -> Option<Ser
     }
     let bind = check.get("server.bind", values::address)?;
     Some(Server { bind, admin_token })
+}
+
+fn data(check: &mut Check) -> Option<Data> {
+    let base = check.base_of("data.path");
+    let path = check.get("data.path", values::path(&base));
+    let free_space_floor = check.get("data.free_space_floor", values::size(0, ROOM_BYTES_MAX));
+    let ballast = check.get("data.ballast", values::size(0, ROOM_BYTES_MAX));
+    Some(Data { path: path?, free_space_floor: free_space_floor?, ballast: ballast? })
 }
 
 fn provider(check: &mut Check, env: &dyn Fn(&str) -> Option<String>) -> Option<Provider> {

@@ -3,9 +3,11 @@
 use super::error::Problem;
 
 /// Every single key with its default, written as a file would have it; none where it may be left out.
-pub(super) const KEYS: [(&str, Option<&str>); 31] = [
+pub(super) const KEYS: [(&str, Option<&str>); 33] = [
     ("server.bind", Some("127.0.0.1:8080")),
     ("data.path", Some("data")),
+    ("data.free_space_floor", Some("256MB")),
+    ("data.ballast", Some("64MB")),
     ("provider.kind", Some("simulator")),
     ("provider.base_url", Some("https://api.openai.com/v1")),
     ("creation.enabled", Some("true")),

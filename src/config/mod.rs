@@ -104,6 +104,10 @@ pub struct Server {
 pub struct Data {
     /// `store/`, `spool/` and `simulator/` live below it.
     pub path: PathBuf,
+    /// With less free space nothing is taken in or sent.
+    pub free_space_floor: u64,
+    /// How large the file is that is given back when the disk is full.
+    pub ballast: u64,
 }
 
 /// Who runs the batches.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use warp::http::StatusCode;
 use warp::http::header::HeaderMap;
 
@@ -39,9 +39,27 @@ struct Tally {
     errors: Vec<Value>,
     ids: Vec<Value>,
     ids_left_out: bool,
+    /// The last line of what was stored; all before it are stored or refused.
+    last_line: u64,
 }
 
 impl Tally {
+    /// What an error tells of the lines before it: they are stored, whatever became of the rest.
+    fn done(&self, with_updated: bool) -> Option<Map<String, Value>> {
+        if self.last_line == 0 {
+            return None;
+        }
+        let mut done = Map::new();
+        done.insert("accepted".to_owned(), Value::from(self.accepted));
+        done.insert("duplicate".to_owned(), Value::from(self.duplicate));
+        done.insert("rejected".to_owned(), Value::from(self.rejected));
+        done.insert("lastLine".to_owned(), Value::from(self.last_line));
+        if with_updated {
+            done.insert("updated".to_owned(), Value::from(self.updated));
+        }
+        Some(done)
+    }
+
     fn reject(&mut self, line: u64, err: &LineError) {
         self.rejected += 1;
         if self.errors.len() < ERRORS_MAX {
@@ -118,8 +136,9 @@ pub async fn requests(
         }
     };
     let kind = Requests { idempotency_key, bytes_max: api.shared.limits.bytes_max };
-    let (single, tally) = take_in(api, company, headers, body, &kind).await?;
-    answer(single, tally, false)
+    let mut tally = Tally::default();
+    let taken = take_in(api, company, headers, body, &kind, &mut tally).await;
+    answer(taken, tally, false)
 }
 
 /// `POST /api/v1/companies/{companyId}/sessions`
@@ -129,12 +148,18 @@ pub async fn sessions(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Value), ApiError> {
-    let (single, tally) = take_in(api, company, headers, body, &Sessions).await?;
-    answer(single, tally, true)
+    let mut tally = Tally::default();
+    let taken = take_in(api, company, headers, body, &Sessions, &mut tally).await;
+    answer(taken, tally, true)
 }
 
 /// A single object that is refused is an error of the call; of many, each line is told.
-fn answer(single: bool, tally: Tally, with_updated: bool) -> Result<(StatusCode, Value), ApiError> {
+fn answer(
+    taken: Result<bool, ApiError>,
+    tally: Tally,
+    with_updated: bool,
+) -> Result<(StatusCode, Value), ApiError> {
+    let single = taken.map_err(|err| ApiError { done: tally.done(with_updated), ..err })?;
     if let (true, Some(error)) = (single, tally.errors.first()) {
         let detail = error.get("detail").and_then(Value::as_str).unwrap_or_default().to_owned();
         return Err(match error.get("code").and_then(Value::as_str) {
@@ -152,44 +177,44 @@ async fn take_in<K: Kind>(
     headers: &HeaderMap,
     body: Body,
     kind: &K,
-) -> Result<(bool, Tally), ApiError> {
-    let mut tally = Tally::default();
+    tally: &mut Tally,
+) -> Result<bool, ApiError> {
     let mut chunk = Chunk { items: Vec::new(), bytes: 0 };
     match Shape::of(headers)? {
         Shape::Lines => {
             let mut lines = Lines::new(body);
             while let Some((number, line)) = lines.next().await? {
                 match line {
-                    Line::Whole(json) => chunk.add(kind, number, &json, &mut tally),
+                    Line::Whole(json) => chunk.add(kind, number, &json, tally),
                     Line::TooLong => {
                         let detail = format!("the line is longer than {} bytes", lines::LINE_BYTES_MAX);
                         tally.reject(number, &wrong("too_large", detail));
                     }
                 }
-                chunk.store_if_full(api, company, kind, &mut tally).await?;
+                chunk.store_if_full(api, company, kind, tally).await?;
             }
-            chunk.store(api, company, kind, &mut tally).await?;
-            Ok((false, tally))
+            chunk.store(api, company, kind, tally).await?;
+            Ok(false)
         }
         Shape::Json => {
             let body = super::read_whole(body, JSON_BYTES_MAX).await?;
             match lines::json(&body)? {
                 Json::One(json) => {
-                    chunk.add(kind, 1, json.get().as_bytes(), &mut tally);
-                    chunk.store(api, company, kind, &mut tally).await?;
-                    Ok((true, tally))
+                    chunk.add(kind, 1, json.get().as_bytes(), tally);
+                    chunk.store(api, company, kind, tally).await?;
+                    Ok(true)
                 }
                 Json::Many(entries) => {
                     for (number, json) in (1..).zip(&entries) {
-                        chunk.add(kind, number, json.get().as_bytes(), &mut tally);
-                        chunk.store_if_full(api, company, kind, &mut tally).await?;
+                        chunk.add(kind, number, json.get().as_bytes(), tally);
+                        chunk.store_if_full(api, company, kind, tally).await?;
                         if number % 256 == 0 {
                             // Refused entries alone would never let go of the thread.
                             tokio::task::yield_now().await;
                         }
                     }
-                    chunk.store(api, company, kind, &mut tally).await?;
-                    Ok((false, tally))
+                    chunk.store(api, company, kind, tally).await?;
+                    Ok(false)
                 }
             }
         }
@@ -235,10 +260,11 @@ impl<T> Chunk<T> {
     ) -> Result<(), ApiError> {
         self.bytes = 0;
         let items = std::mem::take(&mut self.items);
-        if items.is_empty() {
-            return Ok(());
-        }
-        kind.store(api, company, items, tally).await
+        let Some((last, _)) = items.last() else { return Ok(()) };
+        let last = *last;
+        kind.store(api, company, items, tally).await?;
+        tally.last_line = last;
+        Ok(())
     }
 }
 

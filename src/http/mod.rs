@@ -27,7 +27,7 @@ use warp::path::FullPath;
 use warp::reply::Response;
 
 use crate::actors::Shared;
-use crate::actors::intake::Intake;
+use crate::actors::intake::{Intake, IntakeError};
 use crate::actors::registry::Registry;
 use crate::config::Secret;
 use crate::domain::id::CompanyId;
@@ -384,10 +384,7 @@ fn ready(api: &Api) -> (StatusCode, Value) {
 fn takes_in(api: &Api) -> Result<(), ApiError> {
     match api.shared.condition.intake_stopped() {
         None => Ok(()),
-        Some((hindrance, why)) => Err(ApiError {
-            code: hindrance.code(),
-            ..ApiError::unavailable(format!("nothing is taken in just now: {why}"))
-        }),
+        Some((hindrance, why)) => Err(IntakeError::Stopped(hindrance, why).into()),
     }
 }
 

@@ -1,12 +1,13 @@
 //! Replies: `{"ok": true, …}`, or an error as RFC 9457 `application/problem+json` with `"ok": false`.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use warp::http::header::{
     ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use warp::http::{Response as Plain, StatusCode};
 use warp::reply::Response;
 
+use crate::actors::intake::IntakeError;
 use crate::store::StoreError;
 
 /// Why a call is not answered with what it asked for.
@@ -22,12 +23,14 @@ pub struct ApiError {
     pub retry_after: Option<u64>,
     /// The methods that the path has, for 405.
     pub allow: Option<&'static str>,
+    /// What was stored before the error, as fields of the reply.
+    pub done: Option<Map<String, Value>>,
 }
 
 impl ApiError {
     /// An error.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), retry_after: None, allow: None }
+        Self { status, code, detail: detail.into(), retry_after: None, allow: None, done: None }
     }
 
     /// 422: understood, and not possible.
@@ -48,7 +51,7 @@ impl ApiError {
     /// The reply, which names the call by its id.
     pub fn reply(&self, request_id: &str) -> Response {
         let title = self.status.canonical_reason().unwrap_or("Error");
-        let body = json!({
+        let mut body = json!({
             "ok": false,
             "type": "about:blank",
             "title": title,
@@ -57,6 +60,9 @@ impl ApiError {
             "detail": self.detail,
             "requestId": request_id,
         });
+        if let (Value::Object(fields), Some(done)) = (&mut body, &self.done) {
+            fields.extend(done.clone());
+        }
         let mut reply = bytes(self.status, "application/problem+json", &body);
         let headers = reply.headers_mut();
         if let Some(seconds) = self.retry_after {
@@ -79,6 +85,17 @@ impl From<StoreError> for ApiError {
         }
         tracing::error!(error = %err, "a call failed in the store");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this should not happen; the log tells more")
+    }
+}
+
+impl From<IntakeError> for ApiError {
+    fn from(err: IntakeError) -> Self {
+        match &err {
+            IntakeError::Stopped(hindrance, _) => {
+                Self { code: hindrance.code(), ..Self::unavailable(err.to_string()) }
+            }
+            IntakeError::Store(err) => err.clone().into(),
+        }
     }
 }
 

@@ -175,31 +175,37 @@ impl Writer {
                     group.entry(tree).or_default().extend(changes);
                 }
             }
-            finishes.push(finish);
+            finishes.push((good && wants_anchor, finish));
             if records < GROUP_RECORDS_MAX && started.elapsed() < GROUP_TIME_MAX {
                 next = more();
             }
         }
-        let fatal = match &self.dead {
-            Some(err) => Some(err.clone()),
+        let stored = match &self.dead {
+            Some(err) => Err(err.clone()),
             // sled panics on some kinds of damage; the process must learn of it like of any other.
             None => std::panic::catch_unwind(AssertUnwindSafe(|| self.store(group, anchored)))
-                .unwrap_or_else(|_| Err(StoreError::Io("the database gave up".to_owned())))
-                .err(),
+                .unwrap_or_else(|_| Err(StoreError::Io("the database gave up".to_owned()))),
+        };
+        let (fatal, unanchored) = match stored {
+            Ok(unanchored) => (None, unanchored),
+            Err(err) => (Some(err), None),
         };
         if let Some(err) = &fatal {
             // A failed sync is never tried again: what the disk has is not known any more.
             self.dead.get_or_insert_with(|| err.clone());
         }
-        for finish in finishes {
-            finish(fatal.clone());
+        for (wants_anchor, finish) in finishes {
+            let unanchored = unanchored.as_ref().filter(|_| wants_anchor);
+            finish(fatal.as_ref().or(unanchored).cloned());
         }
     }
 
-    fn store(&mut self, mut group: Writes, anchored: bool) -> Result<(), StoreError> {
+    /// Stores a group. An anchor for which there was no room is told apart: everything is stored, the anchor is where
+    /// it was, and only who asked for it must not act.
+    fn store(&mut self, mut group: Writes, anchored: bool) -> Result<Option<StoreError>, StoreError> {
         let behind = self.anchor.as_ref().is_some_and(|(anchor, _)| anchor.revision() < self.head.revision);
         if group.is_empty() && !(anchored && behind) {
-            return Ok(());
+            return Ok(None);
         }
         let head = Head { revision: self.head.revision + 1, chain: chain(&self.head.chain, &group) };
         let meta = group.entry(Tree::Meta).or_default();
@@ -213,10 +219,17 @@ impl Writer {
         self.engine.sync()?;
         self.head = head;
         if let Some((anchor, last)) = anchor {
-            anchor.advance(&head)?;
             *last = Some(Instant::now());
+            match anchor.advance(&head) {
+                Ok(()) => {}
+                Err(err @ StoreError::Full(_)) => {
+                    tracing::warn!(error = %err, "there is no room for the anchor; it stays where it was");
+                    return Ok(Some(err));
+                }
+                Err(err) => return Err(err),
+            }
         }
-        Ok(())
+        Ok(None)
     }
 }
 

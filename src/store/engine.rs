@@ -55,6 +55,12 @@ impl Engine {
         }));
         let (db, trees) = match opened {
             Ok(Ok(opened)) => opened,
+            // The disk fails, which says nothing about what is on it.
+            Ok(Err(sled::Error::Io(err)))
+                if err.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) =>
+            {
+                return Err(StoreError::Io(err.to_string()));
+            }
             Ok(Err(err)) => return Err(StoreError::refused(dir, &err)),
             Err(_) => {
                 return Err(StoreError::Corrupt {
@@ -64,9 +70,9 @@ impl Engine {
             }
         };
         let file = File::open(dir.join("db")).map_err(|err| StoreError::folder(dir, err))?;
-        file.sync_all().map_err(|err| StoreError::folder(dir, err))?;
         let folder = File::open(dir).map_err(|err| StoreError::folder(dir, err))?;
-        folder.sync_all().map_err(|err| StoreError::folder(dir, err))?;
+        let synced = file.sync_all().and_then(|()| folder.sync_all());
+        synced.map_err(|err| StoreError::SyncFailed(err.to_string()))?;
         Ok(Self::Sled(SledEngine { db, trees, file }))
     }
 

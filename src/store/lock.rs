@@ -50,7 +50,13 @@ impl FolderLock {
             file.rewind()?;
             writeln!(file, "{}", std::process::id())
         };
-        note(&mut file).map_err(|err| StoreError::folder(&path, err))?;
+        match note(&mut file) {
+            // The lock holds without the note; a full disk must not keep the store from being opened.
+            Err(err) if err.kind() != std::io::ErrorKind::StorageFull => {
+                return Err(StoreError::folder(&path, err));
+            }
+            Ok(()) | Err(_) => {}
+        }
         Ok(Self { _file: file })
     }
 }

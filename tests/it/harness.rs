@@ -15,7 +15,9 @@ use nightshift::actors::intake::Intake;
 use nightshift::actors::registry::{Registry, Resume};
 use nightshift::actors::{Shared, Switches};
 use nightshift::clock::{Clock, Ids, ManualClock, SharedClock};
+use nightshift::condition::Condition;
 use nightshift::config::Secret;
+use nightshift::disk::{Bounds, Disk};
 use nightshift::domain::batch::{Batch, InputFile, Intent, ProviderIdentity, ResultKind, Running, Terminal};
 use nightshift::domain::company::Company;
 use nightshift::domain::cut::Limits;
@@ -334,10 +336,14 @@ async fn fill(store: &Store, now: Timestamp) {
 }
 
 fn share(store: Store, clock: SharedClock, spool: &Path) -> Shared {
+    let condition = Arc::new(Condition::new());
+    let bounds = Bounds { folder: spool.to_owned(), floor: 0, ballast: 0 };
     Shared {
-        condition: std::sync::Arc::default(),
+        disk: Arc::new(Disk::new(bounds, condition.clone(), Box::new(|why| panic!("{why}")))),
+        creating: Arc::default(),
         account: nightshift::actors::account::Account::new(Duration::from_secs(30)),
         pace: nightshift::actors::pace::Pace::new(Default::default(), []),
+        condition,
         reader: store.reader(),
         store,
         // Port 1 of this machine: nobody listens there.

@@ -13,6 +13,9 @@
 
 mod architecture;
 mod crash;
+mod disk;
+mod disk_faults;
+mod drain;
 mod harness;
 mod ingest;
 mod legacy_api;

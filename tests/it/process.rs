@@ -76,7 +76,15 @@ impl Server {
         Self::spawn(command, port)
     }
 
-    pub fn spawn(mut command: Command, port: u16) -> Self {
+    pub fn spawn(command: Command, port: u16) -> Self {
+        match Self::try_spawn(command, port) {
+            Ok(server) => server,
+            Err((_, log)) => panic!("the server did not come up: {log}"),
+        }
+    }
+
+    /// The same for one that may not come up: how it ended, and what it said.
+    pub fn try_spawn(mut command: Command, port: u16) -> Result<Self, (ExitStatus, String)> {
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = child.stderr.take().unwrap();
@@ -91,8 +99,31 @@ impl Server {
         });
         let url = format!("http://127.0.0.1:{port}");
         let mut server = Self { child, lines, seen: Vec::new(), url };
-        server.wait_for("nightshift is up").expect("the server did not come up");
-        server
+        if server.wait_for("nightshift is up").is_none() {
+            let status = server.left(Duration::from_secs(1)).expect("it neither comes up nor ends");
+            return Err((status, server.tail()));
+        }
+        Ok(server)
+    }
+
+    /// How it left by itself; none if it is still there.
+    pub fn left(&mut self, patience: Duration) -> Option<ExitStatus> {
+        let end = Instant::now() + patience;
+        while Instant::now() < end {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                self.seen.extend(self.lines.iter());
+                return Some(status);
+            }
+            // Its log ends with it, and what it says meanwhile is kept.
+            self.wait_until(Duration::from_millis(20), |_| false);
+        }
+        None
+    }
+
+    /// Sends a signal; its end is not waited for.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
     }
 
     /// The next line of the log that contains `part`; none if the process ends before.
@@ -125,8 +156,7 @@ impl Server {
 
     /// SIGTERM; how it left.
     pub fn terminate(&mut self) -> ExitStatus {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.signal("TERM");
         let status = self.child.wait().unwrap();
         self.seen.extend(self.lines.iter());
         status
@@ -141,18 +171,17 @@ impl Server {
     }
 
     fn call(&self, method: &str, path: &str, body: Option<(&str, String)>) -> Value {
-        let url = format!("{}{path}", self.url);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
-            let mut request = client.request(method.parse().unwrap(), url).bearer_auth(TOKEN);
-            if let Some((content_type, body)) = body {
-                request = request.header("content-type", content_type).body(body);
-            }
-            let answer = request.send().await.unwrap();
-            let bytes = answer.bytes().await.unwrap();
-            serde_json::from_slice(&bytes).unwrap_or_else(|_| panic!("no JSON: {}", text(&bytes)))
-        })
+        self.try_call(method, path, body).unwrap().1
+    }
+
+    /// Status and body; an error if no whole answer came.
+    pub fn try_call(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<(&str, String)>,
+    ) -> Result<(u16, Value), reqwest::Error> {
+        call(&self.url, method, path, body)
     }
 
     /// The four counts of the summary.
@@ -191,6 +220,28 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// One call to the server at `base`: status and body, an error if no whole answer came.
+pub fn call(
+    base: &str,
+    method: &str,
+    path: &str,
+    body: Option<(&str, String)>,
+) -> Result<(u16, Value), reqwest::Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+        let mut request = client.request(method.parse().unwrap(), format!("{base}{path}")).bearer_auth(TOKEN);
+        if let Some((content_type, body)) = body {
+            request = request.header("content-type", content_type).body(body);
+        }
+        let answer = request.send().await?;
+        let status = answer.status().as_u16();
+        let bytes = answer.bytes().await?;
+        let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| panic!("no JSON: {}", text(&bytes)));
+        Ok((status, body))
+    })
 }
 
 /// Reads a file that may not be there.

@@ -10,6 +10,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::OpenAi;
 use super::exchange::{Answer, Call, Repeat, lost, read_answer};
+use crate::disk::sync_failed;
 use crate::provider::{Downloaded, ProviderError};
 
 /// Method and path pattern.
@@ -127,7 +128,7 @@ impl OpenAi {
             file.write_all(&chunk).await.map_err(local)?;
         }
         file.flush().await.map_err(local)?;
-        file.sync_all().await.map_err(local)?;
+        file.sync_all().await.map_err(sync_failed).map_err(local)?;
         Ok(Downloaded { bytes, sha256: hasher.finalize().into() })
     }
 }
@@ -148,5 +149,5 @@ async fn keep(part: &Path, to: &Path) -> io::Result<()> {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
         Some(_) | None => PathBuf::from("."),
     };
-    tokio::fs::File::open(folder).await?.sync_all().await
+    tokio::fs::File::open(folder).await?.sync_all().await.map_err(sync_failed)
 }
