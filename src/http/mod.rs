@@ -4,6 +4,8 @@
 //! have and a caller who may not are told apart on every route alike. Whatever is not in the table is denied.
 
 pub mod auth;
+#[doc(hidden)]
+pub mod fuzzing;
 mod ingest;
 mod legacy;
 mod lines;

@@ -13,9 +13,11 @@
 
 mod architecture;
 mod crash;
+mod fuzz_corpus;
 mod harness;
 mod ingest;
 mod legacy_api;
+mod power_cut;
 mod process;
 mod properties;
 mod sdk;
