@@ -359,6 +359,18 @@ impl Kind for Requests {
     }
 }
 
+/// For the fuzz targets: the model and the body of a line, or the code of the refusal.
+pub(super) fn read_request(json: &[u8]) -> Result<(String, String), &'static str> {
+    let kind = Requests { idempotency_key: None, bytes_max: 1 << 20 };
+    kind.read(1, json).map(|(request, _)| (request.model, request.body)).map_err(|err| err.code)
+}
+
+/// For the fuzz targets: how many messages a line has, or the code of the refusal.
+pub(super) fn read_session(json: &[u8]) -> Result<usize, &'static str> {
+    let read = Sessions.read(1, json).map_err(|err| err.code)?;
+    Ok(read.0.messages.map_or(0, |messages| messages.len()))
+}
+
 #[derive(Deserialize)]
 struct BodyPeek<'a> {
     model: Option<Value>,

@@ -8,6 +8,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::Sha256;
+use uuid::Uuid;
 use warp::http::StatusCode;
 
 use super::Api;
@@ -200,26 +201,34 @@ const CURSOR_SIGNATURE: usize = 16;
 
 /// A cursor: the last id of the page, signed together with what the list was asked for.
 fn cursor(api: &Api, scope: &str, id: &[u8; 16]) -> String {
+    seal(api.shared.store.instance(), scope, id)
+}
+
+pub(super) fn seal(instance: Uuid, scope: &str, id: &[u8; 16]) -> String {
     let mut bytes = id.to_vec();
-    bytes.extend(signature(api, scope, id).iter().take(CURSOR_SIGNATURE));
+    bytes.extend(signature(instance, scope, id).iter().take(CURSOR_SIGNATURE));
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
 fn open_cursor(api: &Api, scope: &str, cursor: &str) -> Result<[u8; 16], ApiError> {
+    unseal(api.shared.store.instance(), scope, cursor)
+}
+
+pub(super) fn unseal(instance: Uuid, scope: &str, cursor: &str) -> Result<[u8; 16], ApiError> {
     let bad = || {
         let detail = "this cursor is not from this list: take nextCursor as it is, with the same filter, or start anew";
         ApiError::invalid("bad_cursor", detail)
     };
     let bytes = URL_SAFE_NO_PAD.decode(cursor).map_err(|_| bad())?;
     let (id, signed) = bytes.split_first_chunk::<16>().ok_or_else(bad)?;
-    let expected = signature(api, scope, id);
+    let expected = signature(instance, scope, id);
     let expected = expected.get(..CURSOR_SIGNATURE).unwrap_or_default();
     if bool::from(subtle::ConstantTimeEq::ct_eq(signed, expected)) { Ok(*id) } else { Err(bad()) }
 }
 
-fn signature(api: &Api, scope: &str, id: &[u8; 16]) -> Vec<u8> {
+fn signature(instance: Uuid, scope: &str, id: &[u8; 16]) -> Vec<u8> {
     // Not a secret worth much: the signature keeps mistakes out, the token keeps people out.
-    let key = format!("cursor/{}", api.shared.store.instance());
+    let key = format!("cursor/{instance}");
     match Signature::new_from_slice(key.as_bytes()) {
         Ok(mut mac) => {
             mac.update(scope.as_bytes());

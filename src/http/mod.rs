@@ -5,6 +5,8 @@
 
 pub mod auth;
 mod control;
+#[doc(hidden)]
+pub mod fuzzing;
 mod ingest;
 mod legacy;
 mod lines;

@@ -91,7 +91,11 @@ pub fn decode(text: &str) -> Result<String, ApiError> {
             b'+' => bytes.push(b' '),
             b'%' => {
                 let digits = [rest.next().ok_or_else(bad)?, rest.next().ok_or_else(bad)?];
-                let digits = std::str::from_utf8(&digits).map_err(|_| bad())?;
+                // The number may have a sign otherwise.
+                let digits = std::str::from_utf8(&digits)
+                    .ok()
+                    .filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+                    .ok_or_else(bad)?;
                 bytes.push(u8::from_str_radix(digits, 16).map_err(|_| bad())?);
             }
             byte => bytes.push(byte),
@@ -112,6 +116,7 @@ mod tests {
         assert_eq!(query.only(&["status", "limit"]).unwrap_err().code, "unknown_parameter");
         assert_eq!(Query::parse("a=1&a=2").unwrap_err().code, "repeated_parameter");
         assert_eq!(Query::parse("a=%f").unwrap_err().code, "bad_encoding");
+        assert_eq!(Query::parse("a=%+f").unwrap_err().code, "bad_encoding");
         for bad in ["limit=0", "limit=501", "limit=-1", "limit=x"] {
             assert_eq!(Query::parse(bad).unwrap().limit().unwrap_err().code, "bad_limit", "{bad}");
         }

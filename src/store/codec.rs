@@ -69,6 +69,19 @@ pub fn unpack(packed: &[u8]) -> Result<Vec<u8>, StoreError> {
     Ok(text)
 }
 
+impl super::StoreReader {
+    /// For the fuzz targets: a record of this kind read from bytes and written again.
+    #[doc(hidden)]
+    pub fn record_again(kind: &str, bytes: &[u8]) -> Result<Vec<u8>, StoreError> {
+        match kind {
+            "request" => encode(&decode::<crate::domain::request::Request>(bytes)?),
+            "batch" => encode(&decode::<crate::domain::batch::Batch>(bytes)?),
+            "session" => encode(&decode::<crate::domain::session::Session>(bytes)?),
+            _ => unpack(bytes),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -23,6 +23,11 @@ type MemoryTrees = RwLock<BTreeMap<Tree, MemoryTree>>;
 /// One entry of a tree.
 pub type Entry = (Vec<u8>, Vec<u8>);
 
+/// sled puts a page of more than a quarter of this into a file of its own, which it never syncs and removes too
+/// early: neither a power cut nor a kill may find one. A page has 20 values at most, each of at most
+/// [`VALUE_BYTES_MAX`](super::codec::VALUE_BYTES_MAX), so none is that large.
+const SEGMENT_BYTES: usize = 8 << 20;
+
 pub enum Engine {
     Sled(SledEngine),
     Memory(MemoryTrees),
@@ -43,6 +48,7 @@ impl Engine {
         let config = sled::Config::new()
             .path(dir)
             .cache_capacity(64 << 20)
+            .segment_size(segment_bytes(dir))
             .flush_every_ms(Some(500))
             .mode(sled::Mode::HighThroughput);
         // sled panics on some kinds of damage; that must not look like a bug of ours.
@@ -70,8 +76,10 @@ impl Engine {
             }
         };
         let file = File::open(dir.join("db")).map_err(|err| StoreError::folder(dir, err))?;
+        // sled writes this once, in two pieces, and never syncs it; without it the store cannot be opened.
+        let conf = File::open(dir.join("conf")).map_err(|err| StoreError::folder(dir, err))?;
         let folder = File::open(dir).map_err(|err| StoreError::folder(dir, err))?;
-        let synced = file.sync_all().and_then(|()| folder.sync_all());
+        let synced = file.sync_all().and_then(|()| conf.sync_all()).and_then(|()| folder.sync_all());
         synced.map_err(|err| StoreError::SyncFailed(err.to_string()))?;
         Ok(Self::Sled(SledEngine { db, trees, file }))
     }
@@ -290,9 +298,37 @@ fn remove_half_made_snapshots(dir: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// The segment size of the store in `dir`: it is fixed when a store is made.
+fn segment_bytes(dir: &Path) -> usize {
+    let made_with = std::fs::read_to_string(dir.join("conf")).ok().and_then(|conf| {
+        conf.lines().find_map(|line| line.strip_prefix("segment_size: ")?.trim().parse().ok())
+    });
+    made_with.unwrap_or(SEGMENT_BYTES)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_page_is_so_large_that_it_becomes_a_file_that_is_never_synced() {
+        let (folder, keys_max) = (tempfile::tempdir().unwrap(), 1024);
+        let engine = Engine::open(folder.path()).unwrap();
+        let value = vec![7; super::super::codec::VALUE_BYTES_MAX];
+        for round in 0..40_u8 {
+            let mut writes = Writes::new();
+            let changes = writes.entry(Tree::Bodies).or_default();
+            changes.extend((0..6_u8).map(|number| {
+                let mut key = vec![number; keys_max];
+                key[0] = round;
+                (key, Some(value.clone()))
+            }));
+            engine.apply(&writes).unwrap();
+        }
+        engine.sync().unwrap();
+        assert_eq!(std::fs::read_dir(folder.path().join("blobs")).unwrap().count(), 0);
+        assert_eq!(engine.scan(Tree::Bodies, &[], None, 1000).unwrap().len(), 240);
+    }
 
     #[test]
     fn a_value_that_lies_under_another_key_or_changed_is_damage() {

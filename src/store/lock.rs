@@ -17,11 +17,7 @@ pub struct FolderLock {
 impl FolderLock {
     /// Makes the folder if it is missing, readable by its owner only, and locks it.
     pub fn take(folder: &Path) -> Result<Self, StoreError> {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(|err| StoreError::folder(folder, err))?;
+        make(folder).map_err(|err| StoreError::folder(folder, err))?;
         let path = folder.join("LOCK");
         let mut file = OpenOptions::new()
             .create(true)
@@ -59,4 +55,20 @@ impl FolderLock {
         }
         Ok(Self { _file: file })
     }
+}
+
+/// Makes the folder and those above it that are missing. The name of each is synced in the folder that it lies in:
+/// else a power cut could take the whole store with it, however well that itself is synced.
+fn make(folder: &Path) -> std::io::Result<()> {
+    let is_missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+    let made: Vec<&Path> = folder.ancestors().take_while(is_missing).collect();
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    for path in made {
+        let above = match path.parent() {
+            Some(above) if !above.as_os_str().is_empty() => above,
+            Some(_) | None => Path::new("."),
+        };
+        File::open(above)?.sync_all()?;
+    }
+    Ok(())
 }
