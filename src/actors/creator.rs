@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use actix::prelude::*;
 
-use super::Shared;
 use super::registry::{Host, Registry, blocking};
+use super::{Shared, alone};
 use crate::domain::batch::Batch;
 use crate::domain::cut::{self, Due};
 use crate::domain::id::BatchId;
@@ -39,7 +39,7 @@ impl Creator {
         }
         self.looking = true;
         let (shared, registry) = (self.shared.clone(), self.registry.clone());
-        let look = async move { open_due(&shared, &registry, only_full).await };
+        let look = async move { alone(open_due(&shared, &registry, only_full)).await };
         ctx.spawn(look.into_actor(self).map(|opened, this, ctx| {
             this.looking = false;
             if let Err(err) = opened {
@@ -100,6 +100,7 @@ async fn open_due(
             Some(due) => {
                 let batch = empty(shared, waits.group);
                 let (id, group) = (batch.id, batch.group.clone());
+                crash_point!("open.before_commit");
                 if let Err(err) = shared.store.open_batch(batch).await {
                     // The other groups need not wait for this one.
                     tracing::error!(company.id = %group.company, error = %err, "a batch could not be opened");
@@ -107,6 +108,7 @@ async fn open_due(
                 }
                 tracing::info!(batch.id = %id, company.id = %group.company, model = group.model, step = "filling",
                     waiting = waits.waiting.requests, "batch {id} opened: {}", due.label());
+                crash_point!("open.after_commit_before_host");
                 registry.do_send(Host(id));
             }
         }

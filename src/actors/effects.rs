@@ -121,8 +121,11 @@ fn write_input(shared: &Shared, batch: &Batch) -> io::Result<()> {
         }
     }
     let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+    crash_point!("file.after_tmp");
     file.sync_all()?;
+    crash_point!("file.after_fsync");
     std::fs::rename(&part, &path)?;
+    crash_point!("file.after_rename");
     std::fs::File::open(&shared.spool)?.sync_all()
 }
 
@@ -203,6 +206,7 @@ pub async fn sweep(shared: &Shared, intent: Intent, since_ms: u64, first: bool, 
         let pause = (shared.grace / 4).clamp(Duration::from_millis(500), Duration::from_secs(60));
         tokio::time::sleep(pause).await;
     }
+    crash_point!("sweep.before_search");
     let (complete, found) = match search(shared, &intent).await {
         Ok((true, None)) if !gone && !is_visible(shared, &intent.input.id).await => {
             tracing::error!(file = %intent.input.id, "the provider does not show us our own input file: is this the \
@@ -215,6 +219,7 @@ pub async fn sweep(shared: &Shared, intent: Intent, since_ms: u64, first: bool, 
             (false, None)
         }
     };
+    crash_point!("sweep.after_search");
     let looked_for = Duration::from_millis(shared.clock.monotonic_ms().saturating_sub(since_ms));
     Event::Swept { complete, grace_over: looked_for >= shared.grace, found }
 }
@@ -264,12 +269,16 @@ fn keep(mut found: Vec<BatchObject>) -> Option<Observation> {
 pub async fn fence(shared: &Shared, file: &FileId) -> Event {
     let mut pause = Duration::from_millis(500);
     loop {
+        crash_point!("fence.before_delete");
         let gone = match shared.provider.delete_file(file).await {
             Ok(()) => shared.provider.get_file(file).await.map(|file| file.is_none()),
             Err(err) => Err(err),
         };
         match gone {
-            Ok(true) => return Event::Fenced,
+            Ok(true) => {
+                crash_point!("fence.after_delete");
+                return Event::Fenced;
+            }
             Ok(false) => tracing::warn!(file = %file, "a deleted input file is still there; trying again"),
             Err(err) => tracing::warn!(file = %file, error = %err, "an input file cannot be deleted yet"),
         }
@@ -382,7 +391,9 @@ pub async fn read_chunk(
         }
         Ok(Chunk { lines, to: reader.offset(), end: false })
     });
-    Ok(read.await?)
+    let chunk = read.await?;
+    crash_point!("apply.after_read");
+    Ok(chunk)
 }
 
 fn judge(shared: &Shared, batch: &Batch, bytes: &[u8], offset: u64) -> Result<AppliedLine, StoreError> {
@@ -480,7 +491,9 @@ pub async fn clean(shared: &Arc<Shared>, batch: &Batch) -> Event {
         result_path(shared, batch, ResultKind::Output),
         result_path(shared, batch, ResultKind::Error),
     ];
+    crash_point!("clean.before");
     for path in paths {
+        crash_point!("clean.mid");
         for path in [path.with_extension("part"), path.with_extension("jsonl.part"), path] {
             match tokio::fs::remove_file(&path).await {
                 Ok(()) => {}
@@ -489,6 +502,7 @@ pub async fn clean(shared: &Arc<Shared>, batch: &Batch) -> Event {
             }
         }
     }
+    crash_point!("clean.after");
     Event::Cleaned { at: shared.clock.now() }
 }
 

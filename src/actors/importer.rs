@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::intake::{AcceptSessions, CHUNK, ChatSession, Intake};
 use crate::domain::id::CompanyId;
 use crate::import::{Options, export};
+use crate::panics;
 use crate::store::SessionTaken;
 
 /// An export that is read again and again.
@@ -47,7 +48,11 @@ impl Importer {
         }
         self.busy = true;
         let (source, intake) = (self.source.clone(), self.intake.clone());
-        let read = async move { import(source, intake).await };
+        let read = async move {
+            if panics::caught(import(source, intake)).await.is_err() {
+                tracing::error!("an import broke off; it is read again in its time");
+            }
+        };
         ctx.spawn(read.into_actor(self).map(|(), this, _| this.busy = false));
     }
 }
@@ -82,6 +87,7 @@ async fn import(source: Arc<Source>, intake: Addr<Intake>) {
         let asked = AcceptSessions { company: source.company.clone(), sessions };
         match intake.send(asked).await {
             Ok(Ok(taken)) => {
+                crash_point!("import.after_chunk");
                 for taken in taken {
                     match taken {
                         SessionTaken::New => counts.new += 1,
@@ -130,6 +136,7 @@ fn read(source: &Source, chunks: &mpsc::Sender<Vec<ChatSession>>) -> std::io::Re
         File::open(path).map_err(|err| err.to_string())
     };
     for session in export::sessions(File::open(&source.csv)?, &source.options, open) {
+        crash_point!("import.mid_read");
         match session {
             Ok(session) => {
                 if let Some(note) = &session.note {

@@ -66,6 +66,7 @@ impl Registry {
             return;
         }
         let observed = if batch.state.is_observed() { batch.provider_batch.clone() } else { None };
+        crash_point!("host.before_start");
         let actor = BatchActor::new(batch, fresh, self.shared.clone(), ctx.address(), self.creator.clone());
         self.hosted.insert(id, Hosted { addr: actor.start(), observed });
     }

@@ -94,6 +94,7 @@ enum Route<'a> {
     Batch(&'a str),
     Companies,
     Switches,
+    Inner,
     IngestRequests(&'a str),
     IngestSessions(&'a str),
     Session(&'a str, &'a str),
@@ -112,6 +113,7 @@ fn route<'a>(path: &[&'a str]) -> Option<(Route<'a>, &'static str, Access)> {
         ["api", "admin", "legacy", "batches", id] => (Route::Batch(id), "GET", Access::Read),
         ["api", "admin", "legacy", "companies"] => (Route::Companies, "GET", Access::Read),
         ["api", "admin", "legacy", "switches"] => (Route::Switches, "GET", Access::Read),
+        ["api", "admin", "legacy", "health"] => (Route::Inner, "GET", Access::Read),
         ["api", "v1", "companies", company, "requests"] => {
             (Route::IngestRequests(company), "POST", Access::Ingest)
         }
@@ -241,6 +243,7 @@ impl Call {
                     | Route::Batches
                     | Route::Batch(_)
                     | Route::Companies
+                    | Route::Inner
                     | Route::Switches => "",
                 };
                 // A company learns nothing about which others there are.
@@ -283,6 +286,7 @@ impl Call {
             Route::Batch(id) => legacy::batch(api, id).await?,
             Route::Companies => legacy::companies(api).await?,
             Route::Switches => legacy::switches(api),
+            Route::Inner => legacy::health(),
             Route::IngestRequests(company) => {
                 takes_in(api)?;
                 let company = self.company(company).await?;

@@ -16,6 +16,7 @@ mod crash;
 mod harness;
 mod ingest;
 mod legacy_api;
+mod matrix;
 mod process;
 mod properties;
 mod sdk;
