@@ -24,7 +24,7 @@ const HIT_WITHIN: Duration = Duration::from_secs(40);
 /// The work of a lane is done in this time once nothing ends it any more.
 const DONE_WITHIN: Duration = Duration::from_secs(120);
 /// How often a lane looks how far the work is.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Points that no work passes yet, and why. `nothing_calls_what_is_said_not_to_be_called` watches the reasons.
 const UNREACHED: &[(&str, &str)] =
@@ -172,6 +172,18 @@ fn command(folder: &Path) -> Command {
     command
 }
 
+/// One client for all lanes: making one takes longer than a call.
+fn http() -> &'static (tokio::runtime::Runtime, reqwest::Client) {
+    static HTTP: OnceLock<(tokio::runtime::Runtime, reqwest::Client)> = OnceLock::new();
+    HTTP.get_or_init(|| {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let client =
+            reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).pool_max_idle_per_host(0);
+        (runtime, client.build().unwrap())
+    })
+}
+
 /// A running process; it is ended with the test.
 struct Process {
     child: Child,
@@ -223,13 +235,12 @@ impl Process {
     }
 
     fn call(&self, method: &str, path: &str, content_type: &str, body: String) -> Option<Value> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (runtime, client) = http();
+        let request =
+            client.request(method.parse().unwrap(), format!("{}{path}", self.url)).bearer_auth(TOKEN);
+        let request = request.header("content-type", content_type).body(body);
         runtime.block_on(async {
-            let client =
-                reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).build().unwrap();
-            let request =
-                client.request(method.parse().unwrap(), format!("{}{path}", self.url)).bearer_auth(TOKEN);
-            let answer = request.header("content-type", content_type).body(body).send().await.ok()?;
+            let answer = request.send().await.ok()?;
             serde_json::from_slice(&answer.bytes().await.ok()?).ok()
         })
     }
@@ -349,12 +360,12 @@ impl Lane {
             let transcript =
                 "[02.11.2026 08:12:05] User: When do I work?\n[02.11.2026 08:12:09] Assistant: On Monday.\n";
             std::fs::write(self.folder.path().join(format!("t{number}.txt")), transcript).unwrap();
-            writeln!(
-                export,
+            // In one write: the importer may be reading.
+            let row = format!(
                 "chat-{number},02.11.2026 08:12:05,02.11.2026 08:13:05,192.0.2.1,NL,dutch,2,neutral,false,false,\
-                 t{number}.txt,3.333,245,0.000514,SCHEDULE_HOURS,When do I work?"
-            )
-            .unwrap();
+                 t{number}.txt,3.333,245,0.000514,SCHEDULE_HOURS,When do I work?\n"
+            );
+            export.write_all(row.as_bytes()).unwrap();
         }
         self.sessions += self.work.wave();
     }
