@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use actix::prelude::*;
 
-use super::registry::{Host, Registry, blocking};
+use super::registry::{Host, Registry, Resume, blocking};
 use super::{Shared, alone};
 use crate::domain::batch::Batch;
 use crate::domain::cut::{self, Due};
@@ -44,6 +44,8 @@ impl Creator {
             this.looking = false;
             if let Err(err) = opened {
                 tracing::error!(error = %err, "no batches could be opened");
+                // One that was opened and not told of would keep its group waiting until the next start.
+                this.registry.do_send(Resume { creator: ctx.address() });
             } else if let Some(only_full) = this.again.take() {
                 this.look(only_full, ctx);
             }

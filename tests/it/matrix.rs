@@ -452,6 +452,8 @@ impl Lane {
         let panics =
             |process: &Process| process.get("health").and_then(|health| health["health"]["panics"].as_u64());
         let ended = self.drive(&mut process, |process| panics(process) >= Some(points.len() as u64));
+        // What was counted may not have been read yet.
+        let _ = process.read_until("never said", 5 * LOOK);
         let reached =
             |point: &str| process.seen.iter().any(|line| line.contains(&format!("crash point {point}:1 is")));
         let missing: Vec<_> = points.iter().filter(|point| !reached(point)).collect();
@@ -504,6 +506,7 @@ impl Lane {
     fn finish(mut self) -> Vec<String> {
         let (mut process, ended) = self.start("", "");
         assert!(ended.is_none(), "{}: {ended:?}\n{}", self.name, process.tail());
+        self.send_wave(&process);
         self.come_to_the_end(&mut process);
         self.stop(process);
 
