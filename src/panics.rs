@@ -28,6 +28,11 @@ pub async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
     AssertUnwindSafe(work).catch_unwind().await.map_err(|_| Panicked)
 }
 
+/// Why a task did not come to its end. The error itself repeats what the panic said.
+pub fn broke_off(err: &tokio::task::JoinError) -> &'static str {
+    if err.is_panic() { "a bug: it ended in a panic" } else { "the program is leaving" }
+}
+
 fn tell(info: &PanicHookInfo<'_>) {
     COUNT.fetch_add(1, Ordering::Relaxed);
     let place = info.location().map(|place| format!("{}:{}", place.file(), place.line()));
@@ -43,6 +48,14 @@ fn tell(info: &PanicHookInfo<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_words_of_a_panic_are_not_passed_on() {
+        let task = tokio::task::spawn_blocking(|| panic!("what a client sent"));
+        let err = task.await.unwrap_err();
+        assert!(err.to_string().contains("what a client sent"));
+        assert_eq!(broke_off(&err), "a bug: it ended in a panic");
+    }
 
     #[tokio::test]
     async fn a_panic_ends_the_work_it_was_in_and_nothing_else() {

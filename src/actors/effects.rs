@@ -69,7 +69,7 @@ async fn try_upload(
     match written {
         Ok(Ok(())) => {}
         Ok(Err(err)) => return Err(Trouble::Local { why: format!("{}: {err}", path.display()) }),
-        Err(err) => return Err(Trouble::Local { why: err.to_string() }),
+        Err(err) => return Err(Trouble::Local { why: crate::panics::broke_off(&err).to_owned() }),
     }
     shared.provider.upload_file(&path, &name).await.map(input).map_err(trouble)
 }

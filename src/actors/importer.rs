@@ -123,7 +123,10 @@ async fn import(source: Arc<Source>, intake: Addr<Intake>) {
             tracing::error!(company.id = %source.company, path = %source.csv.display(), error = %err,
                 "the export {} cannot be read: {err}; it is tried again in its time", source.csv.display());
         }
-        Err(err) => tracing::error!(company.id = %source.company, error = %err, "reading an export panicked"),
+        Err(err) => {
+            let error = panics::broke_off(&err);
+            tracing::error!(company.id = %source.company, error, "reading an export broke off");
+        }
     }
 }
 

@@ -86,7 +86,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 ) -> Result<T, StoreError> {
     match tokio::task::spawn_blocking(read).await {
         Ok(result) => result,
-        Err(err) => Err(StoreError::Broken(format!("a read panicked: {err}"))),
+        Err(err) => Err(StoreError::Broken(format!("a read broke off: {}", crate::panics::broke_off(&err)))),
     }
 }
 

@@ -403,7 +403,7 @@ async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(read).await {
         Ok(result) => Ok(result?),
         Err(err) => {
-            tracing::error!(error = %err, "a read panicked");
+            tracing::error!(error = crate::panics::broke_off(&err), "a read broke off");
             Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this should not happen"))
         }
     }

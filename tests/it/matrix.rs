@@ -230,6 +230,11 @@ impl Process {
         assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
     }
 
+    /// Whether the log has the words of a panic, and not only that a point was reached.
+    fn repeats_words(&self) -> bool {
+        self.seen.iter().any(|line| line.contains("crash point ") && !line.contains(" is reached"))
+    }
+
     fn tail(&self) -> String {
         self.seen.iter().rev().take(30).rev().cloned().collect::<Vec<_>>().join("\n")
     }
@@ -437,8 +442,7 @@ impl Lane {
             ended = self.drive(&mut process, |_| false);
         }
         let said = process.seen.iter().any(|line| line.contains("a bug: a panic at"));
-        let words = process.seen.iter().any(|line| line.contains(&format!("crash point {point}:1\"")));
-        if ended.and_then(|status| status.code()) != Some(code) || !said || words {
+        if ended.and_then(|status| status.code()) != Some(code) || !said || process.repeats_words() {
             let tail = process.tail();
             self.wrong.push(format!("{}: {point} should leave with {code}: {ended:?}\n{tail}", self.name));
         }
@@ -457,6 +461,13 @@ impl Lane {
         let reached =
             |point: &str| process.seen.iter().any(|line| line.contains(&format!("crash point {point}:1 is")));
         let missing: Vec<_> = points.iter().filter(|point| !reached(point)).collect();
+        if process.repeats_words() {
+            self.wrong.push(format!(
+                "{}: the log repeats what a panic said\n{}",
+                self.name,
+                process.seen.join("\n")
+            ));
+        }
         if ended.is_some() || !missing.is_empty() {
             let tail = process.tail();
             self.wrong.push(format!("{}: {ended:?}, without a panic at {missing:?}\n{tail}", self.name));
