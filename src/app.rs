@@ -10,7 +10,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use secrecy::SecretString;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::actors::account::Account;
 use crate::actors::creator::Creator;
@@ -30,6 +30,7 @@ use crate::domain::cut::Limits;
 use crate::domain::{retry, step};
 use crate::http;
 use crate::import;
+use crate::panics;
 use crate::provider::Provider;
 use crate::provider::openai::{OpenAi, Options as ProviderOptions, OptionsError};
 use crate::serving;
@@ -102,11 +103,13 @@ pub fn run(settings: Settings) -> Result<(), AppError> {
         .map_err(|err| AppError::System(err.to_string()))?;
     // actix and warp share one multi-threaded runtime, so HTTP does not wait behind the actors.
     let system = System::with_tokio_rt(move || runtime);
-    let ended = system.block_on(serve(settings));
+    panics::install();
+    // One in this very future ends it, with a code like that of any part that nothing can replace.
+    let ended = system.block_on(panics::caught(serve(settings)));
     // Taking the actors apart one by one, some of them in the midst of a call, would gain nothing and may panic. What
     // was acknowledged is synced, and the process ends now.
     std::mem::forget(system);
-    ended
+    ended.map_err(|_| AppError::Ended("main part"))?
 }
 
 async fn serve(settings: Settings) -> Result<(), AppError> {
@@ -133,7 +136,8 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     first_token(&settings, &store, &clock).await?;
 
     let (stop, stopping) = watch::channel(false);
-    let base_url = provider_url(&settings, &data, &clock, stopping.clone()).await?;
+    let (lost, mut a_lost_part) = mpsc::channel(8);
+    let base_url = provider_url(&settings, &data, &clock, stopping.clone(), &lost).await?;
     let condition = Arc::new(Condition::new());
     let disk = Arc::new(Disk::new(bounds, condition.clone(), Box::new(leave_unsynced)));
     disk.look();
@@ -162,19 +166,23 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     let routes = http::routes(api);
     let options = serving::Options { max_per_address: 256, drain_timeout: DRAIN, ..Default::default() };
     let mut stop_serving = stopping.clone();
-    let server = tokio::spawn(async move {
-        serving::serve(listener, routes, options, async move {
+    let serve = async move {
+        let drained = serving::serve(listener, routes, options, async move {
             // The sender going away means stop, too.
             let _ = stop_serving.wait_for(|stop| *stop).await;
-        })
-        .await
-    });
-    actix::spawn(tell_progress(store.reader(), address, data));
-    actix::spawn(disk.watch());
-    actix::spawn(keep_anchored(store.clone()));
+        });
+        if drained.await != serving::Drained::Fully {
+            tracing::warn!("some requests did not end in time and were cut");
+        }
+    };
+    let server = tokio::spawn(missed(lost.clone(), "HTTP server", serve));
+    actix::spawn(missed(lost.clone(), "teller of progress", tell_progress(store.reader(), address, data)));
+    actix::spawn(missed(lost.clone(), "watcher of the disk", disk.watch()));
+    actix::spawn(missed(lost.clone(), "keeper of the anchor", keep_anchored(store.clone())));
     let ended = tokio::select! {
         () = stop_asked(&mut asked_to_stop) => Ok(()),
         ended = watch_over(&parts) => Err(AppError::Ended(ended)),
+        Some(lost) = a_lost_part.recv() => Err(AppError::Ended(lost)),
     };
     tracing::info!("stopping: running requests end, everything else goes on with the next start");
     leave_at_last();
@@ -188,14 +196,22 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
         }
         served
     };
-    match tokio::time::timeout(DRAIN + Duration::from_millis(500), ends).await {
-        Ok(Ok(serving::Drained::Fully)) => {}
-        Ok(_) | Err(_) => tracing::warn!("some requests did not end in time and were cut"),
+    if tokio::time::timeout(DRAIN + Duration::from_millis(500), ends).await.is_err() {
+        tracing::warn!("some calls did not end in time and were cut");
     }
     // A store that cannot any more has said so, and the process is leaving.
+    crash_point!("drain.before_anchor");
     let _ = store.anchor().await;
     System::current().stop();
     ended
+}
+
+/// Runs a part that has to run as long as the process does, and tells when it ended, by a panic, too.
+async fn missed<T>(lost: mpsc::Sender<&'static str>, part: &'static str, work: impl Future<Output = T>) {
+    // What it came to is of no use: it has ended.
+    drop(panics::caught(work).await);
+    // The first one that is missed is enough to leave for.
+    let _ = lost.try_send(part);
 }
 
 /// Moves the anchor after the last change of a busy stretch, too.
@@ -256,6 +272,8 @@ fn share(
     options.organization.clone_from(&provider.organization);
     options.project.clone_from(&provider.project);
     let client: Arc<dyn Provider> = Arc::new(OpenAi::new(options)?);
+    #[cfg(feature = "crash-points")]
+    let client: Arc<dyn Provider> = Arc::new(crate::provider::crashing::Crashing::new(client));
     let pace = pace(settings, &store.reader(), clock.as_ref())?;
     Ok(Shared {
         reader: store.reader(),
@@ -324,6 +342,7 @@ async fn provider_url(
     data: &Path,
     clock: &SharedClock,
     mut stopping: watch::Receiver<bool>,
+    lost: &mpsc::Sender<&'static str>,
 ) -> Result<String, AppError> {
     match settings.provider.kind {
         ProviderKind::OpenAi => Ok(settings.provider.base_url.clone()),
@@ -337,13 +356,14 @@ async fn provider_url(
             let bind = |source| AppError::Bind { address: loopback, source };
             let listener = TcpListener::bind(loopback).await.map_err(bind)?;
             let address = listener.local_addr().map_err(bind)?;
-            tokio::spawn(async move {
+            let serve = async move {
                 let stop = async move {
                     // The sender going away means stop, too.
                     let _ = stopping.wait_for(|stop| *stop).await;
                 };
                 simulator.serve(listener, stop).await
-            });
+            };
+            tokio::spawn(missed(lost.clone(), "simulator", serve));
             Ok(format!("http://{address}/v1"))
         }
     }

@@ -2,6 +2,8 @@
 //!
 //! The map, in dependency order; a module uses only those above it, as `tests/it/architecture.rs` checks:
 //!
+//! - [`crash_points`]: named moments at which a test ends the process; nothing in a release.
+//! - [`panics`]: counts panics and keeps each to the work it was in.
 //! - [`domain`]: the nouns and the pure rules: state machine, retries, prices, what an analysis is.
 //! - [`clock`]: the only place that asks the machine for the time, and the source of new ids.
 //! - [`condition`]: what stands in the way of the work just now; every part reports to it and asks it.
@@ -18,6 +20,9 @@
 //! - [`app`]: puts the parts together, runs them, drains them.
 //! - [`cli`]: the commands.
 
+#[macro_use]
+pub mod crash_points;
+
 pub mod actors;
 pub mod app;
 pub mod cli;
@@ -28,6 +33,7 @@ pub mod disk;
 pub mod domain;
 pub mod http;
 pub mod import;
+pub mod panics;
 pub mod provider;
 pub mod serving;
 pub mod simulator;

@@ -89,6 +89,7 @@ impl BatchActor {
     fn commit(&mut self, step: Step, ctx: &mut Context<Self>) {
         let (store, now) = (self.shared.store.clone(), self.shared.clock.now());
         let (id, revision, kept) = (self.batch.id, self.batch.revision, step.clone());
+        crash_point!("step.before_commit");
         let commit = async move { store.commit_step(id, revision, kept, now).await };
         self.store_then(commit, ctx, move |this, batch, ctx| this.advance(batch, step, ctx));
     }
@@ -111,6 +112,7 @@ impl BatchActor {
 
     /// The step is stored: tell of it and act.
     fn advance(&mut self, batch: Batch, step: Step, ctx: &mut Context<Self>) {
+        crash_point!("step.after_commit");
         self.batch = batch;
         if matches!(self.batch.state, BatchState::Dissolving { .. })
             && let Some(running) = self.running.take()
@@ -225,11 +227,13 @@ impl BatchActor {
     fn fill(&mut self, ctx: &mut Context<Self>) {
         let (shared, limits) = (self.shared.clone(), self.shared.limits);
         let (id, revision) = (self.batch.id, self.batch.revision);
+        crash_point!("cut.before_commit");
         let cut = async move {
             shared.disk.room_to_finish().await;
             shared.store.cut_chunk(id, revision, limits).await
         };
         self.store_then(cut, ctx, |this, cut, ctx| {
+            crash_point!("cut.after_commit");
             this.batch = cut.batch;
             this.run_one(if cut.done { Effect::EndFilling } else { Effect::Fill }, ctx);
         });
@@ -262,8 +266,12 @@ impl BatchActor {
         };
         let (store, now, kept) = (self.shared.store.clone(), self.shared.clock.now(), step.clone());
         let (id, revision) = (self.batch.id, self.batch.revision);
+        crash_point!("apply.before_commit");
         let apply = async move { store.apply_lines(id, revision, kept, lines, now).await };
-        self.store_then(apply, ctx, move |this, batch, ctx| this.advance(batch, step, ctx));
+        self.store_then(apply, ctx, move |this, batch, ctx| {
+            crash_point!("apply.after_commit");
+            this.advance(batch, step, ctx);
+        });
     }
 
     fn close_chunk(&mut self, ctx: &mut Context<Self>) {
@@ -276,8 +284,10 @@ impl BatchActor {
             };
             let now = shared.clock.now();
             let (retry, policy) = (shared.retry, shared.policy);
+            crash_point!("close.before_commit");
             let closed =
                 shared.store.close_chunk(batch.id, batch.revision, named.clone(), retry, policy, now).await?;
+            crash_point!("close.after_commit");
             Ok((closed, named))
         };
         self.store_then(close, ctx, |this, (closed, named), ctx| {

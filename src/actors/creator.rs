@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use actix::prelude::*;
 
-use super::Shared;
-use super::registry::{Host, Registry, blocking};
+use super::registry::{Host, Registry, Resume, blocking};
+use super::{Shared, alone};
 use crate::domain::batch::Batch;
 use crate::domain::cut::{self, Due};
 use crate::domain::id::{BatchId, CompanyId};
@@ -40,11 +40,13 @@ impl Creator {
         }
         self.looking = true;
         let (shared, registry) = (self.shared.clone(), self.registry.clone());
-        let look = async move { open_due(&shared, &registry, only_full).await };
+        let look = async move { alone(open_due(&shared, &registry, only_full)).await };
         ctx.spawn(look.into_actor(self).map(|opened, this, ctx| {
             this.looking = false;
             if let Err(err) = opened {
                 tracing::error!(error = %err, "no batches could be opened");
+                // One that was opened and not told of would keep its group waiting until the next start.
+                this.registry.do_send(Resume { creator: ctx.address() });
             } else if let Some(only_full) = this.again.take() {
                 this.look(only_full, ctx);
             }
@@ -117,6 +119,7 @@ async fn open_due(
             }
             Some(_) | None => {
                 let (id, group) = (batch.id, batch.group.clone());
+                crash_point!("open.before_commit");
                 if let Err(err) = shared.store.open_batch(batch).await {
                     // The other groups need not wait for this one.
                     tracing::error!(company.id = %group.company, error = %err, "a batch could not be opened");
@@ -124,6 +127,7 @@ async fn open_due(
                 }
                 tracing::info!(batch.id = %id, company.id = %group.company, model = group.model, step = "filling",
                     waiting = waits.waiting.requests, "batch {id} opened: {}", due.label());
+                crash_point!("open.after_commit_before_host");
                 registry.do_send(Host { id, fresh: true });
             }
         }

@@ -107,7 +107,7 @@ async fn prepare_input(shared: &Arc<Shared>, batch: &Batch, path: &Path) -> io::
 
 /// Runs work on files beside the actors.
 async fn beside<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+    tokio::task::spawn_blocking(work).await.map_err(|err| io::Error::other(crate::panics::broke_off(&err)))?
 }
 
 /// Looks for a file of ours by its name, among those that are not older than the batch.
@@ -250,12 +250,16 @@ fn is_input_gone(err: &ProviderError) -> bool {
 pub async fn fence(shared: &Shared, file: &FileId) -> Event {
     let mut pause = Duration::from_millis(500);
     loop {
+        crash_point!("fence.before_delete");
         let gone = match shared.provider.delete_file(file).await {
             Ok(()) => shared.provider.get_file(file).await.map(|file| file.is_none()),
             Err(err) => Err(err),
         };
         match gone {
-            Ok(true) => return Event::Fenced,
+            Ok(true) => {
+                crash_point!("fence.after_delete");
+                return Event::Fenced;
+            }
             Ok(false) => tracing::warn!(file = %file, "a deleted input file is still there; trying again"),
             Err(err) => tracing::warn!(file = %file, error = %err, "an input file cannot be deleted yet"),
         }
@@ -435,7 +439,9 @@ pub async fn read_chunk(
         }
         Ok(Chunk { lines, to: reader.offset(), end: false, whole })
     });
-    Ok(read.await?)
+    let chunk = read.await?;
+    crash_point!("apply.after_read");
+    Ok(chunk)
 }
 
 fn judge(shared: &Shared, batch: &Batch, bytes: &[u8], offset: u64) -> Result<AppliedLine, StoreError> {
@@ -540,9 +546,12 @@ pub async fn clean(shared: &Arc<Shared>, batch: &Batch) -> Event {
         result_path(shared, batch, ResultKind::Output),
         result_path(shared, batch, ResultKind::Error),
     ];
+    crash_point!("clean.before");
     for path in paths {
+        crash_point!("clean.mid");
         remove(&spool::names(&path)).await;
     }
+    crash_point!("clean.after");
     Event::Cleaned { at: shared.clock.now() }
 }
 

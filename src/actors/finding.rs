@@ -58,6 +58,7 @@ pub async fn sweep(shared: &Shared, intent: Intent, since_ms: u64, first: bool, 
         let pause = (shared.grace / 4).clamp(Duration::from_millis(500), Duration::from_secs(60));
         tokio::time::sleep(pause).await;
     }
+    crash_point!("sweep.before_search");
     let (complete, found) = match search(shared, &intent).await {
         Ok((true, None)) if !gone && !is_visible(shared, &intent.input.id).await => {
             tracing::error!(file = %intent.input.id, "the provider does not show us our own input file: is this the \
@@ -70,6 +71,7 @@ pub async fn sweep(shared: &Shared, intent: Intent, since_ms: u64, first: bool, 
             (false, None)
         }
     };
+    crash_point!("sweep.after_search");
     let looked_for = Duration::from_millis(shared.clock.monotonic_ms().saturating_sub(since_ms));
     Event::Swept { complete, grace_over: looked_for >= shared.grace, found }
 }

@@ -13,6 +13,7 @@ use super::intake::{AcceptSessions, CHUNK, ChatSession, Intake, IntakeError};
 use crate::condition::Hindrance;
 use crate::domain::id::CompanyId;
 use crate::import::{Options, export};
+use crate::panics;
 use crate::store::SessionTaken;
 
 /// An export that is read again and again.
@@ -50,7 +51,11 @@ impl Importer {
         }
         self.busy = true;
         let (source, intake, shared) = (self.source.clone(), self.intake.clone(), self.shared.clone());
-        let read = async move { import(source, intake, shared).await };
+        let read = async move {
+            if panics::caught(import(source, intake, shared)).await.is_err() {
+                tracing::error!("an import broke off; it is read again in its time");
+            }
+        };
         ctx.spawn(read.into_actor(self).map(|(), this, _| this.busy = false));
     }
 }
@@ -107,6 +112,7 @@ async fn import(source: Arc<Source>, intake: Addr<Intake>, shared: Arc<Shared>) 
         let asked = AcceptSessions { company: source.company.clone(), sessions };
         match hand_in(asked, &intake, &shared).await {
             Some(Ok(taken)) => {
+                crash_point!("import.after_chunk");
                 for taken in taken {
                     match taken {
                         SessionTaken::New => counts.new += 1,
@@ -142,7 +148,10 @@ async fn import(source: Arc<Source>, intake: Addr<Intake>, shared: Arc<Shared>) 
             tracing::error!(company.id = %source.company, path = %source.csv.display(), error = %err,
                 "the export {} cannot be read: {err}; it is tried again in its time", source.csv.display());
         }
-        Err(err) => tracing::error!(company.id = %source.company, error = %err, "reading an export panicked"),
+        Err(err) => {
+            let error = panics::broke_off(&err);
+            tracing::error!(company.id = %source.company, error, "reading an export broke off");
+        }
     }
 }
 
@@ -155,6 +164,7 @@ fn read(source: &Source, chunks: &mpsc::Sender<Vec<ChatSession>>) -> std::io::Re
         File::open(path).map_err(|err| err.to_string())
     };
     for session in export::sessions(File::open(&source.csv)?, &source.options, open) {
+        crash_point!("import.mid_read");
         match session {
             Ok(session) => {
                 if let Some(note) = &session.note {

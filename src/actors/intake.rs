@@ -7,9 +7,9 @@ use std::time::Duration;
 use actix::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::Shared;
 use super::creator::{Creator, Nudge};
 use super::registry::blocking;
+use super::{Shared, alone};
 use crate::condition::Hindrance;
 use crate::domain::analysis;
 use crate::domain::id::{CompanyId, RequestId, SessionId};
@@ -61,7 +61,8 @@ impl Intake {
         }
         self.settling = true;
         let shared = self.shared.clone();
-        ctx.spawn(async move { request_settled(&shared).await }.into_actor(self).map(|made, this, _| {
+        ctx
+            .spawn(async move { alone(request_settled(&shared)).await }.into_actor(self).map(|made, this, _| {
             this.settling = false;
             match made {
                 Ok(0) => {}
@@ -122,16 +123,18 @@ impl Handler<AcceptRequests> for Intake {
 
     fn handle(&mut self, asked: AcceptRequests, _: &mut Context<Self>) -> Self::Result {
         let (shared, creator) = (self.shared.clone(), self.creator.clone());
-        Box::pin(async move {
+        Box::pin(alone(async move {
             let AcceptRequests { company, requests } = asked;
             may_take_in(&shared)?;
             let made = requests.into_iter().map(|request| generic(&shared, &company, request)).collect();
+            crash_point!("ingest.before_commit");
             let accepted = shared.store.accept_requests(made, shared.clock.now()).await?;
+            crash_point!("ingest.after_commit_before_ack");
             if accepted.iter().any(|accepted| matches!(accepted, Accepted::New(_))) {
                 creator.do_send(Nudge);
             }
             Ok(accepted)
-        })
+        }))
     }
 }
 
@@ -205,9 +208,12 @@ impl Handler<AcceptSessions> for Intake {
                 settles_at: now.plus(shared.settle),
             };
             let sessions = sessions.into_iter().map(take).collect();
-            Ok(shared.store.accept_sessions(sessions, now).await?)
+            crash_point!("import.before_commit");
+            let taken = shared.store.accept_sessions(sessions, now).await?;
+            crash_point!("import.after_commit");
+            Ok(taken)
         };
-        Box::pin(taken.into_actor(self).map(|taken, this, ctx| {
+        Box::pin(alone(taken).into_actor(self).map(|taken, this, ctx| {
             if this.shared.settle.is_zero() {
                 this.settle(ctx);
             }
@@ -248,10 +254,11 @@ impl Handler<Requeue> for Intake {
 
     fn handle(&mut self, Requeue(ids): Requeue, _: &mut Context<Self>) -> Self::Result {
         let (shared, creator) = (self.shared.clone(), self.creator.clone());
-        Box::pin(async move {
+        Box::pin(alone(async move {
             let mut seen = HashSet::new();
             let ids: Vec<_> = ids.into_iter().filter(|id| seen.insert(*id)).collect();
             let mut counts = RequeueCounts::default();
+            crash_point!("requeue.before_commit");
             for chunk in ids.chunks(CHUNK) {
                 may_take_in(&shared)?;
                 for fate in shared.store.requeue(chunk.to_vec(), shared.clock.now()).await? {
@@ -262,6 +269,7 @@ impl Handler<Requeue> for Intake {
                     }
                 }
             }
+            crash_point!("requeue.after_commit");
             if counts.requeued > 0 {
                 tracing::info!(
                     requests = counts.requeued,
@@ -271,7 +279,7 @@ impl Handler<Requeue> for Intake {
                 creator.do_send(Nudge);
             }
             Ok(counts)
-        })
+        }))
     }
 }
 
@@ -292,7 +300,9 @@ async fn request_settled(shared: &Arc<Shared>) -> Result<usize, StoreError> {
         if requests.is_empty() {
             return Ok(made);
         }
+        crash_point!("settle.before_commit");
         made += shared.store.request_analyses(requests, now).await?;
+        crash_point!("settle.after_commit");
         if read < CHUNK {
             return Ok(made);
         }

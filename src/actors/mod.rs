@@ -41,8 +41,9 @@ use crate::domain::batch::ProviderIdentity;
 use crate::domain::cut::Limits;
 use crate::domain::price::PriceTable;
 use crate::domain::{retry, step};
+use crate::panics;
 use crate::provider::Provider;
-use crate::store::{Store, StoreReader};
+use crate::store::{Store, StoreError, StoreReader};
 
 /// What may be switched off while the program runs.
 #[derive(Debug)]
@@ -145,4 +146,9 @@ impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Shared")
     }
+}
+
+/// Runs a piece of work by itself: a panic fails it, and the actor goes on.
+async fn alone<T, E: From<StoreError>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    panics::caught(work).await.unwrap_or_else(|err| Err(StoreError::Broken(err.to_string()).into()))
 }

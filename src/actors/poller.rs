@@ -10,6 +10,7 @@ use super::account::{Cause, Success};
 use super::effects::observation;
 use super::registry::{Observable, Registry, Seen, Unseen, blocking};
 use crate::domain::id::{BatchId, ProviderBatchId};
+use crate::panics;
 use crate::provider::ProviderError;
 use crate::provider::wire::BatchObject;
 
@@ -52,8 +53,9 @@ impl Poller {
             delete_due_files(&shared).await;
             Round { shared: &shared, registry: &registry, calls: 0, alone, tick }.run(targets).await
         };
-        ctx.spawn(round.into_actor(self).map(|alone, this, _| {
-            this.alone = alone;
+        // After a panic every batch is due again.
+        ctx.spawn(panics::caught(round).into_actor(self).map(|alone, this, _| {
+            this.alone = alone.unwrap_or_default();
             this.busy = false;
         }));
     }
@@ -184,6 +186,7 @@ impl Round<'_> {
         self.works();
         self.alone.remove(&id);
         let at = self.shared.clock.now();
+        crash_point!("poll.list.before_tell");
         self.registry.do_send(Seen { id, seen: observation(batch), at });
     }
 
@@ -203,6 +206,7 @@ impl Round<'_> {
             *alone = Alone { due: self.tick + 1, unchanged: 0, last: Some(word) };
         }
         let at = self.shared.clock.now();
+        crash_point!("poll.single.before_tell");
         self.registry.do_send(Seen { id, seen: observation(batch), at });
     }
 

@@ -21,6 +21,7 @@ use crate::domain::event::ObservedStatus;
 use crate::domain::id::{BatchId, RequestId, Timestamp};
 use crate::domain::request::{Failure, FailureClass};
 use crate::domain::step::{Change, Step};
+use crate::panics;
 use crate::provider::ProviderError;
 use crate::provider::wire::BatchObject;
 use crate::store::{NotedIntent, StoreError, WATCHED_FOR};
@@ -61,7 +62,10 @@ impl Reconciler {
         self.busy = true;
         let (shared, registry, compared) = (self.shared.clone(), self.registry.clone(), self.compared);
         let look = async move {
-            if compared { watch(&shared, &registry).await } else { compare(&shared, &registry).await }
+            let work = async {
+                if compared { watch(&shared, &registry).await } else { compare(&shared, &registry).await }
+            };
+            panics::caught(work).await.unwrap_or_else(|_| Err(Trouble::Panicked))
         };
         ctx.spawn(look.into_actor(self).map(|looked, this, ctx| this.looked(looked, ctx)));
     }
@@ -120,6 +124,8 @@ enum Trouble {
     NoList,
     #[error("the provider's list does not end")]
     Endless,
+    #[error("a bug: it ended in a panic")]
+    Panicked,
     #[error("{0}: {1}")]
     File(PathBuf, std::io::Error),
 }
@@ -327,7 +333,7 @@ async fn requests_of(shared: &Arc<Shared>, found: &BatchObject) -> Result<Option
             }
             let read = path.clone();
             let named = tokio::task::spawn_blocking(move || finding::requests_in(&read)).await;
-            let named = named.map_err(|err| StoreError::Broken(err.to_string()))?;
+            let named = named.map_err(|err| StoreError::Broken(panics::broke_off(&err).to_owned()))?;
             // If this fails it stays in the way of nobody.
             let _ = tokio::fs::remove_file(&path).await;
             ids.extend(named.map_err(|err| Trouble::File(path, err))?);

@@ -73,6 +73,7 @@ impl Registry {
             return;
         }
         let observed = if batch.state.is_observed() { batch.provider_batch.clone() } else { None };
+        crash_point!("host.before_start");
         let actor = BatchActor::new(batch, fresh, self.shared.clone(), ctx.address(), self.creator.clone());
         self.hosted.insert(id, Hosted { addr: actor.start(), observed });
     }
@@ -92,7 +93,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 ) -> Result<T, StoreError> {
     match tokio::task::spawn_blocking(read).await {
         Ok(result) => result,
-        Err(err) => Err(StoreError::Broken(format!("a read panicked: {err}"))),
+        Err(err) => Err(StoreError::Broken(format!("a read broke off: {}", crate::panics::broke_off(&err)))),
     }
 }
 

@@ -85,7 +85,10 @@ pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -
     let mut summed = Summed { file, bytes: 0, crc: 0 };
     fill(&mut summed)?;
     let Summed { file, bytes, crc } = summed;
-    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all().map_err(sync_failed)?;
+    let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+    crash_point!("file.after_tmp");
+    file.sync_all().map_err(sync_failed)?;
+    crash_point!("file.after_fsync");
     seal(path, Sum::Crc { bytes, crc })
 }
 
@@ -97,6 +100,7 @@ pub fn seal(path: &Path, sum: Sum) -> io::Result<()> {
     file.sync_all().map_err(sync_failed)?;
     std::fs::rename(&part, &name)?;
     std::fs::rename(unsealed(path), path)?;
+    crash_point!("file.after_rename");
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all().map_err(sync_failed)
 }

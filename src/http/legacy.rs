@@ -20,6 +20,7 @@ use crate::actors::registry::{ListBatches, ListRequests, ShowBatch, ShowRequest,
 use crate::domain::batch::BatchStatus;
 use crate::domain::id::{BatchId, CompanyId, RequestId};
 use crate::domain::request::{RequestStatus, Source};
+use crate::panics;
 use crate::store::RequestFilter;
 
 /// A view that takes longer is given up with 503.
@@ -187,6 +188,11 @@ pub async fn companies(api: &Api) -> Result<Value, ApiError> {
     .await?;
     let shown: Vec<_> = companies.iter().map(|(counts, company)| view::company(company, *counts)).collect();
     Ok(json!({ "ok": true, "companies": shown }))
+}
+
+/// `GET /api/admin/legacy/health`
+pub fn health() -> Value {
+    json!({ "ok": true, "health": { "panics": panics::count() } })
 }
 
 /// `GET /api/admin/legacy/switches`

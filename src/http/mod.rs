@@ -100,6 +100,7 @@ enum Route<'a> {
     Resume,
     Companies,
     Switches,
+    Inner,
     IngestRequests(&'a str),
     IngestSessions(&'a str),
     Session(&'a str, &'a str),
@@ -121,6 +122,7 @@ fn route<'a>(path: &[&'a str]) -> Option<(Route<'a>, &'static str, Access)> {
         ["api", "admin", "legacy", "provider", "resume"] => (Route::Resume, "POST", Access::Write),
         ["api", "admin", "legacy", "companies"] => (Route::Companies, "GET", Access::Read),
         ["api", "admin", "legacy", "switches"] => (Route::Switches, "GET", Access::Read),
+        ["api", "admin", "legacy", "health"] => (Route::Inner, "GET", Access::Read),
         ["api", "v1", "companies", company, "requests"] => {
             (Route::IngestRequests(company), "POST", Access::Ingest)
         }
@@ -253,6 +255,7 @@ impl Call {
                     | Route::Provider
                     | Route::Resume
                     | Route::Companies
+                    | Route::Inner
                     | Route::Switches => "",
                 };
                 // A company learns nothing about which others there are.
@@ -304,6 +307,7 @@ impl Call {
             Route::Resume => control::resume(api),
             Route::Companies => legacy::companies(api).await?,
             Route::Switches => legacy::switches(api),
+            Route::Inner => legacy::health(),
             Route::IngestRequests(company) => {
                 takes_in(api)?;
                 let company = self.company(company).await?;
@@ -418,7 +422,7 @@ async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(read).await {
         Ok(result) => Ok(result?),
         Err(err) => {
-            tracing::error!(error = %err, "a read panicked");
+            tracing::error!(error = crate::panics::broke_off(&err), "a read broke off");
             Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this should not happen"))
         }
     }

@@ -3,6 +3,8 @@
 //! Nothing here decides what to do next; it says exactly what is known about a call, above all whether
 //! it can have had an effect.
 
+#[cfg(feature = "crash-points")]
+pub mod crashing;
 pub mod jsonl;
 pub mod openai;
 pub mod wire;

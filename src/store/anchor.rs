@@ -75,8 +75,11 @@ impl Anchor {
         let write = || {
             let mut file = File::create(&part)?;
             file.write_all(&line(head))?;
+            crash_point!("anchor.after_tmp");
             file.sync_all()?;
+            crash_point!("anchor.after_fsync");
             std::fs::rename(&part, &path)?;
+            crash_point!("anchor.after_rename");
             File::open(folder)?.sync_all()
         };
         write().map_err(|err: std::io::Error| StoreError::folder(&path, err))?;

@@ -81,7 +81,13 @@ impl Committer {
         let (queue, jobs) = mpsc::channel(QUEUE_MAX);
         std::thread::Builder::new()
             .name("committer".to_owned())
-            .spawn(move || writer.serve(jobs, &on_fatal))
+            .spawn(move || {
+                // What one operation or the database does is caught below; without a writer the process is of no use.
+                let served = std::panic::catch_unwind(AssertUnwindSafe(|| writer.serve(jobs, &on_fatal)));
+                if served.is_err() {
+                    on_fatal(&StoreError::Io("the writer gave up".to_owned()));
+                }
+            })
             .map_err(|err| StoreError::Io(err.to_string()))?;
         Ok(Self(Kind::Thread(queue)))
     }
@@ -215,8 +221,11 @@ impl Writer {
         if let Some((anchor, _)) = &anchor {
             meta.extend(anchor.entries(&head));
         }
+        crash_point!("commit.before_apply");
         self.engine.apply(&group)?;
+        crash_point!("commit.after_apply_before_sync");
         self.engine.sync()?;
+        crash_point!("commit.after_sync_before_anchor");
         self.head = head;
         if let Some((anchor, last)) = anchor {
             *last = Some(Instant::now());
@@ -229,6 +238,7 @@ impl Writer {
                 Err(err) => return Err(err),
             }
         }
+        crash_point!("commit.after_anchor_before_replies");
         Ok(None)
     }
 }

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 /// Each module and what of this crate it may name besides itself. A path means that path and what is below it.
 const MAY_USE: &[(&str, &[&str])] = &[
+    ("crash_points", &[]),
+    ("panics", &[]),
     ("domain", &[]),
     ("clock", &["domain"]),
     ("condition", &[]),
@@ -16,8 +18,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("store", &["domain"]),
     ("provider", &["domain", "disk"]),
     ("import", &["domain"]),
-    ("actors", &["domain", "store", "provider", "import", "clock", "condition", "disk"]),
-    ("http", &["actors", "domain", "store", "serving", "config", "clock", "condition"]),
+    ("actors", &["domain", "store", "provider", "import", "clock", "condition", "disk", "panics"]),
+    ("http", &["actors", "domain", "store", "serving", "config", "clock", "condition", "panics"]),
     ("simulator", &["clock", "serving", "domain::id"]),
     ("app", &[""]),
     ("cli", &[""]),
@@ -207,4 +209,19 @@ fn a_dependency_is_seen_wherever_it_stands_in_a_line() {
     assert!(names_crate("use sled::Db;", "sled") && names_crate("-> warp::Reply", "warp"));
     assert!(names_crate("use warp;", "warp") && !names_crate("let warped = 1;", "warp"));
     assert!(!names_crate("super::warp::x()", "warp") && !names_crate("the warp reply", "warp"));
+}
+
+#[test]
+fn each_crash_point_of_the_table_stands_at_one_place_in_the_code() {
+    let mut found = Vec::new();
+    for source in sources().iter().filter(|source| source.module() != "crash_points") {
+        for (_, line) in code(&source.text) {
+            let named = line.split("crash_point!(\"").skip(1);
+            found.extend(named.map(|rest| rest.split('"').next().unwrap().to_owned()));
+        }
+    }
+    let mut table: Vec<_> = nightshift::crash_points::CRASH_POINTS.to_vec();
+    table.sort_unstable();
+    found.sort_unstable();
+    assert_eq!(found, table);
 }

@@ -20,6 +20,7 @@ mod fuzz_corpus;
 mod harness;
 mod ingest;
 mod legacy_api;
+mod matrix;
 mod power_cut;
 mod process;
 mod properties;

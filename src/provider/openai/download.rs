@@ -126,9 +126,11 @@ impl OpenAi {
             hasher.update(&chunk);
             bytes += chunk.len() as u64;
             file.write_all(&chunk).await.map_err(local)?;
+            crash_point!("download.mid_body");
         }
         file.flush().await.map_err(local)?;
         file.sync_all().await.map_err(sync_failed).map_err(local)?;
+        crash_point!("download.after_fsync");
         Ok(Downloaded { bytes, sha256: hasher.finalize().into() })
     }
 }
@@ -145,6 +147,7 @@ fn uncertain(what: &str) -> ProviderError {
 /// Gives the file its name, and makes sure of the name too.
 async fn keep(part: &Path, to: &Path) -> io::Result<()> {
     tokio::fs::rename(part, to).await?;
+    crash_point!("download.after_rename");
     let folder = match to.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
         Some(_) | None => PathBuf::from("."),

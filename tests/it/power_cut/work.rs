@@ -25,7 +25,8 @@ use super::disk::Dice;
 const POLICY: Policy = Policy { backoff: Duration::ZERO, capacity_backoff: Duration::ZERO, sweeps_min: 3 };
 const RETRY: retry::Policy =
     retry::Policy { max_attempts: 3, backoff: Duration::ZERO, capacity_backoff: Duration::ZERO };
-const LIMITS: Limits = Limits { requests_max: 60, bytes_max: 10_000_000, age_max: Duration::ZERO };
+const LIMITS: Limits =
+    Limits { requests_max: 60, bytes_max: 10_000_000, tokens_max: None, age_max: Duration::ZERO };
 
 /// Clients that send at the same time.
 const CLIENTS: u8 = 3;
@@ -205,7 +206,7 @@ async fn advance(store: &Store, batch: Batch) -> Batch {
         BatchState::Cleaning { .. } => Event::Cleaned { at },
         other => panic!("nothing here leads to {}", other.label()),
     };
-    let step = step::step(&batch.state, &event, &POLICY).unwrap();
+    let step = step::step(&batch.state, batch.orders(), &event, &POLICY).unwrap();
     store.commit_step(id, batch.revision, step, at).await.unwrap()
 }
 
@@ -231,7 +232,7 @@ async fn apply(store: &Store, batch: &Batch, kind: ResultKind, offset: u64) -> B
         lines.push(AppliedLine::Line { request, outcome, analysis: None, cost: Some(cost) });
     }
     let event = Event::LinesRead { kind, from: offset, to: to as u64, end: to == members.len() };
-    let step = step::step(&batch.state, &event, &POLICY).unwrap();
+    let step = step::step(&batch.state, batch.orders(), &event, &POLICY).unwrap();
     let batch = store.apply_lines(batch.id, batch.revision, step, lines, now()).await.unwrap();
     if !done.is_empty() {
         acknowledge(&format!("results {}", done.join(" ")));

@@ -1,0 +1,168 @@
+//! Named moments at which a test can end the process as a power switch would, or panic.
+//!
+//! `NIGHTSHIFT_CRASH_AT=name:nth` ends it at the nth passage, with nothing flushed and nothing dropped;
+//! `NIGHTSHIFT_PANIC_AT` panics there instead. Both take several, parted by commas. All of this is there only with
+//! the feature `crash-points`: in a release a point is nothing at all. `tests/it/matrix.rs` goes through the table.
+
+/// Every point, in the order of the work. Each stands at one place in the code.
+pub const CRASH_POINTS: &[&str] = &[
+    // The store: each group of changes, and the anchor.
+    "commit.before_apply",
+    "commit.after_apply_before_sync",
+    "commit.after_sync_before_anchor",
+    "commit.after_anchor_before_replies",
+    "anchor.after_tmp",
+    "anchor.after_fsync",
+    "anchor.after_rename",
+    // What comes in.
+    "ingest.before_commit",
+    "ingest.after_commit_before_ack",
+    "import.mid_read",
+    "import.before_commit",
+    "import.after_commit",
+    "import.after_chunk",
+    "settle.before_commit",
+    "settle.after_commit",
+    "requeue.before_commit",
+    "requeue.after_commit",
+    // A batch from its opening to its end.
+    "open.before_commit",
+    "open.after_commit_before_host",
+    "host.before_start",
+    "cut.before_commit",
+    "cut.after_commit",
+    "step.before_commit",
+    "step.after_commit",
+    "file.after_tmp",
+    "file.after_fsync",
+    "file.after_rename",
+    "sweep.before_search",
+    "sweep.after_search",
+    "fence.before_delete",
+    "fence.after_delete",
+    "poll.list.before_tell",
+    "poll.single.before_tell",
+    "download.mid_body",
+    "download.after_fsync",
+    "download.after_rename",
+    "apply.after_read",
+    "apply.before_commit",
+    "apply.after_commit",
+    "close.before_commit",
+    "close.after_commit",
+    "clean.before",
+    "clean.mid",
+    "clean.after",
+    // Each call to the provider.
+    "upload.before_send",
+    "upload.after_send_before_commit",
+    "list_files.before_send",
+    "list_files.after_send",
+    "get_file.before_send",
+    "get_file.after_send",
+    "download.before_send",
+    "download.after_send_before_commit",
+    "delete_file.before_send",
+    "delete_file.after_send",
+    "create.after_intent_before_send",
+    "create.after_send_before_commit",
+    "get_batch.before_send",
+    "get_batch.after_send",
+    "list_batches.before_send",
+    "list_batches.after_send",
+    "cancel.before_send",
+    "cancel.after_send",
+    // Leaving.
+    "drain.before_anchor",
+];
+
+/// Passes a point: nothing, unless the feature `crash-points` is on and the environment names it.
+#[cfg(feature = "crash-points")]
+macro_rules! crash_point {
+    ($name:literal) => {
+        $crate::crash_points::pass($name)
+    };
+}
+
+/// Passes a point: nothing, unless the feature `crash-points` is on and the environment names it.
+#[cfg(not(feature = "crash-points"))]
+macro_rules! crash_point {
+    ($name:literal) => {};
+}
+
+#[cfg(feature = "crash-points")]
+pub use armed::pass;
+
+#[cfg(feature = "crash-points")]
+mod armed {
+    use std::collections::HashMap;
+    use std::sync::{Mutex, OnceLock, PoisonError};
+
+    /// What happens at a point.
+    #[derive(Debug, Clone, Copy)]
+    enum Act {
+        Kill,
+        Panic,
+    }
+
+    /// What the environment asks for.
+    #[derive(Debug, Default)]
+    struct Plan {
+        targets: Vec<(String, u64, Act)>,
+        passed: Mutex<HashMap<&'static str, u64>>,
+    }
+
+    static PLAN: OnceLock<Plan> = OnceLock::new();
+
+    impl Plan {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "no setting of the program: it is not there in a release"
+        )]
+        fn of_the_process() -> Self {
+            let mut targets = Vec::new();
+            for (variable, act) in [("NIGHTSHIFT_CRASH_AT", Act::Kill), ("NIGHTSHIFT_PANIC_AT", Act::Panic)] {
+                let named = std::env::var(variable).unwrap_or_default();
+                for point in named.split(',').filter(|point| !point.is_empty()) {
+                    let (name, nth) = point.split_once(':').unwrap_or((point, "1"));
+                    let nth = nth.parse().ok().filter(|_| super::CRASH_POINTS.contains(&name));
+                    if nth.is_none() {
+                        tracing::error!("{variable}: {point:?} is no point of the table");
+                    }
+                    targets.extend(nth.map(|nth| (name.to_owned(), nth, act)));
+                }
+            }
+            Self { targets, ..Self::default() }
+        }
+
+        fn at(&self, name: &'static str) -> Option<(u64, Act)> {
+            if self.targets.is_empty() {
+                return None;
+            }
+            let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = passed.entry(name).or_default();
+            *count += 1;
+            let wanted = self.targets.iter().find(|(target, nth, _)| target == name && nth == count);
+            wanted.map(|(_, nth, act)| (*nth, *act))
+        }
+    }
+
+    /// Ends the process, or panics, if the environment names this passage.
+    pub fn pass(name: &'static str) {
+        match PLAN.get_or_init(Plan::of_the_process).at(name) {
+            None => {}
+            Some((_, Act::Kill)) => die(),
+            #[expect(clippy::panic, reason = "this is what was asked for")]
+            Some((nth, Act::Panic)) => {
+                tracing::warn!("crash point {name}:{nth} is reached");
+                panic!("crash point {name}:{nth}");
+            }
+        }
+    }
+
+    /// As `kill -9` from outside: no destructor, no flush, no exit handler runs.
+    fn die() -> ! {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        std::process::abort()
+    }
+}
