@@ -12,7 +12,7 @@ use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::actors::creator::Creator;
+use crate::actors::creator::{Creator, Nudge};
 use crate::actors::importer::{Importer, Source};
 use crate::actors::intake::Intake;
 use crate::actors::poller::Poller;
@@ -115,6 +115,11 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     let (stop, stopping) = watch::channel(false);
     let base_url = provider_url(&settings, &data, &clock, stopping.clone()).await?;
     let condition = Arc::new(Condition::new());
+    if let Some(why) = store.doubt() {
+        condition.raise(Hindrance::SafeMode, safe_mode(&why));
+    }
+    condition
+        .raise(Hindrance::Checking, "the store is being checked; until that has ended no batch is created");
     let shared =
         Arc::new(share(&settings, store.clone(), clock.clone(), condition.clone(), ids, spool, base_url)?);
     let registry = Registry::new(shared.clone()).start();
@@ -146,6 +151,7 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     });
     actix::spawn(tell_progress(store.reader(), address));
     actix::spawn(keep_anchored(store.clone()));
+    actix::spawn(check_store(store.clone(), condition.clone(), creator));
     let ended = tokio::select! {
         signal = signalled() => signal,
         ended = watch_over(&parts) => Err(AppError::Ended(ended)),
@@ -180,6 +186,38 @@ async fn keep_anchored(store: Store) {
     }
 }
 
+/// What `/readyz` says in safe mode.
+fn safe_mode(why: &str) -> String {
+    format!("safe mode: the store cannot be believed: {why}. See `nightshift store accept`")
+}
+
+/// Reads the whole store once after the start. What it finds means safe mode.
+async fn check_store(store: Store, condition: Arc<Condition>, creator: Addr<Creator>) {
+    let started = std::time::Instant::now();
+    match store.check().await {
+        Ok(report) => tracing::info!(
+            entries = report.entries,
+            requests = report.requests,
+            violations = report.violations.len(),
+            millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "the store is checked: {} entries, {} requests, {} violations",
+            report.entries,
+            report.requests,
+            report.violations.len()
+        ),
+        // The doubt holds although it cannot be written down: the next check finds the same again.
+        Err(err) => {
+            condition.raise(Hindrance::SafeMode, safe_mode(&format!("the check of it failed: {err}")))
+        }
+    }
+    if let Some(why) = store.doubt() {
+        condition.raise(Hindrance::SafeMode, safe_mode(&why));
+    }
+    condition.clear(Hindrance::Checking);
+    // What filled up meanwhile need not wait for the timer.
+    creator.do_send(Nudge);
+}
+
 /// The committer cannot write or sync: what the disk has is not known any more, so nothing may go on.
 fn leave(err: &StoreError) {
     tracing::error!(error = %err, "the store cannot go on: {err}. Leaving; what was acknowledged is safe");
@@ -196,19 +234,10 @@ fn share(
     base_url: String,
 ) -> Result<Shared, AppError> {
     let provider = &settings.provider;
-    let mut options = ProviderOptions::new(base_url);
-    options.api_key = Some(SecretString::from(match &provider.api_key {
-        Some(key) if provider.kind == ProviderKind::OpenAi => key.expose().to_owned(),
-        // The simulator takes any key.
-        Some(_) | None => "simulator".to_owned(),
-    }));
-    options.organization.clone_from(&provider.organization);
-    options.project.clone_from(&provider.project);
-    let client: Arc<dyn Provider> = Arc::new(OpenAi::new(options)?);
     Ok(Shared {
         reader: store.reader(),
         store,
-        provider: client,
+        provider: client(settings, base_url)?,
         identity: ProviderIdentity {
             kind: provider.kind.label().to_owned(),
             base_url: match provider.kind {
@@ -247,8 +276,22 @@ fn share(
     })
 }
 
+/// The client of the configured provider, which is at `base_url`.
+pub fn client(settings: &Settings, base_url: String) -> Result<Arc<dyn Provider>, AppError> {
+    let provider = &settings.provider;
+    let mut options = ProviderOptions::new(base_url);
+    options.api_key = Some(SecretString::from(match &provider.api_key {
+        Some(key) if provider.kind == ProviderKind::OpenAi => key.expose().to_owned(),
+        // The simulator takes any key.
+        Some(_) | None => "simulator".to_owned(),
+    }));
+    options.organization.clone_from(&provider.organization);
+    options.project.clone_from(&provider.project);
+    Ok(Arc::new(OpenAi::new(options)?))
+}
+
 /// Where the provider is; the embedded simulator is started for it.
-async fn provider_url(
+pub async fn provider_url(
     settings: &Settings,
     data: &Path,
     clock: &SharedClock,

@@ -7,6 +7,7 @@ mod output;
 mod serve;
 mod simulate;
 mod status;
+mod store;
 mod token;
 mod verify;
 
@@ -60,8 +61,10 @@ enum Command {
     Requeue(status::Requeue),
     /// Make or replace access tokens (with the server stopped).
     Token(token::Token),
-    /// Check every invariant of the store by a full scan (with the server stopped).
+    /// Check every invariant of the store by a full scan; a running server does it itself.
     Verify,
+    /// Take a store that cannot be believed (with the server stopped).
+    Store(store::StoreArgs),
     /// Look at the configuration.
     Config(config::Config),
 }
@@ -147,7 +150,8 @@ fn run(args: Args) -> Result<(), CliError> {
         Command::Batches(command) => status::batches(&command, &settings()?, server, json),
         Command::Requeue(command) => status::requeue(&command, &settings()?, server, json),
         Command::Token(command) => token::run(&command, &settings()?, json),
-        Command::Verify => verify::run(&settings()?, json),
+        Command::Verify => verify::run(&settings()?, server, json),
+        Command::Store(command) => store::run(&command, &settings()?, json),
         Command::Config(command) => config::run(&command, settings, json),
     }
 }

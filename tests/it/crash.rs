@@ -67,6 +67,9 @@ fn steps_in_store(data: &std::path::Path) -> Vec<&'static str> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let store = Store::open(data, uuid::Uuid::nil(), Box::new(|_| {})).await.unwrap();
+        // An ordinary kill never puts the store in doubt.
+        assert!(store.check().await.unwrap().is_whole());
+        assert_eq!(store.doubt(), None);
         let reader = store.reader();
         let live = reader.live_batches().unwrap();
         live.into_iter().map(|id| reader.batch(id).unwrap().unwrap().state.label()).collect()

@@ -13,6 +13,7 @@
 
 mod architecture;
 mod crash;
+mod damage;
 mod harness;
 mod ingest;
 mod legacy_api;
