@@ -25,6 +25,9 @@ type MemoryTrees = RwLock<BTreeMap<Tree, MemoryTree>>;
 /// One entry of a tree.
 pub type Entry = (Vec<u8>, Vec<u8>);
 
+/// A change as sled gets it: the key, and the sealed value or none.
+type Sealed<'a> = (&'a [u8], Option<IVec>);
+
 /// One entry as it lies there, for a check: it may be damaged.
 pub struct Found {
     pub key: Vec<u8>,
@@ -259,7 +262,7 @@ impl SledEngine {
         }
         let trees: Vec<&sled::Tree> = writes.keys().map(|tree| self.tree(*tree)).collect();
         // Sealed once, outside: sled may run the closure again.
-        let sealed: Vec<(Tree, Vec<(&[u8], Option<IVec>)>)> = writes
+        let sealed: Vec<(Tree, Vec<Sealed<'_>>)> = writes
             .iter()
             .map(|(tree, changes)| {
                 let seal = |key: &[u8], value: &[u8]| IVec::from(seal(*tree, key, value));
