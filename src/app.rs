@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 use crate::actors::account::Account;
-use crate::actors::creator::Creator;
+use crate::actors::creator::{Creator, Nudge};
 use crate::actors::importer::{Importer, Source};
 use crate::actors::intake::Intake;
 use crate::actors::pace::{Pace, Paces};
@@ -141,6 +141,12 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     let condition = Arc::new(Condition::new());
     let disk = Arc::new(Disk::new(bounds, condition.clone(), Box::new(leave_unsynced)));
     disk.look();
+    look_for_another_provider(&store, &identity(&settings)).await?;
+    if let Some(why) = store.doubt() {
+        condition.raise(Hindrance::SafeMode, safe_mode(&why));
+    }
+    condition
+        .raise(Hindrance::Checking, "the store is being checked; until that has ended no batch is created");
     let shared =
         Arc::new(share(&settings, store.clone(), clock.clone(), disk.clone(), ids, spool, base_url)?);
     let registry = Registry::new(shared.clone()).start();
@@ -179,6 +185,7 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     actix::spawn(missed(lost.clone(), "teller of progress", tell_progress(store.reader(), address, data)));
     actix::spawn(missed(lost.clone(), "watcher of the disk", disk.watch()));
     actix::spawn(missed(lost.clone(), "keeper of the anchor", keep_anchored(store.clone())));
+    actix::spawn(check_store(store.clone(), condition.clone(), creator));
     let ended = tokio::select! {
         () = stop_asked(&mut asked_to_stop) => Ok(()),
         ended = watch_over(&parts) => Err(AppError::Ended(ended)),
@@ -228,6 +235,38 @@ async fn keep_anchored(store: Store) {
     }
 }
 
+/// What `/readyz` says in safe mode.
+fn safe_mode(why: &str) -> String {
+    format!("safe mode: the store cannot be believed: {why}. See `nightshift store accept`")
+}
+
+/// Reads the whole store once after the start. What it finds means safe mode.
+async fn check_store(store: Store, condition: Arc<Condition>, creator: Addr<Creator>) {
+    let started = std::time::Instant::now();
+    match store.check().await {
+        Ok(report) => tracing::info!(
+            entries = report.entries,
+            requests = report.requests,
+            violations = report.violations.len(),
+            millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "the store is checked: {} entries, {} requests, {} violations",
+            report.entries,
+            report.requests,
+            report.violations.len()
+        ),
+        // The doubt holds although it cannot be written down: the next check finds the same again.
+        Err(err) => {
+            condition.raise(Hindrance::SafeMode, safe_mode(&format!("the check of it failed: {err}")))
+        }
+    }
+    if let Some(why) = store.doubt() {
+        condition.raise(Hindrance::SafeMode, safe_mode(&why));
+    }
+    condition.clear(Hindrance::Checking);
+    // What filled up meanwhile need not wait for the timer.
+    creator.do_send(Nudge);
+}
+
 /// The committer cannot write or sync: what the disk has is not known any more, so nothing may go on.
 fn leave(err: &StoreError, data: &Path) {
     tracing::error!(error = %err, "the store cannot go on: {err}. Leaving; what was acknowledged is safe, start again");
@@ -262,16 +301,7 @@ fn share(
     spool: PathBuf,
     base_url: String,
 ) -> Result<Shared, AppError> {
-    let provider = &settings.provider;
-    let mut options = ProviderOptions::new(base_url);
-    options.api_key = Some(SecretString::from(match &provider.api_key {
-        Some(key) if provider.kind == ProviderKind::OpenAi => key.expose().to_owned(),
-        // The simulator takes any key.
-        Some(_) | None => "simulator".to_owned(),
-    }));
-    options.organization.clone_from(&provider.organization);
-    options.project.clone_from(&provider.project);
-    let client: Arc<dyn Provider> = Arc::new(OpenAi::new(options)?);
+    let client = client(settings, base_url)?;
     #[cfg(feature = "crash-points")]
     let client: Arc<dyn Provider> = Arc::new(crate::provider::crashing::Crashing::new(client));
     let pace = pace(settings, &store.reader(), clock.as_ref())?;
@@ -279,15 +309,7 @@ fn share(
         reader: store.reader(),
         store,
         provider: client,
-        identity: ProviderIdentity {
-            kind: provider.kind.label().to_owned(),
-            base_url: match provider.kind {
-                ProviderKind::Simulator => String::new(),
-                ProviderKind::OpenAi => provider.base_url.clone(),
-            },
-            organization: provider.organization.clone(),
-            project: provider.project.clone(),
-        },
+        identity: identity(settings),
         clock,
         ids,
         condition: disk.condition(),
@@ -322,6 +344,43 @@ fn share(
     })
 }
 
+/// Which provider is configured.
+pub fn identity(settings: &Settings) -> ProviderIdentity {
+    let provider = &settings.provider;
+    ProviderIdentity {
+        kind: provider.kind.label().to_owned(),
+        base_url: match provider.kind {
+            // Its port changes with every start.
+            ProviderKind::Simulator => String::new(),
+            ProviderKind::OpenAi => provider.base_url.clone(),
+        },
+        organization: provider.organization.clone(),
+        project: provider.project.clone(),
+    }
+}
+
+/// Batches that another provider has, or may have, while this one is configured: that is more often a mistake than not,
+/// and what they hold is neither asked about nor bought again until an operator has looked.
+async fn look_for_another_provider(store: &Store, identity: &ProviderIdentity) -> Result<(), StoreError> {
+    let reader = store.reader();
+    if reader.accepted_provider()?.is_some_and(|accepted| accepted == identity.key()) {
+        return Ok(());
+    }
+    for id in reader.live_batches()? {
+        if let Some(batch) = reader.batch(id)?
+            && batch.provider != *identity
+            && !batch.state.is_unsent()
+        {
+            let why = format!(
+                "batch {id} is open at another provider ({} {}) than the one that is configured now",
+                batch.provider.kind, batch.provider.base_url
+            );
+            return store.distrust(why).await;
+        }
+    }
+    Ok(())
+}
+
 /// Our own limits, with what was created in the last hour.
 fn pace(settings: &Settings, reader: &StoreReader, clock: &dyn Clock) -> Result<Pace, StoreError> {
     let limits = &settings.submission;
@@ -336,8 +395,22 @@ fn pace(settings: &Settings, reader: &StoreReader, clock: &dyn Clock) -> Result<
     Ok(Pace::new(paces, created.into_iter().map(|noted| now.since(noted.intent.at))))
 }
 
+/// The client of the configured provider, which is at `base_url`.
+pub fn client(settings: &Settings, base_url: String) -> Result<Arc<dyn Provider>, AppError> {
+    let provider = &settings.provider;
+    let mut options = ProviderOptions::new(base_url);
+    options.api_key = Some(SecretString::from(match &provider.api_key {
+        Some(key) if provider.kind == ProviderKind::OpenAi => key.expose().to_owned(),
+        // The simulator takes any key.
+        Some(_) | None => "simulator".to_owned(),
+    }));
+    options.organization.clone_from(&provider.organization);
+    options.project.clone_from(&provider.project);
+    Ok(Arc::new(OpenAi::new(options)?))
+}
+
 /// Where the provider is; the embedded simulator is started for it.
-async fn provider_url(
+pub async fn provider_url(
     settings: &Settings,
     data: &Path,
     clock: &SharedClock,

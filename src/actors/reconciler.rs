@@ -213,6 +213,7 @@ async fn look_back(
                      missing with `nightshift store accept`",
                     batch.id
                 );
+                shared.store.distrust(why.clone()).await?;
                 shared.condition.raise(Hindrance::SafeMode, why);
                 if !take_over(shared, registry, &batch, unsent, intent).await? {
                     looked = Looked::Again;

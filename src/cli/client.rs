@@ -36,6 +36,12 @@ impl Client {
         self.answer(self.http.get(url).timeout(Duration::from_secs(30))).await
     }
 
+    /// Reads a view that takes its time to be made.
+    pub async fn get_slowly(&self, path: &str) -> Result<Value, CliError> {
+        let request = self.http.get(format!("{}{path}", self.base));
+        self.answer(request.timeout(Duration::from_secs(3600))).await
+    }
+
     /// Changes something.
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value, CliError> {
         let request = self.http.post(format!("{}{path}", self.base)).json(body);

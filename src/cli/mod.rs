@@ -8,6 +8,7 @@ mod output;
 mod serve;
 mod simulate;
 mod status;
+mod store;
 mod token;
 mod verify;
 
@@ -65,8 +66,10 @@ enum Command {
     Resume,
     /// Make or replace access tokens (with the server stopped).
     Token(token::Token),
-    /// Check every invariant of the store by a full scan (with the server stopped).
+    /// Check every invariant of the store by a full scan; a running server does it itself.
     Verify,
+    /// Take a store that cannot be believed (with the server stopped).
+    Store(store::StoreArgs),
     /// Look at the configuration.
     Config(config::Config),
 }
@@ -155,7 +158,8 @@ fn run(args: Args) -> Result<(), CliError> {
         Command::Cancel(command) => control::cancel(&command, &settings()?, server, json),
         Command::Resume => control::resume(&settings()?, server, json),
         Command::Token(command) => token::run(&command, &settings()?, json),
-        Command::Verify => verify::run(&settings()?, json),
+        Command::Verify => verify::run(&settings()?, server, json),
+        Command::Store(command) => store::run(&command, &settings()?, json),
         Command::Config(command) => config::run(&command, settings, json),
     }
 }

@@ -34,7 +34,7 @@ use crate::actors::registry::Registry;
 use crate::config::Secret;
 use crate::domain::id::CompanyId;
 use crate::serving::{self, BodyLimits};
-use crate::store::{Role, StoreError};
+use crate::store::{Report, Role, StoreError};
 use auth::Auth;
 use lines::Body;
 use query::Query;
@@ -101,6 +101,7 @@ enum Route<'a> {
     Companies,
     Switches,
     Inner,
+    Verify,
     IngestRequests(&'a str),
     IngestSessions(&'a str),
     Session(&'a str, &'a str),
@@ -123,6 +124,7 @@ fn route<'a>(path: &[&'a str]) -> Option<(Route<'a>, &'static str, Access)> {
         ["api", "admin", "legacy", "companies"] => (Route::Companies, "GET", Access::Read),
         ["api", "admin", "legacy", "switches"] => (Route::Switches, "GET", Access::Read),
         ["api", "admin", "legacy", "health"] => (Route::Inner, "GET", Access::Read),
+        ["api", "admin", "legacy", "verify"] => (Route::Verify, "GET", Access::Read),
         ["api", "v1", "companies", company, "requests"] => {
             (Route::IngestRequests(company), "POST", Access::Ingest)
         }
@@ -256,7 +258,8 @@ impl Call {
                     | Route::Resume
                     | Route::Companies
                     | Route::Inner
-                    | Route::Switches => "",
+                    | Route::Switches
+                    | Route::Verify => "",
                 };
                 // A company learns nothing about which others there are.
                 if asked != own.as_str() {
@@ -308,6 +311,7 @@ impl Call {
             Route::Companies => legacy::companies(api).await?,
             Route::Switches => legacy::switches(api),
             Route::Inner => legacy::health(),
+            Route::Verify => verify(api).await?,
             Route::IngestRequests(company) => {
                 takes_in(api)?;
                 let company = self.company(company).await?;
@@ -380,10 +384,45 @@ fn ready(api: &Api) -> (StatusCode, Value) {
         reasons.push("the store cannot be read");
     }
     let standing = api.shared.condition.standing();
+    // The checks after a start hold up create calls only: work is taken in meanwhile.
     let stops = standing.iter().filter(|(hindrance, _)| hindrance.stops_intake());
     reasons.extend(stops.map(|(_, why)| why.as_str()));
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, json!({ "ok": reasons.is_empty(), "reasons": reasons }))
+}
+
+/// Checks the whole store, page by page beside the work. It is not broken off when the caller goes away: a check
+/// that nobody ends would have the store report every change to it.
+async fn verify(api: &Api) -> Result<Value, ApiError> {
+    let store = api.shared.store.clone();
+    let doubt = store.doubt();
+    let ended = tokio::spawn(async move { store.verify().await }).await.map_err(|err| {
+        tracing::error!(error = %err, "a check panicked");
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this should not happen")
+    })?;
+    Ok(report_view(&ended?, doubt.as_deref()))
+}
+
+/// What a check of the store found, as it is shown.
+pub fn report_view(report: &Report, doubt: Option<&str>) -> Value {
+    let violations: Vec<_> = report
+        .violations
+        .iter()
+        .map(|violation| {
+            json!({ "invariant": violation.invariant, "place": violation.place, "what": violation.what })
+        })
+        .collect();
+    json!({
+        "ok": true,
+        "whole": report.is_whole(),
+        "counts": {
+            "entries": report.entries, "sessions": report.sessions, "requests": report.requests,
+            "batches": report.batches, "members": report.members, "bookings": report.bookings,
+        },
+        "violations": violations,
+        "acceptedBefore": report.accepted,
+        "doubt": doubt,
+    })
 }
 
 /// Whether writes are taken just now.

@@ -9,6 +9,7 @@ use crate::domain::id::{BatchId, RequestId, Revision, Timestamp};
 use crate::domain::request::RequestStatus;
 
 const RECONCILED: &[u8] = b"reconciled";
+const PROVIDER: &[u8] = b"accepted_provider";
 
 impl Store {
     /// Makes those of `ids`, at most 250, members of an adopted batch that is still being filled, which wait here for
@@ -42,6 +43,11 @@ impl Store {
             .await
     }
 
+    /// Notes that an operator accepted that this provider is used while batches of another one are open.
+    pub async fn note_provider(&self, key: String) -> Result<(), StoreError> {
+        self.committer.commit(1, move |tx| tx.write(Tree::Meta, PROVIDER.to_vec(), &key)).await
+    }
+
     /// Notes that all batches of ours at the provider that are older than `at` are known here.
     pub async fn note_reconciled(&self, at: Timestamp) -> Result<(), StoreError> {
         self.committer.commit(1, move |tx| tx.write(Tree::Meta, RECONCILED.to_vec(), &at)).await
@@ -49,6 +55,11 @@ impl Store {
 }
 
 impl StoreReader {
+    /// The provider that an operator accepted last, as [`crate::domain::batch::ProviderIdentity::key`] has it.
+    pub fn accepted_provider(&self) -> Result<Option<String>, StoreError> {
+        self.read(Tree::Meta, PROVIDER)
+    }
+
     /// Until when the provider's batches are known to be known here. A store that went back in time says an older
     /// time, so that whoever looks back to it finds all that was forgotten.
     pub fn reconciled(&self) -> Result<Option<Timestamp>, StoreError> {

@@ -4,6 +4,9 @@
 //! everything again. So the last anchored revision is written to `ANCHOR`, and the store holds the same line under
 //! `anchor/<revision>`. A store that does not have the line of the file, or is behind it, is not the one that was
 //! last acknowledged. Being ahead is normal: a kill between the two writes leaves it so.
+//!
+//! A store that cannot be believed is in *doubt*. That is written to `DOUBT`, beside the anchor and outside the
+//! database, so that it outlives every restart, and the anchor stays where it is until an operator accepts the store.
 
 use std::fs::File;
 use std::io::Write;
@@ -13,47 +16,69 @@ use super::StoreError;
 use super::committer::Head;
 use super::engine::Engine;
 use super::keys::Tree;
+use crate::domain::id::Timestamp;
 
 const FILE: &str = "ANCHOR";
+const DOUBT: &str = "DOUBT";
 
 /// Where the anchor is, and which revision it says.
 pub struct Anchor {
     folder: PathBuf,
-    revision: u64,
+    /// None where the file cannot be read.
+    revision: Option<u64>,
     /// The one that the file named before; its entry is of no use any more.
     before: Option<u64>,
 }
 
 impl Anchor {
-    /// Checks the opened store against the anchor in `folder`; `fresh` says that there was no store before.
-    pub fn check(folder: &Path, engine: &Engine, head: &Head, fresh: bool) -> Result<Self, StoreError> {
+    /// Checks the opened store against the anchor in `folder`; says why it cannot be believed, if so.
+    pub fn check(folder: &Path, engine: &Engine, head: &Head) -> Result<(Self, Option<String>), StoreError> {
         let path = folder.join(FILE);
+        let unknown = Self { folder: folder.to_owned(), revision: None, before: None };
         let line = match std::fs::read(&path) {
             Ok(line) => line,
             Err(err) if err.kind() == std::io::ErrorKind::NotFound => {
                 // A kill may come between the making of the store and that of its anchor; then it is still empty.
-                if !fresh && head.revision > 0 {
-                    return Err(corrupt(folder, "the file ANCHOR that belongs to it is missing"));
+                if head.revision > 0 {
+                    return Ok((unknown, Some("the file ANCHOR that belongs to it is missing".to_owned())));
                 }
-                return Self::write(folder, &Head::default());
+                return Ok((Self::write(folder, &Head::default())?, None));
             }
             Err(err) => return Err(StoreError::folder(&path, err)),
         };
-        let revision = parse(&line).ok_or_else(|| corrupt(folder, "its ANCHOR cannot be read"))?;
+        let revision = parse(&line);
+        if head.revision == 0 && revision != Some(0) {
+            // Nothing is left to read or to reconcile with: this is no store in doubt but none at all.
+            let said = revision.map_or("something".to_owned(), |revision| format!("revision {revision}"));
+            let what = format!("it is empty, but {said} was acknowledged by its ANCHOR");
+            return Err(StoreError::Corrupt { path: folder.display().to_string(), what });
+        }
+        let Some(revision) = revision else {
+            return Ok((unknown, Some("the file ANCHOR that belongs to it cannot be read".to_owned())));
+        };
         let known = revision == 0 || engine.get(Tree::Meta, &key(revision))?.as_deref() == Some(&line);
+        let anchor = Self { revision: Some(revision), ..unknown };
         if head.revision < revision || !known {
-            let what = format!(
-                "it is at revision {}, but revision {revision} was acknowledged: something of it is missing",
+            let why = format!(
+                "it is at revision {}, but ANCHOR says that revision {revision} was acknowledged, and the store does \
+                 not have that: something of it is missing",
                 head.revision
             );
-            return Err(corrupt(folder, &what));
+            return Ok((anchor, Some(why)));
         }
-        Ok(Self { folder: folder.to_owned(), revision, before: None })
+        Ok((anchor, None))
     }
 
     /// The revision that the file names.
-    pub const fn revision(&self) -> u64 {
+    pub const fn revision(&self) -> Option<u64> {
         self.revision
+    }
+
+    /// When the file was written, as far as the file system says.
+    pub fn written_at(&self) -> Option<Timestamp> {
+        let changed = std::fs::metadata(self.folder.join(FILE)).ok()?.modified().ok()?;
+        let since = changed.duration_since(std::time::UNIX_EPOCH).ok()?;
+        Some(Timestamp::from_millis(i64::try_from(since.as_millis()).ok()?))
     }
 
     /// The entries that a group needs so that it can be anchored once it is synced.
@@ -66,29 +91,56 @@ impl Anchor {
     /// Names a synced revision in the file.
     pub fn advance(&mut self, head: &Head) -> Result<(), StoreError> {
         let before = self.revision;
-        *self = Self { before: Some(before), ..Self::write(&self.folder, head)? };
+        *self = Self { before, ..Self::write(&self.folder, head)? };
         Ok(())
     }
 
     fn write(folder: &Path, head: &Head) -> Result<Self, StoreError> {
-        let (path, part) = (folder.join(FILE), folder.join("ANCHOR.part"));
-        let write = || {
-            let mut file = File::create(&part)?;
-            file.write_all(&line(head))?;
-            crash_point!("anchor.after_tmp");
-            file.sync_all()?;
-            crash_point!("anchor.after_fsync");
-            std::fs::rename(&part, &path)?;
-            crash_point!("anchor.after_rename");
-            File::open(folder)?.sync_all()
+        replace(folder, FILE, &line(head))?;
+        Ok(Self { folder: folder.to_owned(), revision: Some(head.revision), before: None })
+    }
+
+    /// The doubt that was written down and not lifted since.
+    pub fn doubt(&self) -> Result<Option<String>, StoreError> {
+        let path = self.folder.join(DOUBT);
+        match std::fs::read(&path) {
+            Ok(text) => Ok(Some(String::from_utf8_lossy(&text).trim().to_owned())),
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(err) => Err(StoreError::folder(&path, err)),
+        }
+    }
+
+    /// Writes a doubt down, in place of the one before.
+    pub fn write_doubt(&self, why: &str) -> Result<(), StoreError> {
+        replace(&self.folder, DOUBT, format!("{why}\n").as_bytes())
+    }
+
+    /// Lifts the doubt.
+    pub fn lift_doubt(&self) -> Result<(), StoreError> {
+        let path = self.folder.join(DOUBT);
+        let lift = || match std::fs::remove_file(&path) {
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(err) => Err(err),
+            Ok(()) => File::open(&self.folder)?.sync_all(),
         };
-        write().map_err(|err: std::io::Error| StoreError::folder(&path, err))?;
-        Ok(Self { folder: folder.to_owned(), revision: head.revision, before: None })
+        lift().map_err(|err| StoreError::folder(&path, err))
     }
 }
 
-fn corrupt(folder: &Path, what: &str) -> StoreError {
-    StoreError::Corrupt { path: folder.display().to_string(), what: what.to_owned() }
+/// Replaces a file so that after a kill or a power cut it is the old one or the new one.
+fn replace(folder: &Path, name: &str, text: &[u8]) -> Result<(), StoreError> {
+    let (path, part) = (folder.join(name), folder.join(format!("{name}.part")));
+    let write = || {
+        let mut file = File::create(&part)?;
+        file.write_all(text)?;
+        crash_point!("anchor.after_tmp");
+        file.sync_all()?;
+        crash_point!("anchor.after_fsync");
+        std::fs::rename(&part, &path)?;
+        crash_point!("anchor.after_rename");
+        File::open(folder)?.sync_all()
+    };
+    write().map_err(|err: std::io::Error| StoreError::folder(&path, err))
 }
 
 fn key(revision: u64) -> Vec<u8> {

@@ -3,7 +3,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,10 @@ use super::StoreError;
 use super::anchor::Anchor;
 use super::engine::{Engine, Writes};
 use super::keys::Tree;
+use super::sums::{self, Sum, Sums};
 use super::tx::Tx;
+use super::verify::{Report, Scan};
+use crate::domain::id::Timestamp;
 
 /// A group ends at this many records: larger transactions cost memory and latency and gain nothing.
 const GROUP_RECORDS_MAX: usize = 250;
@@ -42,13 +45,21 @@ pub type OnFatal = Box<dyn Fn(&StoreError) + Send + Sync>;
 type Finish = Box<dyn FnOnce(Option<StoreError>) + Send>;
 type Run = Box<dyn FnOnce(&mut Tx<'_>) -> (bool, Finish) + Send>;
 
-struct Job {
-    records: usize,
-    run: Run,
+enum Job {
+    /// A change, which may share a group with others.
+    Change { records: usize, run: Run },
+    /// Something between two groups that sees the store at rest.
+    Alone(Box<dyn FnOnce(&mut Writer) + Send>),
 }
 
 #[derive(Clone)]
-pub struct Committer(Kind);
+pub struct Committer {
+    kind: Kind,
+    /// Why the store cannot be believed, if so.
+    doubt: Doubt,
+}
+
+type Doubt = Arc<Mutex<Option<String>>>;
 
 #[derive(Clone)]
 enum Kind {
@@ -57,27 +68,37 @@ enum Kind {
     Inline(Arc<Mutex<Writer>>),
 }
 
-struct Writer {
+/// What the committer's thread has.
+pub struct Writer {
     engine: Arc<Engine>,
     head: Head,
+    sums: Sums,
     dead: Option<StoreError>,
+    doubt: Doubt,
+    /// A check of the whole store under way, which has to learn of every change.
+    scan: Option<Scan>,
     /// Where there are files to be anchored, and when that was done last.
     anchor: Option<(Anchor, Option<Instant>)>,
 }
 
 impl Committer {
     /// Starts the thread. The store is checked against the anchor in `folder` first, where one is given.
-    pub fn start(
-        engine: Arc<Engine>,
-        on_fatal: OnFatal,
-        folder: Option<&Path>,
-        fresh: bool,
-    ) -> Result<Self, StoreError> {
-        let mut writer = Writer::new(engine)?;
+    pub fn start(engine: Arc<Engine>, on_fatal: OnFatal, folder: Option<&Path>) -> Result<Self, StoreError> {
+        let (mut writer, mut doubts) = Writer::new(engine)?;
         if let Some(folder) = folder {
-            let anchor = Anchor::check(folder, &writer.engine, &writer.head, fresh)?;
+            let (anchor, doubt) = Anchor::check(folder, &writer.engine, &writer.head)?;
+            doubts.splice(0..0, doubt);
+            // The first doubt is the one that matters; a restart in doubt finds it, and perhaps more.
+            if let Some(before) = anchor.doubt()? {
+                doubts.retain(|doubt| !before.contains(doubt));
+                doubts.insert(0, before);
+            }
             writer.anchor = Some((anchor, None));
         }
+        if !doubts.is_empty() {
+            writer.raise_doubt(&doubts.join("; "))?;
+        }
+        let doubt = writer.doubt.clone();
         let (queue, jobs) = mpsc::channel(QUEUE_MAX);
         std::thread::Builder::new()
             .name("committer".to_owned())
@@ -89,12 +110,49 @@ impl Committer {
                 }
             })
             .map_err(|err| StoreError::Io(err.to_string()))?;
-        Ok(Self(Kind::Thread(queue)))
+        Ok(Self { kind: Kind::Thread(queue), doubt })
     }
 
     /// Runs operations in the caller's thread.
     pub fn inline(engine: Arc<Engine>) -> Result<Self, StoreError> {
-        Ok(Self(Kind::Inline(Arc::new(Mutex::new(Writer::new(engine)?)))))
+        let (writer, _) = Writer::new(engine)?;
+        let doubt = writer.doubt.clone();
+        Ok(Self { kind: Kind::Inline(Arc::new(Mutex::new(writer))), doubt })
+    }
+
+    /// Why the store cannot be believed, if so.
+    pub fn doubt(&self) -> Option<String> {
+        self.doubt.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Runs `op` between two groups, where it sees the store at rest.
+    pub async fn alone<T: Send + 'static>(
+        &self,
+        op: impl FnOnce(&mut Writer) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let job = Job::Alone(Box::new(move |writer| {
+            let result = match &writer.dead {
+                Some(err) => Err(err.clone()),
+                // sled panics on some kinds of damage.
+                None => std::panic::catch_unwind(AssertUnwindSafe(|| op(writer)))
+                    .unwrap_or_else(|_| Err(StoreError::Io("the database gave up".to_owned()))),
+            };
+            // Nobody waiting any more is fine.
+            let _ = reply.send(result);
+        }));
+        self.queue(job).await?;
+        answer.await.map_err(|_| StoreError::Stopped)?
+    }
+
+    async fn queue(&self, job: Job) -> Result<(), StoreError> {
+        match &self.kind {
+            Kind::Thread(queue) => queue.send(job).await.map_err(|_| StoreError::Stopped)?,
+            Kind::Inline(writer) => {
+                writer.lock().unwrap_or_else(PoisonError::into_inner).run(job, || None);
+            }
+        }
+        Ok(())
     }
 
     /// Runs `op` and returns what it returned, once all it wrote, and all it may have read, is synced.
@@ -120,45 +178,56 @@ impl Committer {
             });
             (good, finish)
         });
-        let job = Job { records, run };
-        match &self.0 {
-            Kind::Thread(queue) => queue.send(job).await.map_err(|_| StoreError::Stopped)?,
-            Kind::Inline(writer) => {
-                let mut writer = writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                writer.store_group(job, || None);
-            }
-        }
+        self.queue(Job::Change { records, run }).await?;
         answer.await.map_err(|_| StoreError::Stopped)?
     }
 }
 
 impl Writer {
-    fn new(engine: Arc<Engine>) -> Result<Self, StoreError> {
-        let head = match engine.get(Tree::Meta, HEAD)? {
+    /// The writer, and why the store cannot be believed, as far as it tells itself.
+    fn new(engine: Arc<Engine>) -> Result<(Self, Vec<String>), StoreError> {
+        let head: Head = match engine.get(Tree::Meta, HEAD)? {
             Some(bytes) => super::codec::decode(&bytes)?,
             None => Head::default(),
         };
-        Ok(Self { engine, head, dead: None, anchor: None })
+        let (revision, sums) = match engine.get(Tree::Meta, sums::KEY)? {
+            Some(bytes) => Sums::decode(&bytes)?,
+            None => (0, Sums::default()),
+        };
+        let doubts = if revision == head.revision {
+            Vec::new()
+        } else {
+            vec![format!("its sums are of revision {revision}, and it is at revision {}", head.revision)]
+        };
+        let doubt = Doubt::default();
+        Ok((Self { engine, head, sums, dead: None, doubt, scan: None, anchor: None }, doubts))
     }
 
     fn serve(&mut self, mut jobs: mpsc::Receiver<Job>, on_fatal: &OnFatal) {
         let mut held: Option<Job> = None;
         while let Some(first) = held.take().or_else(|| jobs.blocking_recv()) {
             let was_alive = self.dead.is_none();
-            let mut records = first.records;
-            self.store_group(first, || {
+            let mut records = first.records();
+            self.run(first, || {
                 let job = jobs.try_recv().ok()?;
-                records += job.records;
-                if records <= GROUP_RECORDS_MAX {
+                records += job.records();
+                if records <= GROUP_RECORDS_MAX && matches!(job, Job::Change { .. }) {
                     return Some(job);
                 }
-                // It would make the group too large, so it begins the next one.
+                // It would make the group too large, or wants to be alone, so it comes next.
                 held = Some(job);
                 None
             });
             if let (true, Some(err)) = (was_alive, &self.dead) {
                 on_fatal(err);
             }
+        }
+    }
+
+    fn run(&mut self, first: Job, more: impl FnMut() -> Option<Job>) {
+        match first {
+            Job::Alone(op) => op(self),
+            Job::Change { .. } => self.store_group(first, more),
         }
     }
 
@@ -170,10 +239,10 @@ impl Writer {
         let mut records = 0;
         let mut anchored = false;
         let mut next = Some(first);
-        while let Some(job) = next.take() {
-            records += job.records.max(1);
+        while let Some(Job::Change { records: own_records, run }) = next.take() {
+            records += own_records.max(1);
             let mut tx = Tx::new(&self.engine, &group);
-            let (good, finish) = (job.run)(&mut tx);
+            let (good, finish) = run(&mut tx);
             let (own, wants_anchor) = tx.into_writes();
             if good {
                 anchored |= wants_anchor;
@@ -208,25 +277,37 @@ impl Writer {
 
     /// Stores a group. An anchor for which there was no room is told apart: everything is stored, the anchor is where
     /// it was, and only who asked for it must not act.
-    fn store(&mut self, mut group: Writes, anchored: bool) -> Result<Option<StoreError>, StoreError> {
-        let behind = self.anchor.as_ref().is_some_and(|(anchor, _)| anchor.revision() < self.head.revision);
+    fn store(&mut self, group: Writes, anchored: bool) -> Result<Option<StoreError>, StoreError> {
+        let doubtful = self.doubt.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        let behind = |(anchor, _): &(Anchor, _)| anchor.revision().is_none_or(|at| at < self.head.revision);
+        let behind = self.anchor.as_ref().is_some_and(behind) && !doubtful;
         if group.is_empty() && !(anchored && behind) {
             return Ok(None);
         }
+        let old = |last: &Option<Instant>| last.is_none_or(|last| last.elapsed() >= ANCHOR_AGE_MAX);
+        // In doubt the anchor stays where it is: it is the proof that something is missing.
+        let anchored = !doubtful && self.anchor.as_ref().is_some_and(|(_, last)| anchored || old(last));
+        self.write(group, anchored)
+    }
+
+    /// Stores a group with its head and its sums, and moves the anchor behind it where that is wanted.
+    fn write(&mut self, mut group: Writes, anchored: bool) -> Result<Option<StoreError>, StoreError> {
         let head = Head { revision: self.head.revision + 1, chain: chain(&self.head.chain, &group) };
         let meta = group.entry(Tree::Meta).or_default();
         meta.insert(HEAD.to_vec(), Some(super::codec::encode(&head)?));
-        let old = |last: &Option<Instant>| last.is_none_or(|last| last.elapsed() >= ANCHOR_AGE_MAX);
-        let anchor = self.anchor.as_mut().filter(|(_, last)| anchored || old(last));
+        let anchor = self.anchor.as_mut().filter(|_| anchored);
         if let Some((anchor, _)) = &anchor {
             meta.extend(anchor.entries(&head));
         }
         crash_point!("commit.before_apply");
-        self.engine.apply(&group)?;
+        let stored = self.engine.store(&group, &self.sums, head.revision, self.scan.is_some())?;
         crash_point!("commit.after_apply_before_sync");
         self.engine.sync()?;
         crash_point!("commit.after_sync_before_anchor");
-        self.head = head;
+        if let Some(scan) = &mut self.scan {
+            scan.note(&group, &stored.replaced);
+        }
+        (self.head, self.sums) = (head, stored.sums);
         if let Some((anchor, last)) = anchor {
             *last = Some(Instant::now());
             match anchor.advance(&head) {
@@ -241,6 +322,89 @@ impl Writer {
         crash_point!("commit.after_anchor_before_replies");
         Ok(None)
     }
+
+    /// Puts the store in doubt for this reason, for good.
+    pub fn raise_doubt(&mut self, why: &str) -> Result<(), StoreError> {
+        *self.doubt.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+        match &self.anchor {
+            Some((anchor, _)) => anchor.write_doubt(why),
+            None => Ok(()),
+        }
+    }
+
+    /// What is known of the store and its anchor.
+    pub fn standing(&self) -> Standing {
+        let anchor = self.anchor.as_ref().map(|(anchor, _)| anchor);
+        Standing {
+            revision: self.head.revision,
+            anchored: anchor.and_then(Anchor::revision),
+            anchored_at: anchor.and_then(Anchor::written_at),
+            doubt: self.doubt.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    /// Begins a check of the whole store.
+    pub fn begin_scan(&mut self) -> Result<(), StoreError> {
+        self.scan = Some(Scan::new(&self.engine)?);
+        Ok(())
+    }
+
+    /// Reads one page more of the check under way; gives the report at its end.
+    pub fn scan_page(&mut self) -> Result<Option<Report>, StoreError> {
+        // Taken out: where sled panics in the midst of it, it is over.
+        let mut scan = self.scan.take().ok_or(StoreError::Stopped)?;
+        if scan.page(&self.engine, &self.sums)? {
+            return Ok(Some(scan.into_report()));
+        }
+        self.scan = Some(scan);
+        Ok(None)
+    }
+
+    /// Takes the store as it was found: the sums are made to agree with it, the anchor moves to it, and the doubt
+    /// is lifted last, so that a kill before that leaves it in doubt.
+    pub fn accept(
+        &mut self,
+        found: &[(Tree, Sum)],
+        mut notes: Writes,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        let standing = self.standing();
+        self.sums.add(found);
+        let key = format!("acceptance/{:020}", self.head.revision + 1).into_bytes();
+        let note = (at, standing.revision, standing.anchored, standing.doubt);
+        notes.entry(Tree::Meta).or_default().insert(key, Some(super::codec::encode(&note)?));
+        if let Err(err) = self.write(notes, true) {
+            self.dead = Some(err.clone());
+            return Err(err);
+        }
+        if let Some((anchor, _)) = &self.anchor {
+            anchor.lift_doubt()?;
+        }
+        *self.doubt.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(())
+    }
+}
+
+impl Job {
+    const fn records(&self) -> usize {
+        match self {
+            Self::Change { records, .. } => *records,
+            Self::Alone(_) => 0,
+        }
+    }
+}
+
+/// What is known of a store and its anchor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// How many groups it has stored.
+    pub revision: u64,
+    /// How many were acknowledged at the least; none where the anchor cannot be read.
+    pub anchored: Option<u64>,
+    /// When the anchor was written, as far as the file system says.
+    pub anchored_at: Option<Timestamp>,
+    /// Why the store cannot be believed, if so.
+    pub doubt: Option<String>,
 }
 
 fn chain(previous: &[u8; 32], group: &Writes) -> [u8; 32] {
@@ -277,7 +441,7 @@ mod tests {
     #[tokio::test]
     async fn an_operation_that_fails_or_panics_leaves_no_trace_and_disturbs_no_other() {
         let engine = Arc::new(Engine::memory());
-        let committer = Committer::start(engine.clone(), Box::new(|_| {}), None, true).unwrap();
+        let committer = Committer::start(engine.clone(), Box::new(|_| {}), None).unwrap();
         let bad = committer.commit(1, |tx| {
             tx.put(Tree::Meta, b"bad".to_vec(), b"x".to_vec());
             Err::<(), _>(StoreError::Broken("no".to_owned()))

@@ -11,6 +11,8 @@ use sled::{IVec, Transactional};
 
 use super::StoreError;
 use super::keys::Tree;
+use super::lock::FolderLock;
+use super::sums::{self, Print, Sums};
 
 /// Changes of one group, by tree; none removes the key.
 pub type Writes = BTreeMap<Tree, BTreeMap<Vec<u8>, Option<Vec<u8>>>>;
@@ -27,6 +29,24 @@ pub type Entry = (Vec<u8>, Vec<u8>);
 /// early: neither a power cut nor a kill may find one. A page has 20 values at most, each of at most
 /// [`VALUE_BYTES_MAX`](super::codec::VALUE_BYTES_MAX), so none is that large.
 const SEGMENT_BYTES: usize = 8 << 20;
+/// A change as sled gets it: the key, and the sealed value or none.
+type Sealed<'a> = (&'a [u8], Option<IVec>);
+
+/// One entry as it lies there, for a check: it may be damaged.
+pub struct Found {
+    pub key: Vec<u8>,
+    /// None where it is not what was written.
+    pub value: Option<Vec<u8>>,
+    pub print: Print,
+}
+
+/// What storing a group changed.
+pub struct Stored {
+    /// The sums after it.
+    pub sums: Sums,
+    /// The values before it, in the order of the writes; only where they were asked for.
+    pub replaced: Vec<Option<Vec<u8>>>,
+}
 
 pub enum Engine {
     Sled(SledEngine),
@@ -38,11 +58,13 @@ pub struct SledEngine {
     trees: Vec<sled::Tree>,
     // sled's own flush is no fsync on Linux (reliability finding 1), so the file is synced through this handle.
     file: File,
+    /// Held as long as anybody can touch the files: dropped after the database.
+    _lock: FolderLock,
 }
 
 impl Engine {
-    /// Opens or creates the database in `dir`. The caller holds the folder's lock.
-    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+    /// Opens or creates the database in `dir`, under the data folder's lock.
+    pub fn open(dir: &Path, lock: FolderLock) -> Result<Self, StoreError> {
         std::fs::create_dir_all(dir).map_err(|err| StoreError::folder(dir, err))?;
         remove_half_made_snapshots(dir)?;
         let config = sled::Config::new()
@@ -81,7 +103,7 @@ impl Engine {
         let folder = File::open(dir).map_err(|err| StoreError::folder(dir, err))?;
         let synced = file.sync_all().and_then(|()| conf.sync_all()).and_then(|()| folder.sync_all());
         synced.map_err(|err| StoreError::SyncFailed(err.to_string()))?;
-        Ok(Self::Sled(SledEngine { db, trees, file }))
+        Ok(Self::Sled(SledEngine { db, trees, file, _lock: lock }))
     }
 
     /// An empty store in memory.
@@ -134,24 +156,92 @@ impl Engine {
         }
     }
 
-    /// Stores a group of changes, all or nothing.
-    pub fn apply(&self, writes: &Writes) -> Result<(), StoreError> {
+    /// At most `limit` entries from `from` on as they lie there, damaged ones too.
+    pub fn look(&self, tree: Tree, from: &[u8], limit: usize) -> Result<Vec<Found>, StoreError> {
         match self {
-            Self::Sled(sled) => sled.apply(writes),
+            Self::Sled(sled) => range(sled.tree(tree), from, None)
+                .take(limit)
+                .map(|entry| {
+                    let (key, sealed) = entry.map_err(StoreError::io)?;
+                    let value = unseal(tree, &key, &sealed).ok().map(<[u8]>::to_vec);
+                    Ok(Found { key: key.to_vec(), value, print: print(&sealed) })
+                })
+                .collect(),
+            Self::Memory(trees) => Ok(with_memory(trees, tree, |entries| {
+                let found = memory_range(entries, from, None).take(limit);
+                found
+                    .map(|(key, value)| Found {
+                        key: key.clone(),
+                        value: Some(value.clone()),
+                        print: Print::new(checksum(tree, key, value), value.len()),
+                    })
+                    .collect()
+            })),
+        }
+    }
+
+    /// What stands for an entry in the sums.
+    pub fn print_of(tree: Tree, key: &[u8], value: &[u8]) -> Print {
+        Print::new(checksum(tree, key, value), value.len())
+    }
+
+    /// Stores a group of changes, all or nothing, with the sums after it, which are those of `revision`. `keep` asks
+    /// for the values before.
+    pub fn store(
+        &self,
+        writes: &Writes,
+        sums: &Sums,
+        revision: u64,
+        keep: bool,
+    ) -> Result<Stored, StoreError> {
+        match self {
+            Self::Sled(sled) => sled.store(writes, sums, revision, keep),
             Self::Memory(trees) => {
                 let mut trees = trees.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-                for (tree, changes) in writes {
-                    let tree = trees.entry(*tree).or_default();
+                let mut stored = Stored { sums: sums.clone(), replaced: Vec::new() };
+                for (name, changes) in writes {
+                    let tree = trees.entry(*name).or_default();
+                    let sum = stored.sums.of_mut(*name);
+                    let print =
+                        |key: &[u8], value: &[u8]| Print::new(checksum(*name, key, value), value.len());
                     for (key, value) in changes {
-                        match value {
-                            Some(value) => tree.insert(key.clone(), value.clone()),
+                        let old = match value {
+                            Some(value) => {
+                                sum.add(print(key, value));
+                                tree.insert(key.clone(), value.clone())
+                            }
                             None => tree.remove(key),
                         };
+                        if let Some(old) = &old {
+                            sum.remove(print(key, old));
+                        }
+                        if keep {
+                            stored.replaced.push(old);
+                        }
                     }
                 }
-                Ok(())
+                let meta = trees.entry(Tree::Meta).or_default();
+                meta.insert(sums::KEY.to_vec(), stored.sums.encode(revision)?);
+                Ok(stored)
             }
         }
+    }
+
+    /// Changes entries of a store in memory behind the back of the sums.
+    #[cfg(test)]
+    pub fn apply(&self, writes: &Writes) -> Result<(), StoreError> {
+        let Self::Memory(trees) = self else { return Err(StoreError::Broken("only in memory".to_owned())) };
+        let mut trees = trees.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (tree, changes) in writes {
+            let tree = trees.entry(*tree).or_default();
+            for (key, value) in changes {
+                match value {
+                    Some(value) => tree.insert(key.clone(), value.clone()),
+                    None => tree.remove(key),
+                };
+            }
+        }
+        Ok(())
     }
 
     /// Returns when everything applied so far survives a power cut.
@@ -179,32 +269,52 @@ impl SledEngine {
         &self.trees[usize::from(tree as u8)]
     }
 
-    fn apply(&self, writes: &Writes) -> Result<(), StoreError> {
+    fn store(&self, writes: &Writes, sums: &Sums, revision: u64, keep: bool) -> Result<Stored, StoreError> {
+        if writes.keys().next() != Some(&Tree::Meta) {
+            return Err(StoreError::Broken("a group without a head".to_owned()));
+        }
         let trees: Vec<&sled::Tree> = writes.keys().map(|tree| self.tree(*tree)).collect();
-        // Built once, outside: sled may run the closure again.
-        let batches: Vec<sled::Batch> = writes
+        // Sealed once, outside: sled may run the closure again.
+        let sealed: Vec<(Tree, Vec<Sealed<'_>>)> = writes
             .iter()
             .map(|(tree, changes)| {
-                let mut batch = sled::Batch::default();
-                for (key, value) in changes {
-                    match value {
-                        Some(value) => batch.insert(key.as_slice(), seal(*tree, key, value)),
-                        None => batch.remove(key.as_slice()),
-                    }
-                }
-                batch
+                let seal = |key: &[u8], value: &[u8]| IVec::from(seal(*tree, key, value));
+                let sealed = |(key, value): (&'_ Vec<u8>, &Option<Vec<u8>>)| {
+                    value.as_ref().map(|value| seal(key, value))
+                };
+                (*tree, changes.iter().map(|change| (change.0.as_slice(), sealed(change))).collect())
             })
             .collect();
         let done = trees.as_slice().transaction(|views| {
-            for (view, batch) in views.iter().zip(&batches) {
-                view.apply_batch(batch)?;
+            let mut stored = Stored { sums: sums.clone(), replaced: Vec::new() };
+            for (view, (tree, changes)) in views.iter().zip(&sealed) {
+                let sum = stored.sums.of_mut(*tree);
+                for (key, value) in changes {
+                    let old = match value {
+                        Some(value) => {
+                            sum.add(print(value));
+                            view.insert(*key, value.clone())?
+                        }
+                        None => view.remove(*key)?,
+                    };
+                    if let Some(old) = &old {
+                        sum.remove(print(old));
+                    }
+                    if keep {
+                        stored.replaced.push(old.map(|old| old[..old.len().saturating_sub(4)].to_vec()));
+                    }
+                }
             }
-            Ok::<(), ConflictableTransactionError<()>>(())
+            let encoded = stored.sums.encode(revision).map_err(ConflictableTransactionError::Abort)?;
+            if let Some(meta) = views.first() {
+                meta.insert(sums::KEY, seal(Tree::Meta, sums::KEY, &encoded))?;
+            }
+            Ok(stored)
         });
         match done {
-            Ok(()) => Ok(()),
+            Ok(stored) => Ok(stored),
             Err(TransactionError::Storage(err)) => Err(StoreError::io(err)),
-            Err(TransactionError::Abort(())) => Err(StoreError::Io("the transaction was aborted".to_owned())),
+            Err(TransactionError::Abort(err)) => Err(err),
         }
     }
 }
@@ -270,12 +380,21 @@ fn unseal<'a>(tree: Tree, key: &[u8], sealed: &'a [u8]) -> Result<&'a [u8], Stor
     if checksum(tree, key, value) == u32::from_le_bytes(*sum) { Ok(value) } else { Err(damaged()) }
 }
 
+/// What stands for a sealed value in the sums.
+fn print(sealed: &[u8]) -> Print {
+    match sealed.split_last_chunk::<4>() {
+        Some((value, sum)) => Print::new(u32::from_le_bytes(*sum), value.len()),
+        None => Print::new(0, sealed.len()),
+    }
+}
+
 fn checksum(tree: Tree, key: &[u8], value: &[u8]) -> u32 {
     let sum = crc32c::crc32c_append(crc32c::crc32c(tree.name().as_bytes()), key);
     crc32c::crc32c_append(sum, value)
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// The start of a key, for people.
+pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().take(64).fold(String::new(), |mut text, byte| {
         // Writing to a String cannot fail.
@@ -313,7 +432,8 @@ mod tests {
     #[test]
     fn no_page_is_so_large_that_it_becomes_a_file_that_is_never_synced() {
         let (folder, keys_max) = (tempfile::tempdir().unwrap(), 1024);
-        let engine = Engine::open(folder.path()).unwrap();
+        let lock = FolderLock::take(folder.path()).unwrap();
+        let engine = Engine::open(&folder.path().join("store"), lock).unwrap();
         let value = vec![7; super::super::codec::VALUE_BYTES_MAX];
         for round in 0..40_u8 {
             let mut writes = Writes::new();
@@ -326,7 +446,7 @@ mod tests {
             engine.apply(&writes).unwrap();
         }
         engine.sync().unwrap();
-        assert_eq!(std::fs::read_dir(folder.path().join("blobs")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(folder.path().join("store/blobs")).unwrap().count(), 0);
         assert_eq!(engine.scan(Tree::Bodies, &[], None, 1000).unwrap().len(), 240);
     }
 

@@ -18,6 +18,7 @@ mod outcomes;
 mod requests;
 mod rooms;
 mod sessions;
+mod sums;
 mod tx;
 mod verify;
 
@@ -27,7 +28,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 pub use batches::{AppliedLine, Closed, Cut, GroupWaiting, StoryLine};
-pub use committer::OnFatal;
+pub use committer::{OnFatal, Standing};
 pub use companies::{Role, StoredToken};
 pub use intents::{NotedIntent, WATCHED_FOR};
 pub use requests::{Accepted, ClientKey, NewRequest, RequestFilter, Requeued};
@@ -186,14 +187,14 @@ pub struct Store {
     committer: Committer,
     reader: StoreReader,
     instance: Uuid,
+    /// One check of the whole store at a time.
+    checking: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Reads the store. Its calls block for a disk read at most; long ones belong on a blocking thread.
 #[derive(Clone)]
 pub struct StoreReader {
     engine: Arc<Engine>,
-    /// Held as long as anybody can touch the files.
-    _lock: Option<Arc<FolderLock>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -213,21 +214,26 @@ impl Store {
     pub async fn open(data: &Path, new_instance: Uuid, on_fatal: OnFatal) -> Result<Self, StoreError> {
         let lock = FolderLock::take(data)?;
         let folder = data.join("store");
-        let fresh = !folder.join("db").exists();
-        let engine = Arc::new(Engine::open(&folder)?);
-        let committer = Committer::start(engine.clone(), on_fatal, Some(data), fresh)?;
-        Self::with(committer, StoreReader { engine, _lock: Some(Arc::new(lock)) }, new_instance).await
+        let engine = Arc::new(Engine::open(&folder, lock)?);
+        let committer = Committer::start(engine.clone(), on_fatal, Some(data))?;
+        Self::with(committer, StoreReader { engine }, new_instance).await
     }
 
     /// A store in memory whose changes are made in the caller's thread, for simulations.
     pub async fn in_memory(instance: Uuid) -> Result<Self, StoreError> {
         let engine = Arc::new(Engine::memory());
         let committer = Committer::inline(engine.clone())?;
-        Self::with(committer, StoreReader { engine, _lock: None }, instance).await
+        Self::with(committer, StoreReader { engine }, instance).await
     }
 
     async fn with(committer: Committer, reader: StoreReader, new_instance: Uuid) -> Result<Self, StoreError> {
         const INSTANCE: &[u8] = b"instance";
+        let revision = committer.alone(|writer| Ok(writer.standing().revision)).await?;
+        if revision > 0 && reader.engine.get(Tree::Meta, INSTANCE)?.is_none() {
+            // Under another name it would not know its own batches and files again.
+            let what = "its instance id is missing".to_owned();
+            return Err(StoreError::Corrupt { path: "store".to_owned(), what });
+        }
         let instance = committer
             .commit(1, move |tx| match tx.read::<Uuid>(Tree::Meta, INSTANCE)? {
                 Some(instance) => Ok(instance),
@@ -237,7 +243,7 @@ impl Store {
                 }
             })
             .await?;
-        Ok(Self { committer, reader, instance })
+        Ok(Self { committer, reader, instance, checking: Arc::default() })
     }
 
     /// Moves the anchor to what was stored last, if it is not there.
@@ -248,6 +254,17 @@ impl Store {
                 Ok(())
             })
             .await
+    }
+
+    /// Why the store cannot be believed, if so: then it is read and reconciled, and nothing new is begun. A doubt
+    /// outlives every restart until the store is accepted.
+    pub fn doubt(&self) -> Option<String> {
+        self.committer.doubt()
+    }
+
+    /// What is known of the store and its anchor.
+    pub async fn standing(&self) -> Result<Standing, StoreError> {
+        self.committer.alone(|writer| Ok(writer.standing())).await
     }
 
     /// The reading side.

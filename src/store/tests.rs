@@ -1,21 +1,22 @@
 //! What the store's files look like from inside: pinned bytes, and a broken record of each kind that is noticed.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::batches::Fate;
+use super::batches::{AppliedLine, Fate, Provisional};
 use super::engine::Writes;
 use super::keys::{self, Key, Tree};
-use super::{NewRequest, Store, codec};
+use super::{NewRequest, SessionIn, Store, StoreError, codec};
 use crate::domain::batch::{Batch, InputFile, Intent, Problem, ProviderIdentity, Running, Terminal};
+use crate::domain::company::Company;
 use crate::domain::cut::Limits;
 use crate::domain::event::{Event, Observation, ObservedStatus};
 use crate::domain::id::{BatchId, FileId, Nonce, ProviderBatchId, RequestId, Revision, SessionId, Timestamp};
-use crate::domain::request::{Cost, Endpoint, Group, Request, RequestStatus, Source};
+use crate::domain::request::{Answered, Cost, Endpoint, Group, Outcome, Request, RequestStatus, Source};
 use crate::domain::retry;
-use crate::domain::session::{Session, SessionFacts, SessionState};
-use crate::domain::step::{self, Policy};
+use crate::domain::session::{Message, Role, Session, SessionFacts, SessionState};
+use crate::domain::step::{self, Policy, Step};
 
 const NOW: Timestamp = Timestamp::from_secs(1_795_000_000);
 
@@ -64,7 +65,20 @@ async fn store() -> Store {
     store
 }
 
-fn tamper(store: &Store, tree: Tree, key: Vec<u8>, value: Option<Vec<u8>>) {
+/// A change that a bug could make: the committer stores it like any other.
+async fn tamper(store: &Store, tree: Tree, key: Vec<u8>, value: Option<Vec<u8>>) {
+    let op = move |tx: &mut super::tx::Tx<'_>| {
+        match value {
+            Some(value) => tx.put(tree, key, value),
+            None => tx.remove(tree, key),
+        }
+        Ok(())
+    };
+    store.committer.commit(1, op).await.unwrap();
+}
+
+/// A change that nobody made: damage.
+fn damage(store: &Store, tree: Tree, key: Vec<u8>, value: Option<Vec<u8>>) {
     let mut writes = Writes::new();
     writes.entry(tree).or_default().insert(key, value);
     store.reader.engine.apply(&writes).unwrap();
@@ -75,53 +89,271 @@ fn invariants_broken(store: &Store) -> Vec<u8> {
     report.violations.iter().map(|violation| violation.invariant).collect()
 }
 
-#[tokio::test]
-async fn an_index_entry_that_is_missing_breaks_the_first_invariant() {
+/// Three requests, two of them in a batch and one of these complete; one that waits for its time; a session.
+async fn full_store() -> Store {
     let store = store().await;
-    let status = RequestStatus::PendingBatching;
-    let key = Key::new().status(status).bytes(request_id(3).as_bytes()).done();
-    tamper(&store, Tree::ByStatus, key, None);
-    assert!(invariants_broken(&store).contains(&1));
+    let later = NewRequest { not_before: Some(NOW.plus(Duration::from_secs(60))), ..new_request(4) };
+    let keyed = NewRequest { key: Some(super::ClientKey::Id("order".to_owned())), ..new_request(5) };
+    store.accept_requests(vec![later, keyed], NOW).await.unwrap();
+    let message = Message { role: Role::User, at: None, text: "Hello".to_owned() };
+    let session = SessionIn {
+        company: "acme".parse().unwrap(),
+        external_id: "chat".to_owned(),
+        id: SessionId::from_bytes([4; 16]),
+        facts: SessionFacts::default(),
+        messages: Some(vec![message]),
+        content_hash: [1; 32],
+        settles_at: NOW,
+    };
+    store.accept_sessions(vec![session], NOW).await.unwrap();
+    complete(&store, 1).await;
+    assert_eq!(store.verify().await.unwrap().violations, []);
+    store
+}
+
+/// Takes in a good result of a request of the batch, by the same step once more.
+async fn complete(store: &Store, number: u8) {
+    let batch = store.reader().batch(batch_id()).unwrap().unwrap();
+    let step = Step { next: batch.state.clone(), changes: Vec::new(), effects: Vec::new(), story: None };
+    let outcome = Outcome { answered: Answered::default(), result: Ok("{}".to_owned()) };
+    let line = AppliedLine::Line { request: request_id(number), outcome, analysis: None, cost: None };
+    store.apply_lines(batch_id(), batch.revision, step, vec![line], NOW).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_counter_that_is_wrong_breaks_the_first_invariant() {
-    let store = store().await;
-    let key = keys::counter(None, RequestStatus::PendingBatching);
-    tamper(&store, Tree::Counters, key, Some(7u64.to_be_bytes().to_vec()));
-    assert_eq!(invariants_broken(&store), [1]);
-}
-
-#[tokio::test]
-async fn a_request_in_progress_that_is_outstanding_nowhere_breaks_the_second() {
-    let store = store().await;
-    tamper(&store, Tree::Outstanding, keys::member(batch_id(), request_id(1)), None);
-    assert!(invariants_broken(&store).contains(&2));
-}
-
-#[tokio::test]
-async fn a_waiting_request_that_is_outstanding_somewhere_breaks_the_third() {
-    let store = store().await;
-    let value = store.reader.engine.get(Tree::Outstanding, &keys::member(batch_id(), request_id(1))).unwrap();
-    tamper(&store, Tree::Outstanding, keys::member(batch_id(), request_id(3)), value);
-    assert!(invariants_broken(&store).contains(&3));
-}
-
-#[tokio::test]
-async fn a_sum_that_is_wrong_breaks_the_fourth() {
-    let store = store().await;
-    let member = keys::member(batch_id(), request_id(2));
-    tamper(&store, Tree::Members, member, Some(vec![Fate::Completed as u8]));
-    assert!(invariants_broken(&store).contains(&4));
-}
-
-#[tokio::test]
-async fn a_cost_that_nobody_has_and_a_result_that_is_not_there_break_the_fifth() {
-    let store = store().await;
+async fn every_record_that_does_not_fit_the_others_breaks_its_invariant() {
+    let pending = RequestStatus::PendingBatching;
+    let listed = |status| Key::new().status(status).bytes(request_id(3).as_bytes()).done();
+    let company = "acme".parse().unwrap();
+    let of_company = Key::new().company(&company).bytes(&listed(pending)).done();
+    let batch = || batch_id().as_bytes().to_vec();
     let cost = Cost { micros: 3, currency: "USD".to_owned(), price_version: "1".to_owned() };
-    let key = Key::new().bytes(request_id(1).as_bytes()).text("batch_1").done();
-    tamper(&store, Tree::Bookings, key, Some(codec::encode(&cost).unwrap()));
-    assert_eq!(invariants_broken(&store), [5]);
+    let cost = codec::encode(&cost).unwrap();
+    let booking = |request: RequestId| Key::new().bytes(request.as_bytes()).text("batch_1").done();
+    let member = |number| keys::member(batch_id(), request_id(number));
+    let nobody = codec::encode(&BatchId::from_bytes([8; 16])).unwrap();
+    let provisional = codec::encode(&Provisional::default()).unwrap();
+    let time = |number| Key::new().time(NOW).bytes(&[number; 16]).done();
+    let unlisted = listed(RequestStatus::ProcessingFailed);
+    let later = keys::time_at_start(&time(1)).unwrap().plus(Duration::from_secs(60));
+    let backoff = Key::new().time(later).bytes(request_id(4).as_bytes()).done();
+    let key_of =
+        |tree| move |store: &Store| store.reader.engine.scan(tree, &[], None, 1).unwrap().pop().unwrap().0;
+    type Where = Box<dyn Fn(&Store) -> Vec<u8>>;
+    let at = |key: Vec<u8>| -> Where { Box::new(move |_| key.clone()) };
+    let none: Option<Vec<u8>> = None;
+    let some = |value: &[u8]| Some(value.to_vec());
+    let counter = keys::counter(None, pending);
+    let cases: Vec<(u8, Tree, Where, Option<Vec<u8>>)> = vec![
+        (1, Tree::ByStatus, at(listed(pending)), none.clone()),
+        (1, Tree::ByStatus, at(unlisted), some(b"")),
+        (1, Tree::ByCompany, at(of_company), none.clone()),
+        (1, Tree::Counters, at(counter.clone()), some(&7u64.to_be_bytes())),
+        (1, Tree::Counters, at(counter), none.clone()),
+        (1, Tree::Groups, Box::new(key_of(Tree::Groups)), none.clone()),
+        (1, Tree::Pending, Box::new(key_of(Tree::Pending)), none.clone()),
+        (1, Tree::Backoff, at(backoff), none.clone()),
+        (1, Tree::Backoff, at(time(3)), some(b"")),
+        (1, Tree::Settling, at(time(4)), none.clone()),
+        (1, Tree::Settling, at(time(5)), some(b"")),
+        (1, Tree::SessionKeys, Box::new(key_of(Tree::SessionKeys)), none.clone()),
+        (
+            6,
+            Tree::SessionKeys,
+            Box::new(key_of(Tree::SessionKeys)),
+            Some(codec::encode(&SessionId::from_bytes([6; 16])).unwrap()),
+        ),
+        (2, Tree::Outstanding, at(member(2)), none.clone()),
+        (3, Tree::Outstanding, at(member(3)), Some(provisional.clone())),
+        (2, Tree::Outstanding, at(member(9)), Some(provisional)),
+        (2, Tree::LiveBatches, at(batch()), none.clone()),
+        (2, Tree::LiveBatches, at(vec![8; 16]), some(b"")),
+        (3, Tree::ProviderBatches, at(Key::new().text("batch_1").done()), Some(nobody)),
+        (4, Tree::Members, at(member(1)), some(&[Fate::Failed as u8])),
+        (4, Tree::Members, at(member(2)), some(&[9])),
+        (4, Tree::Members, at(member(1)), none.clone()),
+        (4, Tree::Batches, at(batch()), none.clone()),
+        (5, Tree::Bookings, at(booking(request_id(1))), Some(cost.clone())),
+        (5, Tree::Bookings, at(booking(request_id(99))), Some(cost)),
+        (5, Tree::Results, at(keys::part(request_id(1).as_bytes(), 0)), none.clone()),
+        (6, Tree::Requests, at(request_id(5).as_bytes().to_vec()), none),
+        (6, Tree::Requests, at(request_id(5).as_bytes().to_vec()), some(b"no record")),
+    ];
+    for (number, (invariant, tree, key, value)) in cases.into_iter().enumerate() {
+        let store = full_store().await;
+        let key = key(&store);
+        tamper(&store, tree, key, value).await;
+        let found = store.check().await.unwrap().violations;
+        let told = found.iter().any(|violation| violation.invariant == invariant);
+        assert!(told, "case {number}, {tree:?}: invariant {invariant} is not among {found:?}");
+        assert!(store.doubt().unwrap().contains(&found[0].what), "case {number}");
+    }
+}
+
+#[tokio::test]
+async fn a_loss_and_an_older_value_are_noticed_in_every_tree_although_each_value_is_good() {
+    let store = full_store().await;
+    for tree in Tree::ALL.iter().copied().filter(|tree| *tree != Tree::Meta) {
+        let Some((key, value)) = store.reader.engine.scan(tree, &[], None, 1).unwrap().pop() else {
+            continue;
+        };
+        let lost = |found: &super::Report| {
+            found
+                .violations
+                .iter()
+                .any(|violation| violation.invariant == 6 && violation.place == tree.name())
+        };
+        damage(&store, tree, key.clone(), None);
+        assert!(lost(&store.verify().await.unwrap()), "{tree:?}: a loss");
+        damage(&store, tree, key.clone(), Some([value.as_slice(), b"x"].concat()));
+        assert!(lost(&store.verify().await.unwrap()), "{tree:?}: another value");
+        damage(&store, tree, key, Some(value));
+        assert!(store.verify().await.unwrap().is_whole(), "{tree:?}: as it was");
+    }
+}
+
+/// One change to the store, the next of many that never end.
+async fn go_on(store: &Store, number: u8) {
+    let own = 100 + number;
+    let later = Some(NOW.plus(Duration::from_millis(u64::from(number))));
+    store.accept_requests(vec![NewRequest { not_before: later, ..new_request(own) }], NOW).await.unwrap();
+    store.accept_requests(vec![new_request(number + 10)], NOW).await.unwrap();
+    let id = BatchId::from_bytes([number | 0x80; 16]);
+    let limits = Limits { requests_max: 2, bytes_max: 1000, tokens_max: None, age_max: Duration::ZERO };
+    match number % 3 {
+        0 => {
+            let batch = Batch::open(id, group(), ProviderIdentity::default(), NOW);
+            // Another one is filling, now and then.
+            if store.open_batch(batch).await.is_ok() {
+                let cut = store.cut_chunk(id, Revision(0), limits).await.unwrap();
+                turned_away(store, id, cut.batch.revision, NOW).await;
+            }
+        }
+        1 => {
+            store.release_due(NOW.plus(Duration::from_secs(1))).await.unwrap();
+        }
+        _ => {
+            let company = Company {
+                id: "acme".parse().unwrap(),
+                name: format!("Acme {number}"),
+                model: "gpt-4o-mini".to_owned(),
+                suspended: false,
+            };
+            store.put_companies(vec![company]).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_check_beside_writes_raises_no_alarm_and_still_finds_what_is_wrong() {
+    for broken in [false, true] {
+        let store = store().await;
+        // The first batch no longer fills, so that others can.
+        turned_away(&store, batch_id(), store.reader().batch(batch_id()).unwrap().unwrap().revision, NOW)
+            .await;
+        if broken {
+            let body = keys::part(request_id(3).as_bytes(), 0);
+            damage(&store, Tree::Bodies, body, None);
+        }
+        store.committer.alone(|writer| writer.begin_scan()).await.unwrap();
+        let (mut pages, mut report) = (0u8, None);
+        while report.is_none() {
+            report = store.committer.alone(|writer| writer.scan_page()).await.unwrap();
+            pages = pages.saturating_add(1);
+            if pages < 80 {
+                go_on(&store, pages).await;
+            }
+        }
+        assert!(pages > 100, "only {pages} pages");
+        let found: Vec<_> = report.unwrap().violations.into_iter().map(|violation| violation.place).collect();
+        assert_eq!(found, if broken { vec!["bodies".to_owned()] } else { vec![] });
+    }
+}
+
+fn open(folder: &Path) -> impl Future<Output = Result<Store, StoreError>> {
+    Store::open(folder, uuid::Uuid::nil(), Box::new(|_| {}))
+}
+
+/// Closes a store and waits until its thread has let go of the files.
+async fn close(store: Store, folder: &Path) {
+    drop(store);
+    while let Err(StoreError::InUse { .. }) = super::lock::FolderLock::take(folder) {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {
+        let to = to.join(entry.file_name().unwrap());
+        if entry.is_dir() {
+            copy(&entry, &to);
+        } else {
+            std::fs::copy(&entry, &to).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_store_put_back_is_in_doubt_through_writes_and_restarts_until_it_is_accepted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, old) = (folder.path().join("data"), folder.path().join("old"));
+    let store = open(&data).await.unwrap();
+    store.accept_requests(vec![new_request(1)], NOW).await.unwrap();
+    store.anchor().await.unwrap();
+    close(store, &data).await;
+    copy(&data.join("store"), &old);
+    let store = open(&data).await.unwrap();
+    assert_eq!(store.doubt(), None);
+    store.accept_requests(vec![new_request(2)], NOW).await.unwrap();
+    store.anchor().await.unwrap();
+    close(store, &data).await;
+    std::fs::remove_dir_all(data.join("store")).unwrap();
+    copy(&old, &data.join("store"));
+    let anchor = std::fs::read(data.join("ANCHOR")).unwrap();
+
+    // Far more is written than is missing: that does not make the store the one that was acknowledged.
+    for number in 3..30 {
+        let store = open(&data).await.unwrap();
+        assert!(store.doubt().unwrap().contains("missing"), "{:?}", store.doubt());
+        store.accept_requests(vec![new_request(number)], NOW).await.unwrap();
+        store.anchor().await.unwrap();
+        assert!(store.reader().request(request_id(number)).unwrap().is_some());
+        assert!(store.check().await.unwrap().is_whole());
+        close(store, &data).await;
+        assert_eq!(std::fs::read(data.join("ANCHOR")).unwrap(), anchor, "the anchor moved over the doubt");
+        if number == 20 {
+            // Even where the note is lost, the anchor still tells.
+            std::fs::remove_file(data.join("DOUBT")).unwrap();
+        }
+    }
+    let store = open(&data).await.unwrap();
+    let standing = store.standing().await.unwrap();
+    assert!(standing.anchored_at.is_some() && standing.revision > standing.anchored.unwrap());
+    let report = store.verify().await.unwrap();
+    store.accept(&report, NOW).await.unwrap();
+    assert_eq!(store.doubt(), None);
+    close(store, &data).await;
+    let store = open(&data).await.unwrap();
+    assert_eq!(store.doubt(), None);
+    assert!(store.check().await.unwrap().is_whole());
+}
+
+#[tokio::test]
+async fn what_was_accepted_is_not_found_again_and_another_loss_is() {
+    let store = full_store().await;
+    let body = |number| keys::part(request_id(number).as_bytes(), 0);
+    damage(&store, Tree::Bodies, body(3), None);
+    tamper(&store, Tree::Outstanding, keys::member(batch_id(), request_id(2)), None).await;
+    let report = store.check().await.unwrap();
+    assert!(store.doubt().is_some() && report.violations.len() > 1);
+    store.accept(&report, NOW).await.unwrap();
+    assert_eq!(store.doubt(), None);
+    let again = store.check().await.unwrap();
+    assert!(again.is_whole() && again.accepted > 0, "{again:?}");
+    damage(&store, Tree::Bodies, body(5), None);
+    assert_eq!(store.check().await.unwrap().violations.len(), 1);
+    assert!(store.doubt().unwrap().contains("bodies"));
 }
 
 /// Takes the one batch to the provider, which has no room for it until it is given back.

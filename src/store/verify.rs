@@ -1,23 +1,37 @@
 //! The invariants, checked on a whole store by full scan and never from its own counters.
 //!
 //! The numbers are those of the design's list, which `docs/state-machine.md` repeats.
+//!
+//! The store may be live meanwhile, and there are no false alarms: a page is read on the committer's thread between
+//! two groups, where everything agrees with everything, and what a later group changes behind the place that the
+//! check has come to is added to what it has counted (`Scan::note`). So at the end of a tree its counts are those of
+//! that very moment, and single entries are compared with their likes at one moment. Nobody waits longer than a page
+//! takes. Memory is bounded by what is counted: companies, statuses and groups, and one batch at a time.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
-use super::batches::Fate;
+use super::batches::{Fate, Provisional, StoryLine};
+use super::engine::{Engine, Found, Writes};
+use super::intents::NotedIntent;
 use super::keys::{self, Key, Tree};
 use super::requests::GroupStat;
-use super::tx;
-use super::{StoreError, StoreReader, codec};
+use super::rooms::{self, Hold};
+use super::sums::{Sum, Sums};
+use super::{Store, StoreError, StoreReader, StoredToken, codec, tx};
 use crate::domain::batch::{Batch, BatchState, Counts};
-use crate::domain::id::{BatchId, RequestId};
+use crate::domain::company::Company;
+use crate::domain::id::{BatchId, RequestId, SessionId, Timestamp};
 use crate::domain::request::{Cost, Request, RequestStatus};
+use crate::domain::room::Room;
+use crate::domain::session::Session;
 
 /// One sentence of the invariants that does not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
     /// Which invariant, by its number.
     pub invariant: u8,
+    /// Where: tree and key in hex, or a tree alone.
+    pub place: String,
     /// What is wrong, with the ids.
     pub what: String,
 }
@@ -25,6 +39,10 @@ pub struct Violation {
 /// What a check of the whole store found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Report {
+    /// Entries of all trees read.
+    pub entries: u64,
+    /// Sessions read.
+    pub sessions: u64,
     /// Requests read.
     pub requests: u64,
     /// Batches read.
@@ -35,285 +53,637 @@ pub struct Report {
     pub bookings: u64,
     /// What is wrong, at most [`Report::VIOLATIONS_MAX`].
     pub violations: Vec<Violation>,
+    /// What is wrong and was accepted by an operator before.
+    pub accepted: u64,
+    /// By how much trees differ from their sums.
+    differences: Vec<(Tree, Sum)>,
 }
 
 impl Report {
     /// More are not kept: the first ones tell enough.
     pub const VIOLATIONS_MAX: usize = 1000;
 
-    fn blame(&mut self, invariant: u8, what: String) {
-        if self.violations.len() < Self::VIOLATIONS_MAX {
-            self.violations.push(Violation { invariant, what });
+    /// Whether every invariant holds.
+    pub const fn is_whole(&self) -> bool {
+        self.violations.is_empty()
+    }
+}
+
+/// Entries that are read at once; the committer does nothing else meanwhile. Few in tests, so that there are pages.
+const PAGE: usize = if cfg!(test) { 3 } else { 250 };
+
+impl Store {
+    /// Checks every invariant on the live store and says what it found.
+    pub async fn verify(&self) -> Result<Report, StoreError> {
+        let _one = self.checking.lock().await;
+        self.scan().await
+    }
+
+    /// The check after an opening: what it finds puts the store in doubt, for good.
+    pub async fn check(&self) -> Result<Report, StoreError> {
+        let _one = self.checking.lock().await;
+        let report = self.scan().await?;
+        if let Some(first) = report.violations.first() {
+            let more = match report.violations.len() {
+                1 => String::new(),
+                all => format!(", and {} more", all - 1),
+            };
+            let why = format!(
+                "it is damaged: {} ({}, invariant {}){more}",
+                first.what, first.place, first.invariant
+            );
+            self.distrust(why).await?;
+        }
+        Ok(report)
+    }
+
+    /// Adds a reason to doubt the store; it holds until an operator accepts the store.
+    pub async fn distrust(&self, why: String) -> Result<(), StoreError> {
+        let raise = move |writer: &mut super::committer::Writer| {
+            let before = writer.standing().doubt;
+            match before {
+                Some(before) if before.contains(&why) => Ok(()),
+                Some(before) => writer.raise_doubt(&format!("{before}; {why}")),
+                None => writer.raise_doubt(&why),
+            }
+        };
+        self.committer.alone(raise).await
+    }
+
+    async fn scan(&self) -> Result<Report, StoreError> {
+        self.committer.alone(|writer| writer.begin_scan()).await?;
+        loop {
+            if let Some(report) = self.committer.alone(|writer| writer.scan_page()).await? {
+                return Ok(report);
+            }
+        }
+    }
+
+    /// Takes the store as `report` found it, on an operator's word, and lifts the doubt.
+    pub async fn accept(&self, report: &Report, at: Timestamp) -> Result<(), StoreError> {
+        let _one = self.checking.lock().await;
+        if report.violations.len() >= Report::VIOLATIONS_MAX {
+            let what = "more of the store is broken than can be accepted; restore it from a backup";
+            return Err(StoreError::Broken(what.to_owned()));
+        }
+        let mut notes = Writes::new();
+        // What the new sums cover is not noted: were it lost again, that would be another loss.
+        for violation in report.violations.iter().filter(|violation| !violation.is_of_sums()) {
+            let value = violation.what.bytes().take(1000).collect();
+            notes.entry(Tree::Meta).or_default().insert(violation.key(), Some(value));
+        }
+        let found = report.differences.clone();
+        self.committer.alone(move |writer| writer.accept(&found, notes, at)).await
+    }
+}
+
+impl StoreReader {
+    /// Checks every invariant. Reads the whole store; nothing may write meanwhile.
+    pub fn verify(&self) -> Result<Report, StoreError> {
+        let sums = match self.engine.get(Tree::Meta, super::sums::KEY)? {
+            Some(bytes) => Sums::decode(&bytes)?.1,
+            None => Sums::default(),
+        };
+        let mut scan = Scan::new(&self.engine)?;
+        while !scan.page(&self.engine, &sums)? {}
+        Ok(scan.into_report())
+    }
+}
+
+const ACCEPTED: &[u8] = b"accepted/";
+
+impl Violation {
+    /// Where its acceptance is noted.
+    fn key(&self) -> Vec<u8> {
+        [ACCEPTED, format!("{}/{}", self.invariant, self.place).as_bytes()].concat()
+    }
+
+    fn is_of_sums(&self) -> bool {
+        self.invariant == LOSS && !self.place.contains('/')
+    }
+}
+
+/// What was acknowledged is there.
+const LOSS: u8 = 6;
+
+/// A check of the whole store under way.
+pub struct Scan {
+    /// The trees that are still to be read, the current one last.
+    trees: Vec<Tree>,
+    /// Where the next page of the current tree begins; what lies before it is counted.
+    from: Vec<u8>,
+    /// What the current tree contains, up to there.
+    sum: Sum,
+    tally: Tally,
+    known: HashSet<Vec<u8>>,
+    report: Report,
+}
+
+/// What is counted of the current tree. Signed, because a change may take away first what a page adds later.
+#[derive(Default)]
+struct Tally {
+    counters: BTreeMap<Vec<u8>, i64>,
+    groups: BTreeMap<Vec<u8>, (i64, i64)>,
+    requests: i64,
+    waiting: i64,
+    backing_off: i64,
+    in_progress: i64,
+    sessions: i64,
+    settling: i64,
+    live: i64,
+    /// Tokens that batches hold of each room: reserved and enqueued.
+    held: BTreeMap<Vec<u8>, (i64, i64)>,
+    /// The batch whose members are being read, and how many of each fate they are.
+    batch: Option<(BatchId, [i64; 5])>,
+}
+
+impl Tally {
+    /// Counts an entry, or takes it away again.
+    fn count(&mut self, tree: Tree, key: &[u8], value: &[u8], sign: i64) -> Result<(), StoreError> {
+        if tree == Tree::Requests {
+            self.count_request(&codec::decode(value)?, sign);
+        } else if tree == Tree::Sessions {
+            let session: Session = codec::decode(value)?;
+            self.sessions += sign;
+            self.settling += if session.settles_at.is_some() { sign } else { 0 };
+        } else if tree == Tree::Batches {
+            let batch: Batch = codec::decode(value)?;
+            self.live += if batch.state.is_live() { sign } else { 0 };
+            let tokens = sign * i64::try_from(batch.held_tokens).unwrap_or(i64::MAX);
+            let held = self.held.entry(rooms::key(&batch)).or_default();
+            match rooms::hold(&batch.state) {
+                Hold::Reserved => held.0 += tokens,
+                Hold::Enqueued => held.1 += tokens,
+                Hold::Nothing => {}
+            }
+        } else if tree == Tree::Members {
+            let fate = value.first().copied().and_then(Fate::from_byte);
+            if let (Some((batch, fates)), Some(fate)) = (&mut self.batch, fate)
+                && keys::batch_at_start(key) == Some(*batch)
+            {
+                fates[usize::from(fate as u8)] += sign;
+            }
+        }
+        Ok(())
+    }
+
+    fn count_request(&mut self, request: &Request, sign: i64) {
+        self.requests += sign;
+        for company in [None, Some(&request.group.company)] {
+            *self.counters.entry(keys::counter(company, request.status)).or_default() += sign;
+        }
+        match request.status {
+            RequestStatus::PendingBatching if request.not_before.is_some() => self.backing_off += sign,
+            RequestStatus::PendingBatching => {
+                self.waiting += sign;
+                let group = self.groups.entry(Key::new().group(&request.group).done()).or_default();
+                group.0 += sign;
+                group.1 += sign * i64::from(request.line_bytes);
+            }
+            RequestStatus::BatchingInProgress => self.in_progress += sign,
+            RequestStatus::ProcessingComplete | RequestStatus::ProcessingFailed => {}
         }
     }
 }
 
-const PAGE: usize = 1000;
-
-impl StoreReader {
-    /// Checks every invariant. Reads the whole store, page by page; nothing may write meanwhile.
-    pub fn verify(&self) -> Result<Report, StoreError> {
-        let mut report = Report::default();
-        let batches = self.check_batches(&mut report)?;
-        let outstanding = self.check_members(&batches, &mut report)?;
-        self.check_requests(&batches, &outstanding, &mut report)?;
-        self.check_bookings(&mut report)?;
-        Ok(report)
+impl Scan {
+    /// A check that has read nothing yet.
+    pub fn new(engine: &Engine) -> Result<Self, StoreError> {
+        let accepted =
+            engine.scan(Tree::Meta, ACCEPTED, keys::after_prefix(ACCEPTED).as_deref(), usize::MAX)?;
+        Ok(Self {
+            trees: Tree::ALL.iter().rev().copied().collect(),
+            from: Vec::new(),
+            sum: Sum::default(),
+            tally: Tally::default(),
+            known: accepted.into_iter().map(|(key, _)| key).collect(),
+            report: Report::default(),
+        })
     }
 
-    fn each(
-        &self,
+    /// What was found.
+    pub fn into_report(self) -> Report {
+        self.report
+    }
+
+    /// Learns of a stored group. `replaced` are the values before it, in the order of the writes.
+    pub fn note(&mut self, writes: &Writes, replaced: &[Option<Vec<u8>>]) {
+        let Some(current) = self.trees.last().copied() else { return };
+        let changes =
+            writes.iter().flat_map(|(tree, changes)| changes.iter().map(move |change| (*tree, change)));
+        for ((tree, (key, new)), old) in changes.zip(replaced) {
+            if tree != current || *key >= self.from {
+                continue;
+            }
+            for (value, sign) in [(old.as_deref(), -1), (new.as_deref(), 1)] {
+                let Some(value) = value else { continue };
+                let print = Engine::print_of(tree, key, value);
+                if sign > 0 {
+                    self.sum.add(print)
+                } else {
+                    self.sum.remove(print)
+                }
+                // A value that cannot be read was blamed when its page was read, or is a bug of the next check.
+                let _ = self.tally.count(tree, key, value, sign);
+            }
+        }
+    }
+
+    /// Reads the next page, at rest; says whether that was the last one.
+    pub fn page(&mut self, engine: &Engine, sums: &Sums) -> Result<bool, StoreError> {
+        let Some(tree) = self.trees.last().copied() else { return Ok(true) };
+        let found = engine.look(tree, &self.from, PAGE)?;
+        for entry in &found {
+            self.entry(engine, tree, entry)?;
+        }
+        if let (Some(last), true) = (found.last(), found.len() == PAGE) {
+            self.from = [last.key.as_slice(), &[0]].concat();
+            return Ok(false);
+        }
+        self.finish(engine, tree, sums)?;
+        self.trees.pop();
+        self.from.clear();
+        self.sum = Sum::default();
+        Ok(self.trees.is_empty())
+    }
+
+    fn blame(&mut self, invariant: u8, place: String, what: String) {
+        let violation = Violation { invariant, place, what };
+        if self.known.contains(&violation.key()) {
+            self.report.accepted += 1;
+        } else if self.report.violations.len() < Report::VIOLATIONS_MAX {
+            self.report.violations.push(violation);
+        }
+    }
+
+    fn entry(&mut self, engine: &Engine, tree: Tree, found: &Found) -> Result<(), StoreError> {
+        self.report.entries += 1;
+        self.sum.add(found.print);
+        let place = || format!("{}/{}", tree.name(), super::engine::hex(&found.key));
+        let Some(value) = &found.value else {
+            self.blame(LOSS, place(), "a value is not what was written".to_owned());
+            return Ok(());
+        };
+        let wrong = match self.read(engine, tree, &found.key, value) {
+            Ok(wrong) => wrong,
+            // What it was compared with is damaged, which is told at its own place; or the record itself has no
+            // shape that we know.
+            Err(StoreError::Damaged { .. }) => return Ok(()),
+            Err(StoreError::Codec(why)) => vec![(LOSS, format!("a record cannot be read: {why}"))],
+            Err(err) => return Err(err),
+        };
+        for (invariant, what) in wrong {
+            self.blame(invariant, place(), what);
+        }
+        Ok(())
+    }
+
+    /// Reads one entry, counts it, and compares it with those that must agree with it.
+    fn read(
+        &mut self,
+        engine: &Engine,
         tree: Tree,
-        mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        let mut from = Vec::new();
-        loop {
-            let page = self.engine.scan(tree, &from, None, PAGE)?;
-            let Some((last, _)) = page.last() else { return Ok(()) };
-            from = [last.as_slice(), &[0]].concat();
-            for (key, value) in &page {
-                visit(key, value)?;
-            }
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<Vec<(u8, String)>, StoreError> {
+        if tree == Tree::Members {
+            self.next_batch(engine, keys::batch_at_start(key))?;
         }
+        self.tally.count(tree, key, value, 1)?;
+        let mut wrong = Vec::new();
+        match tree {
+            Tree::Companies => drop(codec::decode::<Company>(value)?),
+            Tree::Tokens => drop(codec::decode::<StoredToken>(value)?),
+            Tree::Sessions => self.report.sessions += 1,
+            Tree::SessionKeys => {
+                let id: SessionId = codec::decode(value)?;
+                let session: Option<Session> = get(engine, Tree::Sessions, id.as_bytes())?;
+                let own = |session: &Session| {
+                    Key::new().company(&session.company).text(&session.external_id).done() == key
+                };
+                if !session.as_ref().is_some_and(own) {
+                    wrong.push((LOSS, format!("session {id} is not there under its own key")));
+                }
+            }
+            Tree::Requests => {
+                self.report.requests += 1;
+                request(engine, &codec::decode(value)?, &mut wrong)?;
+            }
+            Tree::ClientKeys => {
+                let (id, _): (RequestId, [u8; 32]) = codec::decode(value)?;
+                if engine.get(Tree::Requests, id.as_bytes())?.is_none() {
+                    wrong.push((LOSS, format!("request {id} has a client key and is not there")));
+                }
+            }
+            Tree::Batches => {
+                self.report.batches += 1;
+                batch(engine, &codec::decode(value)?, &mut wrong)?;
+            }
+            Tree::Members => {
+                self.report.members += 1;
+                member(engine, key, value, &mut wrong)?;
+            }
+            Tree::Outstanding => {
+                drop(codec::decode::<Provisional>(value)?);
+                outstanding(engine, key, &mut wrong)?;
+            }
+            Tree::ProviderBatches => {
+                let id: BatchId = codec::decode(value)?;
+                if engine.get(Tree::Batches, id.as_bytes())?.is_none() {
+                    wrong.push((
+                        3,
+                        format!("a batch of the provider belongs to batch {id}, which is not there"),
+                    ));
+                }
+            }
+            Tree::Bookings => {
+                self.report.bookings += 1;
+                drop(codec::decode::<Cost>(value)?);
+                match key.first_chunk::<16>() {
+                    Some(id) if engine.get(Tree::Requests, id)?.is_some() => {}
+                    Some(id) => {
+                        let id = RequestId::from_bytes(*id);
+                        wrong.push((5, format!("something is booked for request {id}, which is not there")));
+                    }
+                    None => wrong.push((5, format!("a booking key of {} bytes", key.len()))),
+                }
+            }
+            Tree::Story => drop(codec::decode::<StoryLine>(value)?),
+            Tree::Groups => drop(codec::decode::<GroupStat>(value)?),
+            Tree::Counters => drop(tx::number(Some(value))?),
+            Tree::Rooms => drop(codec::decode::<Room>(value)?),
+            Tree::Releases => drop(codec::decode::<(Vec<u8>, u64)>(value)?),
+            Tree::Intents => drop(codec::decode::<NotedIntent>(value)?),
+            // Their values are nothing, plain bytes, or parts of packed texts: their checksums say all there is.
+            Tree::Meta
+            | Tree::Settling
+            | Tree::Contents
+            | Tree::Analyses
+            | Tree::Bodies
+            | Tree::Results
+            | Tree::ByStatus
+            | Tree::ByCompany
+            | Tree::Pending
+            | Tree::Backoff
+            | Tree::LiveBatches
+            | Tree::Deletions => {}
+        }
+        Ok(wrong)
     }
 
-    fn check_batches(&self, report: &mut Report) -> Result<HashMap<BatchId, Batch>, StoreError> {
-        let mut batches = HashMap::new();
-        let mut live = HashSet::new();
-        self.each(Tree::LiveBatches, |key, _| {
-            live.extend(keys::batch_at_start(key));
-            Ok(())
-        })?;
-        self.each(Tree::Batches, |_, value| {
-            let batch: Batch = codec::decode(value)?;
-            report.batches += 1;
-            if batch.state.is_live() != live.contains(&batch.id) {
-                report.blame(2, format!("batch {} and the list of live ones disagree", batch.id));
-            }
-            batches.insert(batch.id, batch);
-            Ok(())
-        })?;
-        self.each(Tree::ProviderBatches, |key, value| {
-            let id: BatchId = codec::decode(value)?;
-            if !batches.contains_key(&id) {
-                report.blame(3, format!("the provider's batch {key:?} belongs to no batch"));
-            }
-            Ok(())
-        })?;
-        Ok(batches)
+    /// Compares the batch whose members were read so far with them, and begins with the next one.
+    fn next_batch(&mut self, engine: &Engine, next: Option<BatchId>) -> Result<(), StoreError> {
+        let current = self.tally.batch.as_ref().map(|(id, _)| *id);
+        if current == next {
+            return Ok(());
+        }
+        let ended = std::mem::replace(&mut self.tally.batch, next.map(|id| (id, [0; 5])));
+        let Some((id, fates)) = ended else { return Ok(()) };
+        let place = format!("{}/{}", Tree::Members.name(), super::engine::hex(id.as_bytes()));
+        let batch: Option<Batch> = match get(engine, Tree::Batches, id.as_bytes()) {
+            Err(StoreError::Damaged { .. } | StoreError::Codec(_)) => return Ok(()),
+            read => read?,
+        };
+        let Some(batch) = batch else {
+            self.blame(4, place, format!("batch {id} has members but is not there"));
+            return Ok(());
+        };
+        let [outstanding, completed, failed, returned, erased] =
+            fates.map(|count| u64::try_from(count).unwrap_or(u64::MAX));
+        let members = fates.iter().sum::<i64>();
+        let full = Counts {
+            members: u64::try_from(members).unwrap_or(u64::MAX),
+            completed,
+            failed,
+            returned,
+            erased,
+        };
+        if full != batch.counts {
+            self.blame(4, place, format!("batch {id} counts {:?}, its members are {full:?}", batch.counts));
+        } else if outstanding > 0
+            && matches!(batch.state, BatchState::Cleaning { .. } | BatchState::Closed { .. })
+        {
+            self.blame(4, place, format!("batch {id} closed with {outstanding} outstanding"));
+        }
+        Ok(())
     }
 
-    /// Invariant 4, and who is outstanding where.
-    fn check_members(
-        &self,
-        batches: &HashMap<BatchId, Batch>,
-        report: &mut Report,
-    ) -> Result<HashMap<RequestId, Vec<BatchId>>, StoreError> {
-        let mut outstanding: HashMap<RequestId, Vec<BatchId>> = HashMap::new();
-        self.each(Tree::Outstanding, |key, _| {
-            if let (Some(batch), Some(request)) = (keys::batch_at_start(key), keys::request_at_end(key)) {
-                outstanding.entry(request).or_default().push(batch);
-            }
-            Ok(())
-        })?;
-        let mut counts: HashMap<BatchId, Counts> = HashMap::new();
-        self.each(Tree::Members, |key, value| {
-            report.members += 1;
-            let (Some(batch), Some(request)) = (keys::batch_at_start(key), keys::request_at_end(key)) else {
-                report.blame(4, format!("a member key of {} bytes", key.len()));
-                return Ok(());
+    /// The end of a tree: what was counted must agree with what is stored, at this very moment.
+    fn finish(&mut self, engine: &Engine, tree: Tree, sums: &Sums) -> Result<(), StoreError> {
+        let (stored, found) = (sums.of(tree), self.sum);
+        if stored != found && tree != Tree::Meta {
+            self.report.differences.push((tree, stored.until(found)));
+            let what = if stored.entries == found.entries {
+                "an older value than was stored last is back".to_owned()
+            } else {
+                format!("it has {} entries, and {} were stored", found.entries, stored.entries)
             };
-            let count = counts.entry(batch).or_default();
-            count.members += 1;
-            let waits = outstanding.get(&request).is_some_and(|batches| batches.contains(&batch));
-            match value.first().copied().and_then(Fate::from_byte) {
-                None => report.blame(4, format!("request {request} has no known fate in batch {batch}")),
-                Some(fate) => {
-                    super::requests::counted(count, fate);
-                    if (fate == Fate::Outstanding) != waits {
-                        report.blame(
-                            2,
-                            format!(
-                                "request {request} and batch {batch} disagree on whether it is outstanding"
-                            ),
-                        );
-                    }
-                }
-            }
-            Ok(())
-        })?;
-        for batch in batches.values() {
-            let full = counts.remove(&batch.id).unwrap_or_default();
-            if full != batch.counts {
-                report.blame(
-                    4,
-                    format!("batch {} counts {:?}, its members are {full:?}", batch.id, batch.counts),
+            self.blame(LOSS, tree.name().to_owned(), what);
+        }
+        let tally = &self.tally;
+        let likes = [
+            (Tree::Requests, 1, Tree::ByStatus, tally.requests, "requests"),
+            (Tree::Requests, 1, Tree::ByCompany, tally.requests, "requests"),
+            (Tree::Requests, 1, Tree::Pending, tally.waiting, "requests that wait"),
+            (Tree::Requests, 1, Tree::Backoff, tally.backing_off, "requests that wait for their time"),
+            (Tree::Requests, 2, Tree::Outstanding, tally.in_progress, "requests in batches"),
+            (Tree::Sessions, 1, Tree::SessionKeys, tally.sessions, "sessions"),
+            (Tree::Sessions, 1, Tree::Settling, tally.settling, "sessions that settle"),
+            (Tree::Batches, 2, Tree::LiveBatches, tally.live, "live batches"),
+        ];
+        let wrong: Vec<_> = likes
+            .into_iter()
+            .filter(|(of, _, like, full, _)| {
+                *of == tree && u64::try_from(*full) != Ok(sums.of(*like).entries)
+            })
+            .map(|(_, invariant, like, full, name)| {
+                let entries = sums.of(like).entries;
+                let what = format!("{} has {entries} entries, and there are {full} {name}", like.name());
+                (invariant, like.name().to_owned(), what)
+            })
+            .collect();
+        for (invariant, place, what) in wrong {
+            self.blame(invariant, place, what);
+        }
+        if tree == Tree::Members {
+            self.next_batch(engine, None)?;
+        }
+        if tree == Tree::Batches {
+            self.rooms(engine)?;
+        }
+        if tree == Tree::Requests { self.counters(engine) } else { Ok(()) }
+    }
+
+    /// What batches hold, and ended ones held a short time ago, is what their rooms say.
+    fn rooms(&mut self, engine: &Engine) -> Result<(), StoreError> {
+        let mut held = std::mem::take(&mut self.tally.held);
+        for found in engine.look(Tree::Releases, &[], usize::MAX)? {
+            let value = found.value.and_then(|value| codec::decode::<(Vec<u8>, u64)>(&value).ok());
+            let Some((room, tokens)) = value else { continue };
+            held.entry(room).or_default().1 += i64::try_from(tokens).unwrap_or(i64::MAX);
+        }
+        for found in engine.look(Tree::Rooms, &[], usize::MAX)? {
+            let full = held.remove(&found.key).unwrap_or_default();
+            let Some(room) = found.value.and_then(|value| codec::decode::<Room>(&value).ok()) else {
+                continue;
+            };
+            let stored = (i64::try_from(room.reserved), i64::try_from(room.enqueued));
+            if stored != (Ok(full.0), Ok(full.1)) {
+                let what = format!(
+                    "a room says {} tokens reserved and {} enqueued, its batches hold {} and {}",
+                    room.reserved, room.enqueued, full.0, full.1
                 );
-            }
-            let over = matches!(batch.state, BatchState::Cleaning { .. } | BatchState::Closed { .. });
-            if over && full.outstanding() > 0 {
-                report.blame(4, format!("batch {} closed with {} outstanding", batch.id, full.outstanding()));
+                self.blame(1, format!("{}/{}", Tree::Rooms.name(), super::engine::hex(&found.key)), what);
             }
         }
-        for id in counts.keys() {
-            report.blame(4, format!("batch {id} has members but is not there"));
-        }
-        Ok(outstanding)
-    }
-
-    /// Invariants 1, 2 and 3.
-    fn check_requests(
-        &self,
-        batches: &HashMap<BatchId, Batch>,
-        outstanding: &HashMap<RequestId, Vec<BatchId>>,
-        report: &mut Report,
-    ) -> Result<(), StoreError> {
-        let mut counters: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
-        let mut groups: BTreeMap<Vec<u8>, (u64, u64)> = BTreeMap::new();
-        let mut seen = 0u64;
-        self.each(Tree::Requests, |_, value| {
-            let request: Request = codec::decode(value)?;
-            seen += 1;
-            for company in [None, Some(&request.group.company)] {
-                *counters.entry(keys::counter(company, request.status)).or_default() += 1;
-            }
-            self.check_indexes(&request, report)?;
-            let home: Vec<BatchId> = outstanding.get(&request.id).cloned().unwrap_or_default();
-            match (request.status, home.as_slice()) {
-                (RequestStatus::BatchingInProgress, [batch]) => {
-                    let live = batches.get(batch).is_some_and(|batch| batch.state.is_live());
-                    if !live || request.batch != Some(*batch) {
-                        report.blame(
-                            2,
-                            format!(
-                                "request {} is outstanding in batch {batch}, which is not its live one",
-                                request.id
-                            ),
-                        );
-                    }
-                }
-                (RequestStatus::BatchingInProgress, homes) => {
-                    report.blame(
-                        2,
-                        format!("request {} is outstanding in {} batches", request.id, homes.len()),
-                    );
-                }
-                (_, []) => {}
-                (status, homes) => report.blame(
-                    3,
-                    format!(
-                        "request {} is {} and outstanding in {} batches",
-                        request.id,
-                        status.label(),
-                        homes.len()
-                    ),
-                ),
-            }
-            if request.status == RequestStatus::PendingBatching && request.not_before.is_none() {
-                let group = groups.entry(Key::new().group(&request.group).done()).or_default();
-                group.0 += 1;
-                group.1 += u64::from(request.line_bytes);
-            }
-            if request.status == RequestStatus::ProcessingComplete
-                && self.engine.get(Tree::Results, &keys::part(request.id.as_bytes(), 0))?.is_none()
-            {
-                report.blame(5, format!("request {} is complete without a result", request.id));
-            }
-            Ok(())
-        })?;
-        report.requests = seen;
-        self.check_counters(counters, groups, seen, report)
-    }
-
-    fn check_indexes(&self, request: &Request, report: &mut Report) -> Result<(), StoreError> {
-        for status in RequestStatus::ALL {
-            let by_status = Key::new().status(status).bytes(request.id.as_bytes()).done();
-            let company = Key::new().company(&request.group.company);
-            let by_company = company.status(status).bytes(request.id.as_bytes()).done();
-            for (tree, key) in [(Tree::ByStatus, by_status), (Tree::ByCompany, by_company)] {
-                if self.engine.get(tree, &key)?.is_some() != (status == request.status) {
-                    report.blame(
-                        1,
-                        format!("request {} and {} disagree on {}", request.id, tree.name(), status.label()),
-                    );
-                }
-            }
+        for (key, full) in held.into_iter().filter(|(_, full)| *full != (0, 0)) {
+            let place = format!("{}/{}", Tree::Rooms.name(), super::engine::hex(&key));
+            self.blame(1, place, format!("a room of which {} tokens are held is missing", full.0 + full.1));
         }
         Ok(())
     }
 
-    fn check_counters(
-        &self,
-        mut counters: BTreeMap<Vec<u8>, u64>,
-        mut groups: BTreeMap<Vec<u8>, (u64, u64)>,
-        requests: u64,
-        report: &mut Report,
-    ) -> Result<(), StoreError> {
-        self.each(Tree::Counters, |key, value| {
-            let stored = tx::number(Some(value))?;
-            let full = counters.remove(key).unwrap_or(0);
-            if stored != full {
-                report.blame(1, format!("a counter says {stored}, the requests are {full}"));
+    fn counters(&mut self, engine: &Engine) -> Result<(), StoreError> {
+        let mut counters = std::mem::take(&mut self.tally.counters);
+        let mut groups = std::mem::take(&mut self.tally.groups);
+        // Both are as many as there are companies and groups.
+        for found in engine.look(Tree::Counters, &[], usize::MAX)? {
+            let full = counters.remove(&found.key).unwrap_or(0);
+            let Some(stored) = found.value.and_then(|value| tx::number(Some(&value)).ok()) else { continue };
+            if u64::try_from(full) != Ok(stored) {
+                let place = format!("{}/{}", Tree::Counters.name(), super::engine::hex(&found.key));
+                self.blame(1, place, format!("a counter says {stored}, the requests are {full}"));
             }
-            Ok(())
-        })?;
-        if let Some(full) = counters.values().next() {
-            report.blame(1, format!("a counter is missing, the requests are {full}"));
         }
-        let mut entries = 0u64;
-        for tree in [Tree::ByStatus, Tree::ByCompany] {
-            self.each(tree, |_, _| {
-                entries += 1;
-                Ok(())
-            })?;
-        }
-        if entries != 2 * requests {
-            report.blame(1, format!("the indexes have {entries} entries for {requests} requests"));
-        }
-        self.each(Tree::Groups, |key, value| {
-            let stat: GroupStat = codec::decode(value)?;
-            let (full, bytes) = groups.remove(key).unwrap_or_default();
-            if (stat.requests, stat.bytes) != (full, bytes) {
-                report.blame(
-                    1,
-                    format!(
-                        "a group says {} requests of {} bytes, they are {full} of {bytes}",
-                        stat.requests, stat.bytes
-                    ),
+        for found in engine.look(Tree::Groups, &[], usize::MAX)? {
+            let full = groups.remove(&found.key).unwrap_or_default();
+            let Some(stat) = found.value.and_then(|value| codec::decode::<GroupStat>(&value).ok()) else {
+                continue;
+            };
+            if (u64::try_from(full.0), u64::try_from(full.1)) != (Ok(stat.requests), Ok(stat.bytes)) {
+                let what = format!(
+                    "a group says {} requests of {} bytes, they are {} of {}",
+                    stat.requests, stat.bytes, full.0, full.1
                 );
+                self.blame(1, format!("{}/{}", Tree::Groups.name(), super::engine::hex(&found.key)), what);
             }
-            Ok(())
-        })?;
-        if !groups.is_empty() {
-            report.blame(1, format!("{} groups with waiting requests are not listed", groups.len()));
+        }
+        for (key, full) in counters.into_iter().filter(|(_, full)| *full != 0) {
+            let place = format!("{}/{}", Tree::Counters.name(), super::engine::hex(&key));
+            self.blame(1, place, format!("a counter is missing, the requests are {full}"));
+        }
+        for (key, full) in groups.into_iter().filter(|(_, full)| *full != (0, 0)) {
+            let place = format!("{}/{}", Tree::Groups.name(), super::engine::hex(&key));
+            self.blame(1, place, format!("a group with {} waiting requests is not listed", full.0));
         }
         Ok(())
     }
+}
 
-    /// Invariant 5: what requests cost is what was booked for them.
-    fn check_bookings(&self, report: &mut Report) -> Result<(), StoreError> {
-        let mut booked: HashMap<RequestId, u64> = HashMap::new();
-        self.each(Tree::Bookings, |key, value| {
-            report.bookings += 1;
-            let cost: Cost = codec::decode(value)?;
-            match key.first_chunk::<16>() {
-                Some(id) => *booked.entry(RequestId::from_bytes(*id)).or_default() += cost.micros,
-                None => report.blame(5, format!("a booking key of {} bytes", key.len())),
-            }
-            Ok(())
-        })?;
-        self.each(Tree::Requests, |_, value| {
-            let request: Request = codec::decode(value)?;
-            let sum = booked.remove(&request.id).unwrap_or(0);
-            let cost = request.cost.as_ref().map_or(0, |cost| cost.micros);
-            if sum != cost {
-                report.blame(5, format!("request {} cost {cost}, booked are {sum}", request.id));
-            }
-            Ok(())
-        })?;
-        for id in booked.keys() {
-            report.blame(5, format!("something is booked for request {id}, which is not there"));
+fn get<T: serde::de::DeserializeOwned>(
+    engine: &Engine,
+    tree: Tree,
+    key: &[u8],
+) -> Result<Option<T>, StoreError> {
+    engine.get(tree, key)?.map(|bytes| codec::decode(&bytes)).transpose()
+}
+
+/// Invariants 1, 2 and 5: a request's index entries, where it is outstanding, its result, and what it cost.
+fn request(engine: &Engine, request: &Request, wrong: &mut Vec<(u8, String)>) -> Result<(), StoreError> {
+    let id = request.id;
+    let by_status = Key::new().status(request.status).bytes(id.as_bytes()).done();
+    let by_company =
+        Key::new().company(&request.group.company).status(request.status).bytes(id.as_bytes()).done();
+    // As many entries as requests, and each request has its own: so none has another one besides.
+    for (tree, key) in [(Tree::ByStatus, by_status), (Tree::ByCompany, by_company)] {
+        if engine.get(tree, &key)?.is_none() {
+            wrong.push((
+                1,
+                format!("request {id} is not listed in {} as {}", tree.name(), request.status.label()),
+            ));
         }
-        Ok(())
     }
+    match request.status {
+        RequestStatus::BatchingInProgress => {
+            let member = request.batch.map(|batch| keys::member(batch, id));
+            let waits = member.map(|key| engine.get(Tree::Outstanding, &key)).transpose()?.flatten();
+            if waits.is_none() {
+                wrong.push((2, format!("request {id} is in progress and outstanding in no batch")));
+            }
+        }
+        RequestStatus::ProcessingComplete => {
+            if engine.get(Tree::Results, &keys::part(id.as_bytes(), 0))?.is_none() {
+                wrong.push((5, format!("request {id} is complete without a result")));
+            }
+        }
+        RequestStatus::PendingBatching | RequestStatus::ProcessingFailed => {}
+    }
+    let end = keys::after_prefix(id.as_bytes());
+    let mut booked = 0u64;
+    for (_, value) in engine.scan(Tree::Bookings, id.as_bytes(), end.as_deref(), usize::MAX)? {
+        booked = booked.saturating_add(codec::decode::<Cost>(&value)?.micros);
+    }
+    let cost = request.cost.as_ref().map_or(0, |cost| cost.micros);
+    if booked != cost {
+        wrong.push((5, format!("request {id} cost {cost}, booked are {booked}")));
+    }
+    Ok(())
+}
+
+/// Invariants 2 and 4, as far as the batch's record tells. Its members are summed up when they are read.
+fn batch(engine: &Engine, batch: &Batch, wrong: &mut Vec<(u8, String)>) -> Result<(), StoreError> {
+    let id = batch.id;
+    if batch.state.is_live() != engine.get(Tree::LiveBatches, id.as_bytes())?.is_some() {
+        wrong.push((2, format!("batch {id} and the list of live ones disagree")));
+    }
+    let end = keys::after_prefix(id.as_bytes());
+    let none = engine.scan(Tree::Members, id.as_bytes(), end.as_deref(), 1)?.is_empty();
+    if none && batch.counts.members > 0 {
+        wrong.push((4, format!("batch {id} counts {} members and has none", batch.counts.members)));
+    }
+    Ok(())
+}
+
+/// Invariants 2 and 4: a member has a fate, and is outstanding exactly if that says so.
+fn member(
+    engine: &Engine,
+    key: &[u8],
+    value: &[u8],
+    wrong: &mut Vec<(u8, String)>,
+) -> Result<(), StoreError> {
+    let (Some(batch), Some(request)) = (keys::batch_at_start(key), keys::request_at_end(key)) else {
+        wrong.push((4, format!("a member key of {} bytes", key.len())));
+        return Ok(());
+    };
+    let Some(fate) = value.first().copied().and_then(Fate::from_byte) else {
+        wrong.push((4, format!("request {request} has no known fate in batch {batch}")));
+        return Ok(());
+    };
+    if (fate == Fate::Outstanding) != engine.get(Tree::Outstanding, key)?.is_some() {
+        wrong.push((2, format!("request {request} and batch {batch} disagree on whether it is outstanding")));
+    }
+    Ok(())
+}
+
+/// Invariants 2 and 3: what is outstanding in a batch is in progress, in that batch alone, and that is live.
+fn outstanding(engine: &Engine, key: &[u8], wrong: &mut Vec<(u8, String)>) -> Result<(), StoreError> {
+    let (Some(batch), Some(id)) = (keys::batch_at_start(key), keys::request_at_end(key)) else {
+        wrong.push((2, format!("an outstanding key of {} bytes", key.len())));
+        return Ok(());
+    };
+    match get::<Request>(engine, Tree::Requests, id.as_bytes())? {
+        None => wrong.push((2, format!("request {id} is outstanding in batch {batch} and is not there"))),
+        Some(request) if request.status != RequestStatus::BatchingInProgress => {
+            let label = request.status.label();
+            wrong.push((3, format!("request {id} is {label} and outstanding in batch {batch}")));
+        }
+        Some(request) if request.batch != Some(batch) => {
+            wrong.push((3, format!("request {id} is outstanding in batch {batch} and in another one")));
+        }
+        Some(_) => {}
+    }
+    if engine.get(Tree::LiveBatches, batch.as_bytes())?.is_none() {
+        wrong.push((2, format!("request {id} is outstanding in batch {batch}, which is not live")));
+    }
+    Ok(())
 }

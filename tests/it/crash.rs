@@ -65,12 +65,19 @@ fn lines(from: usize, count: usize) -> String {
 /// The steps of all batches that were not idle when the process died, from the store itself.
 fn steps_in_store(data: &std::path::Path) -> Vec<&'static str> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(async {
+    let steps = runtime.block_on(async {
         let store = Store::open(data, uuid::Uuid::nil(), Box::new(|_| {})).await.unwrap();
+        // An ordinary kill never puts the store in doubt.
+        assert!(store.check().await.unwrap().is_whole());
+        assert_eq!(store.doubt(), None);
         let reader = store.reader();
         let live = reader.live_batches().unwrap();
         live.into_iter().map(|id| reader.batch(id).unwrap().unwrap().state.label()).collect()
-    })
+    });
+    // The store's thread lets go of the folder when it has ended; a server could not start before.
+    let lock = std::fs::File::open(data.join("LOCK")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    steps
 }
 
 /// What the log says when a batch has come to a step.

@@ -414,6 +414,7 @@ fn routes() -> Vec<(&'static str, String, [u16; 5])> {
         ("GET", legacy("companies"), read),
         ("GET", legacy("switches"), read),
         ("GET", legacy("health"), read),
+        ("GET", legacy("verify"), read),
         ("POST", "/api/v1/companies/demo/requests".to_owned(), ingest),
         ("POST", "/api/v1/companies/demo/sessions".to_owned(), ingest),
         ("GET", "/api/v1/companies/demo/sessions/chat-1".to_owned(), [401, 200, 200, 404, 200]),

@@ -13,6 +13,7 @@
 
 mod architecture;
 mod crash;
+mod damage;
 mod disk;
 mod disk_faults;
 mod drain;
