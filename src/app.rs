@@ -130,6 +130,8 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     let sources = settings.imports.iter().filter_map(source);
     let _importers: Vec<_> = sources.map(|source| Importer::new(source, intake.clone()).start()).collect();
 
+    // Before it says that it is up: who waits for that may tell it to stop at once.
+    let told_to_stop = stop_signal()?;
     announce(&settings, address, resumed);
     let parts = [
         ("registry", alive(&registry)),
@@ -152,7 +154,7 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     actix::spawn(missed(lost.clone(), "teller of progress", tell_progress(store.reader(), address)));
     actix::spawn(missed(lost.clone(), "keeper of the anchor", keep_anchored(store.clone())));
     let ended = tokio::select! {
-        signal = signalled() => signal,
+        () = told_to_stop => Ok(()),
         ended = watch_over(&parts) => Err(AppError::Ended(ended)),
         Some(lost) = a_lost_part.recv() => Err(AppError::Ended(lost)),
     };
@@ -160,7 +162,8 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     condition.raise(Hindrance::Draining, "the program is stopping");
     stop.send_replace(true);
     actix::spawn(async {
-        if signalled().await.is_ok() {
+        if let Ok(again) = stop_signal() {
+            again.await;
             // A second signal: every state is safe to leave in.
             std::process::exit(1);
         }
@@ -412,15 +415,18 @@ async fn tell_progress(reader: StoreReader, address: SocketAddr) {
     }
 }
 
-/// Returns when the process is told to stop.
-async fn signalled() -> Result<(), AppError> {
+/// Listens from now on; what it gives ends when the process is told to stop.
+fn stop_signal() -> Result<impl Future<Output = ()>, AppError> {
     use tokio::signal::unix::{SignalKind, signal};
     let fail = |err: std::io::Error| AppError::System(err.to_string());
     let mut terminate = signal(SignalKind::terminate()).map_err(fail)?;
-    tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        interrupted = tokio::signal::ctrl_c() => interrupted.map_err(fail),
-    }
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(fail)?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 type IsAlive = Box<dyn Fn() -> bool>;
