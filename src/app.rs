@@ -22,7 +22,7 @@ use crate::actors::reconciler::Reconciler;
 use crate::actors::registry::{Registry, Resume};
 use crate::actors::{Shared, Switches};
 use crate::clock::{Clock, Ids, SharedClock, SystemClock};
-use crate::condition::{Condition, Hindrance};
+use crate::condition::{Condition, Hindrance, safe_mode};
 use crate::config::{ImportSource, Location, ProviderKind, Settings};
 use crate::disk::{self, Bounds, Disk};
 use crate::domain::batch::ProviderIdentity;
@@ -233,11 +233,6 @@ async fn keep_anchored(store: Store) {
             Err(_) => return,
         }
     }
-}
-
-/// What `/readyz` says in safe mode.
-fn safe_mode(why: &str) -> String {
-    format!("safe mode: the store cannot be believed: {why}. See `nightshift store accept`")
 }
 
 /// Reads the whole store once after the start. What it finds means safe mode.

@@ -45,6 +45,11 @@ impl Hindrance {
     }
 }
 
+/// What is said of safe mode.
+pub fn safe_mode(why: &str) -> String {
+    format!("safe mode: the store cannot be believed: {why}. See `nightshift store accept`")
+}
+
 /// What stands in the way, with the reason for people.
 pub type Standing = BTreeMap<Hindrance, String>;
 

@@ -39,7 +39,7 @@ pub struct Bounds {
     pub folder: PathBuf,
     /// With less free space than this nothing is taken in or sent; at most a tenth of the file system.
     pub floor: u64,
-    /// How large the ballast is; at most a twentieth of the file system.
+    /// How large the ballast is; at most a twentieth of the file system, or what the opening of a store takes.
     pub ballast: u64,
 }
 
@@ -49,7 +49,8 @@ impl Bounds {
     }
 
     fn ballast_of(&self, space: &Space) -> u64 {
-        self.ballast.min(space.total / 20)
+        // Opening a store may take a segment of 8 MiB, also on a small disk.
+        self.ballast.min((space.total / 20).max((10 << 20).min(space.total / 4)))
     }
 }
 

@@ -44,6 +44,8 @@ pub struct BatchActor {
     uncertain_since: Option<u64>,
     /// The lines that the provider said are wrong, once they have been looked up.
     named: Option<HashMap<RequestId, Failure>>,
+    /// When the actor began, by the wall clock and by the monotonic one.
+    began: (Timestamp, u64),
     /// The call that was begun last.
     running: Option<SpawnHandle>,
     /// The result file as it was when it was found to be whole.
@@ -60,6 +62,7 @@ impl BatchActor {
         registry: Addr<Registry>,
         creator: Option<Addr<Creator>>,
     ) -> Self {
+        let began = (shared.clock.now(), shared.clock.monotonic_ms());
         let obituary = Obituary { registry, id: batch.id, retired: false };
         Self {
             batch,
@@ -68,11 +71,19 @@ impl BatchActor {
             creator,
             obituary,
             uncertain_since: None,
+            began,
             named: None,
             running: None,
             whole: None,
             creating: None,
         }
+    }
+
+    /// Wall time by a clock that nobody turns: what is given up after some time must not be by a jump.
+    fn steady_now(&self) -> Timestamp {
+        let (wall, monotonic) = self.began;
+        let since = self.shared.clock.monotonic_ms().saturating_sub(monotonic);
+        wall.plus(std::time::Duration::from_millis(since))
     }
 
     fn happened(&mut self, event: &Event, ctx: &mut Context<Self>) {
@@ -169,7 +180,7 @@ impl BatchActor {
                 Event::Released
             }),
             Effect::WakeAt(at) => {
-                let after = at.since(shared.clock.now());
+                let after = step::wait_for(at, shared.clock.now());
                 ctx.run_later(after, |this, ctx| this.happened(&Event::WaitEnded, ctx));
             }
             Effect::UploadInput { upload } => {
@@ -220,7 +231,12 @@ impl BatchActor {
 
     /// Runs a call beside the mailbox; what it says comes back as an event.
     fn spawn(&mut self, ctx: &mut Context<Self>, call: impl Future<Output = Event> + 'static) {
-        let running = ctx.spawn(call.into_actor(self).map(|event, this, ctx| this.happened(&event, ctx)));
+        let running = ctx.spawn(call.into_actor(self).map(|mut event, this, ctx| {
+            if let Event::Observed { at, .. } | Event::NotKnown { at } = &mut event {
+                *at = this.steady_now();
+            }
+            this.happened(&event, ctx);
+        }));
         self.running = Some(running);
     }
 
@@ -318,15 +334,14 @@ impl Actor for BatchActor {
 pub struct Observed {
     /// What it said.
     pub seen: Observation,
-    /// When.
-    pub at: Timestamp,
 }
 
 impl Handler<Observed> for BatchActor {
     type Result = ();
 
-    fn handle(&mut self, Observed { seen, at }: Observed, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Observed { seen }: Observed, ctx: &mut Context<Self>) {
         if self.batch.provider_batch.as_ref() == Some(&seen.id) {
+            let at = self.steady_now();
             self.happened(&Event::Observed { seen, at }, ctx);
         }
     }
@@ -335,12 +350,13 @@ impl Handler<Observed> for BatchActor {
 /// The provider says that it does not know the batch.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct NotKnown(pub Timestamp);
+pub struct NotKnown;
 
 impl Handler<NotKnown> for BatchActor {
     type Result = ();
 
-    fn handle(&mut self, NotKnown(at): NotKnown, ctx: &mut Context<Self>) {
+    fn handle(&mut self, NotKnown: NotKnown, ctx: &mut Context<Self>) {
+        let at = self.steady_now();
         self.happened(&Event::NotKnown { at }, ctx);
     }
 }

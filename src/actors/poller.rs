@@ -156,7 +156,7 @@ impl Round<'_> {
             return self.shared.account.pause(clock, Cause::Gone, &why);
         }
         for (id, _) in gone {
-            self.registry.do_send(Unseen { id: *id, at: clock.now() });
+            self.registry.do_send(Unseen { id: *id });
         }
     }
 
@@ -185,9 +185,8 @@ impl Round<'_> {
     fn saw(&mut self, id: BatchId, batch: BatchObject) {
         self.works();
         self.alone.remove(&id);
-        let at = self.shared.clock.now();
         crash_point!("poll.list.before_tell");
-        self.registry.do_send(Seen { id, seen: observation(batch), at });
+        self.registry.do_send(Seen { id, seen: observation(batch) });
     }
 
     /// The provider answers about a batch of ours.
@@ -205,9 +204,8 @@ impl Round<'_> {
         } else {
             *alone = Alone { due: self.tick + 1, unchanged: 0, last: Some(word) };
         }
-        let at = self.shared.clock.now();
         crash_point!("poll.single.before_tell");
-        self.registry.do_send(Seen { id, seen: observation(batch), at });
+        self.registry.do_send(Seen { id, seen: observation(batch) });
     }
 
     fn unchanged(&mut self, id: BatchId) {

@@ -14,7 +14,7 @@ use super::Shared;
 use super::effects::observation;
 use super::finding::{self, Finding, Intents};
 use super::registry::{GiveBack, Host, Registry, blocking};
-use crate::condition::Hindrance;
+use crate::condition::{Hindrance, safe_mode};
 use crate::domain::batch::{Batch, BatchState, Cancel, Intent, Origin, Running, Then, Wait};
 use crate::domain::effect::Effect;
 use crate::domain::event::ObservedStatus;
@@ -209,12 +209,12 @@ async fn look_back(
             Finding::Unknown { unsent, intent } => {
                 let why = format!(
                     "the provider has batch {} of this store, which the store does not know: it has gone back in \
-                     time, as after the restore of an old backup. Its results are taken over; look at what else is \
-                     missing with `nightshift store accept`",
+                     time, as after the restore of an old backup. Its results are taken over",
                     batch.id
                 );
                 shared.store.distrust(why.clone()).await?;
-                shared.condition.raise(Hindrance::SafeMode, why);
+                let doubt = shared.store.doubt().unwrap_or(why);
+                shared.condition.raise(Hindrance::SafeMode, safe_mode(&doubt));
                 if !take_over(shared, registry, &batch, unsent, intent).await? {
                     looked = Looked::Again;
                 }

@@ -14,7 +14,7 @@ use super::batch::{BatchActor, CancelBatch, GiveUp, NotCancelled, NotKnown, Obse
 use super::creator::Creator;
 use crate::domain::batch::{Batch, BatchStatus, Cancel};
 use crate::domain::event::Observation;
-use crate::domain::id::{BatchId, CompanyId, ProviderBatchId, RequestId, Timestamp};
+use crate::domain::id::{BatchId, CompanyId, ProviderBatchId, RequestId};
 use crate::domain::request::{Failure, Request};
 use crate::store::{RequestFilter, StoreError, StoreReader, StoryLine};
 
@@ -167,17 +167,15 @@ impl Handler<GiveBack> for Registry {
 pub struct Unseen {
     /// Which batch.
     pub id: BatchId,
-    /// When.
-    pub at: Timestamp,
 }
 
 impl Handler<Unseen> for Registry {
     type Result = ();
 
-    fn handle(&mut self, Unseen { id, at }: Unseen, _: &mut Context<Self>) {
+    fn handle(&mut self, Unseen { id }: Unseen, _: &mut Context<Self>) {
         if let Some(hosted) = self.hosted.get(&id) {
             // The next tick asks again.
-            let _ = hosted.addr.try_send(NotKnown(at));
+            let _ = hosted.addr.try_send(NotKnown);
         }
     }
 }
@@ -287,16 +285,14 @@ pub struct Seen {
     pub id: BatchId,
     /// What it said.
     pub seen: Observation,
-    /// When.
-    pub at: Timestamp,
 }
 
 impl Handler<Seen> for Registry {
     type Result = ();
 
-    fn handle(&mut self, Seen { id, seen, at }: Seen, _: &mut Context<Self>) {
+    fn handle(&mut self, Seen { id, seen }: Seen, _: &mut Context<Self>) {
         if let Some(hosted) = self.hosted.get(&id)
-            && hosted.addr.try_send(Observed { seen, at }).is_err()
+            && hosted.addr.try_send(Observed { seen }).is_err()
         {
             // Nothing is lost: the next tick asks again.
             tracing::debug!(batch.id = %id, "batch {id} is too busy for an observation");

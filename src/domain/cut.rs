@@ -50,6 +50,9 @@ impl Due {
     }
 }
 
+/// What waits since a time so far ahead was there before the clock was turned back: how long it has waited nobody knows.
+const CLOCK_BACK: Duration = Duration::from_secs(60);
+
 /// Whether a group is due at `now`, and why.
 pub fn due(waiting: &Waiting, limits: &Limits, now: Timestamp) -> Option<Due> {
     if waiting.requests == 0 {
@@ -58,7 +61,7 @@ pub fn due(waiting: &Waiting, limits: &Limits, now: Timestamp) -> Option<Due> {
         Some(Due::Count)
     } else if waiting.bytes >= limits.bytes_max {
         Some(Due::Bytes)
-    } else if now.since(waiting.oldest) >= limits.age_max {
+    } else if now.since(waiting.oldest) >= limits.age_max || waiting.oldest.since(now) > CLOCK_BACK {
         Some(Due::Age)
     } else {
         None
@@ -100,6 +103,8 @@ mod tests {
         assert_eq!(due(&waiting(1, 1), &LIMITS, soon), None);
         assert_eq!(due(&waiting(1, 1), &LIMITS, Timestamp::from_secs(60)), Some(Due::Age));
         assert_eq!(due(&waiting(0, 0), &LIMITS, Timestamp::from_secs(600)), None);
+        let back = |secs: i64| due(&waiting(1, 1), &LIMITS, Timestamp::from_secs(-secs));
+        assert_eq!((back(60), back(7200)), (None, Some(Due::Age)));
     }
 
     #[test]

@@ -254,6 +254,12 @@ fn decide(state: &BatchState, event: &Event, policy: &Policy) -> Result<Step, Il
     }
 }
 
+/// How long to wait until `until`, at `now`. No wait of the machine is longer than [`Policy::ASKED_WAIT_MAX`], so what
+/// seems longer comes of a clock that was turned back.
+pub fn wait_for(until: Timestamp, now: Timestamp) -> Duration {
+    until.since(now).min(Policy::ASKED_WAIT_MAX)
+}
+
 /// What to do for a batch that was found in this state at a start.
 pub fn resume(state: &BatchState, orders: Orders) -> Vec<Effect> {
     use BatchState as S;

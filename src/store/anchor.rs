@@ -130,17 +130,17 @@ impl Anchor {
 /// Replaces a file so that after a kill or a power cut it is the old one or the new one.
 fn replace(folder: &Path, name: &str, text: &[u8]) -> Result<(), StoreError> {
     let (path, part) = (folder.join(name), folder.join(format!("{name}.part")));
-    let write = || {
-        let mut file = File::create(&part)?;
-        file.write_all(text)?;
-        crash_point!("anchor.after_tmp");
-        file.sync_all()?;
-        crash_point!("anchor.after_fsync");
-        std::fs::rename(&part, &path)?;
-        crash_point!("anchor.after_rename");
-        File::open(folder)?.sync_all()
-    };
-    write().map_err(|err: std::io::Error| StoreError::folder(&path, err))
+    // What the disk has after that is not known any more.
+    let synced = |file: &File| file.sync_all().map_err(|err| StoreError::SyncFailed(err.to_string()));
+    let failed = |err| StoreError::folder(&path, err);
+    let mut file = File::create(&part).map_err(failed)?;
+    file.write_all(text).map_err(failed)?;
+    crash_point!("anchor.after_tmp");
+    synced(&file)?;
+    crash_point!("anchor.after_fsync");
+    std::fs::rename(&part, &path).map_err(failed)?;
+    crash_point!("anchor.after_rename");
+    synced(&File::open(folder).map_err(failed)?)
 }
 
 fn key(revision: u64) -> Vec<u8> {

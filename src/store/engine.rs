@@ -443,7 +443,9 @@ mod tests {
                 key[0] = round;
                 (key, Some(value.clone()))
             }));
-            engine.apply(&writes).unwrap();
+            writes.entry(Tree::Meta).or_default().insert(b"head".to_vec(), Some(Vec::new()));
+            let sums = Sums::default();
+            engine.store(&writes, &sums, u64::from(round) + 1, false).unwrap();
         }
         engine.sync().unwrap();
         assert_eq!(std::fs::read_dir(folder.path().join("store/blobs")).unwrap().count(), 0);

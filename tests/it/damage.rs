@@ -374,7 +374,7 @@ fn no_damaged_store_is_opened_as_if_it_were_whole() {
     println!("{CASES} damaged stores in {:?}: {tally:?}", began.elapsed());
     assert!(wrong.is_empty(), "seed {seed}, of {whole}:\n{}", wrong.join("\n"));
     // Not all are refused by sled itself, and not all hit what is dead.
-    assert!(tally.get("doubt").is_some_and(|count| *count > CASES / 10), "{tally:?}");
+    assert!(tally.get("doubt").is_some_and(|count| *count > CASES / 20), "{tally:?}");
 }
 
 fn lines(count: usize) -> String {
@@ -421,7 +421,8 @@ fn a_store_put_back_is_served_in_safe_mode_and_buys_nothing_until_it_is_accepted
     let ready = server.get("/readyz");
     assert_eq!(ready["ok"], false);
     assert!(ready["reasons"][0].as_str().unwrap().contains("safe mode"), "{ready}");
-    assert_eq!(server.summary(), [3, 0, 0, 0]);
+    // The provider has them already: they are taken over from there.
+    server.wait_until_done(3, PATIENCE);
     let refused = server.post(INGEST, "application/x-ndjson", lines(4));
     assert_eq!((&refused["ok"], &refused["code"]), (&false.into(), &"safe_mode".into()), "{refused}");
     // Longer than two ticks of the creator, which would open a batch at the first.
@@ -441,7 +442,7 @@ fn a_store_put_back_is_served_in_safe_mode_and_buys_nothing_until_it_is_accepted
     let asked = run(nightshift(folder.path()).args(["store", "accept"]));
     assert_eq!(asked.status.code(), Some(1));
     let said = format!("{}{}", text(&asked.stdout), text(&asked.stderr));
-    for part in ["missing", "revision anchored", "the provider has 1 batches", "unknown", "--yes"] {
+    for part in ["missing", "revision anchored", "the provider has 1 batches", "--yes"] {
         assert!(said.contains(part), "{part} in {said}");
     }
     let accepted = run(nightshift(folder.path()).args(["--json", "store", "accept", "--yes"]));
@@ -449,7 +450,7 @@ fn a_store_put_back_is_served_in_safe_mode_and_buys_nothing_until_it_is_accepted
     let view: serde_json::Value = serde_json::from_slice(&accepted.stdout).unwrap();
     assert_eq!(
         (&view["accepted"], &view["providerBatches"][0]["known"]),
-        (&true.into(), &false.into()),
+        (&true.into(), &true.into()),
         "{view}"
     );
     let mut server = Server::start(folder.path(), port, &fast);

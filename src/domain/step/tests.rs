@@ -474,3 +474,30 @@ fn an_empty_batch_closes_and_sends_nothing() {
     assert_eq!(step.next, BatchState::Closed { closing: Closing::Cancelled });
     assert_eq!(step.effects, [Effect::Retire]);
 }
+
+#[test]
+fn a_clock_that_jumps_makes_no_wait_longer_and_none_negative() {
+    let until = at(1_000_000);
+    for jump in [-2 * 3600, -25 * 3600, -40 * 365 * 86_400] {
+        assert_eq!(
+            wait_for(until, at(1_000_000 + jump)),
+            Policy::ASKED_WAIT_MAX.min(Duration::from_secs(3600))
+        );
+    }
+    for jump in [0, 1, 25 * 3600, i64::from(i32::MAX)] {
+        assert_eq!(wait_for(until, at(1_000_000 + jump)), Duration::ZERO);
+    }
+    assert_eq!(wait_for(until, at(999_970)), Duration::from_secs(30));
+}
+
+#[test]
+fn a_clock_that_goes_back_while_a_batch_settles_or_is_missing_ends_nothing_early() {
+    let early = Observation { completed_lines: Some(3), ..ended(Terminal::Completed) };
+    let state = take(&observing(), &observed(early.clone(), 100_000)).next;
+    assert!(matches!(take(&state, &observed(early, 92_800)).next, BatchState::Settling { .. }));
+    let mut state = observing();
+    for secs in [100_000, 92_800, 92_900, 93_000, 93_100, 93_200] {
+        state = take(&state, &Event::NotKnown { at: at(secs) }).next;
+    }
+    assert!(matches!(state, BatchState::Observing { .. }));
+}
