@@ -11,6 +11,7 @@ use crate::domain::batch::Batch;
 use crate::domain::cut::{self, Due};
 use crate::domain::id::{BatchId, CompanyId};
 use crate::domain::request::Group;
+use crate::domain::room::RELEASE_AFTER;
 use crate::store::StoreError;
 
 /// Opens batches.
@@ -81,7 +82,9 @@ async fn open_due(
     only_full: bool,
 ) -> Result<(), StoreError> {
     while shared.store.release_due(shared.clock.now()).await? > 0 {}
-    while shared.store.release_room(shared.clock.now()).await? > 0 {}
+    // The store keeps the longest time; where the provider is quicker it is as if that were over.
+    let early = RELEASE_AFTER.saturating_sub(shared.capacity_hold);
+    while shared.store.release_room(shared.clock.now().plus(early)).await? > 0 {}
     let worker = shared.clone();
     let groups = blocking(move || {
         let mut groups = worker.reader.waiting()?;
