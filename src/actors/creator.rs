@@ -114,7 +114,13 @@ async fn open_due(
         let sharers = sharers.get(&batch.group.model).map_or(1, HashSet::len) as u64;
         let (reader, asked) = (shared.reader.clone(), batch.clone());
         // Read anew for each: the one before may have taken some.
-        batch.tokens_max = blocking(move || reader.room(&asked)).await?.for_a_cut(now, sharers);
+        let room = blocking(move || reader.room(&asked)).await?;
+        batch.tokens_max = room.for_a_cut(now, sharers);
+        // Four bytes are a token, more or less. What is too little for one request would only wait once it is cut.
+        let one = room.corrected(waits.waiting.bytes / waits.waiting.requests.max(1) / 4);
+        if batch.tokens_max.is_some_and(|max| max < one) && room.reserved.saturating_add(room.enqueued) > 0 {
+            batch.tokens_max = Some(0);
+        }
         match batch.tokens_max {
             Some(0) => {
                 tracing::info!(company.id = %batch.group.company, model = batch.group.model, waiting = waits.waiting.requests,
