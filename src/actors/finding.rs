@@ -177,9 +177,12 @@ pub fn judge(shared: &Shared, batch: &BatchObject, intents: &Intents) -> Result<
     if is_looked_for {
         return Ok(Finding::Nothing);
     }
-    // A call that was made from here is noted here, whatever became of it.
-    if here.state.is_unsent() && here.origin == Origin::Cut && !intents.0.contains_key(&nonce) {
-        return Ok(Finding::Unknown { unsent: Some(of), intent });
+    // A call that was made from here is noted here, whatever became of it. A batch that was given back for this
+    // very finding is closed by now and was never sent either.
+    let never_sent = here.state.is_unsent() || here.provider_batch.is_none();
+    if never_sent && here.origin == Origin::Cut && !intents.0.contains_key(&nonce) {
+        let unsent = here.state.is_unsent().then_some(of);
+        return Ok(Finding::Unknown { unsent, intent });
     }
     Ok(Finding::Shadow { of, intent })
 }
