@@ -512,4 +512,16 @@ mod tests {
             let _ = BatchFailure::from_faults(&[fault]).label();
         }
     }
+
+    #[test]
+    fn a_line_that_is_not_named_is_told_from_words_that_may_mean_the_account() {
+        let judged =
+            |code| BatchFailure::from_faults(&[BatchFault { code: Some(code), ..Default::default() }]);
+        for code in ["invalid_json_line", "missing_required_parameter", "content_policy_violation"] {
+            assert!(matches!(judged(code), BatchFailure::SomeLine(_)), "{code}");
+        }
+        for code in ["invalid_request", "server_error", "something_new"] {
+            assert!(matches!(judged(code), BatchFailure::Unknown(_)), "{code}");
+        }
+    }
 }

@@ -47,6 +47,10 @@ fn a_batch_that_was_not_sent_dissolves_and_its_requests_go_back_or_end() {
     until(&mut server, "the rest", |server| (server.summary() == [0, 0, 5, 5]).then_some(()));
     let done = batches(&server).pop().unwrap();
     assert_eq!(cancel(&server, &id(&done), REQUEUE), (409, "batch_over".to_owned()), "{done}");
+    let mut late = command(folder.path(), &provider.url, port, &[size]);
+    let late = run(late.args(["cancel", &id(&done)]));
+    assert_eq!(late.status.code(), Some(1));
+    assert!(text(&late.stderr).contains("the batch is over"), "{}", text(&late.stderr));
     assert!(server.terminate().success());
     assert_once(&provider.runs(), 5);
     assert_whole(folder.path());

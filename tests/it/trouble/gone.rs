@@ -19,19 +19,23 @@ const GONE: [&str; 2] = ["creation.max_requests=5", "polling.interval=1s"];
 fn one_old_batch_that_is_gone_holds_nobody_up_and_may_come_back() {
     let folder = folder();
     let port = free_port();
-    let faults = r#"{"batches": [{"fault": "gone", "after": 1, "reads": 6, "nth": 1}]}"#;
+    let faults = r#"{"batches": [{"fault": "gone", "after": 3, "reads": 6, "nth": 1}]}"#;
     let simulator = Provider::start(&folder.path().join("provider"), faults, |options| {
-        options.turnaround = Duration::from_secs(4);
+        options.turnaround = Duration::from_secs(8);
     });
     let mut server = serve(folder.path(), &simulator, port, &GONE);
-    send(&server, "demo", 15, question);
-    until(&mut server, "three batches", |server| {
-        let live = batches(server);
-        (live.len() == 3 && live.iter().all(|batch| batch["openaiBatchId"].is_string())).then_some(())
+    send(&server, "demo", 5, question);
+    until(&mut server, "the old batch", |server| {
+        batches(server).iter().any(|batch| batch["openaiBatchId"].is_string()).then_some(())
     });
-    // The order of the creations is not that of the batches: only the first at the provider is gone.
-    until(&mut server, "the end", |server| (server.summary() == [0, 0, 15, 0]).then_some(()));
-    assert!(provider(&server)["paused"].is_null());
+    let old = id(&batches(&server)[0]);
+    send(&server, "other", 10, question);
+    until(&mut server, "the end", |server| {
+        assert!(provider(server)["paused"].is_null(), "{}", server.tail());
+        (server.summary() == [0, 0, 15, 0]).then_some(())
+    });
+    let story = server.get(&format!("/api/admin/legacy/batches/{old}")).to_string();
+    assert!(story.contains("does not know the batch"), "{story}");
     assert!(server.terminate().success());
     assert_once(&simulator.runs(), 15);
     assert_whole(folder.path());
