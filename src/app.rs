@@ -326,6 +326,7 @@ fn share(
             backoff: settings.retry.backoff,
             capacity_backoff: settings.retry.capacity_backoff,
         },
+        capacity_hold: settings.retry.capacity_hold,
         policy: step::Policy {
             backoff: settings.retry.backoff.clamp(Duration::from_secs(1), Duration::from_secs(60)),
             capacity_backoff: settings.retry.capacity_backoff,

@@ -57,6 +57,8 @@ pub enum Call {
 pub enum Success {
     /// A read.
     Read,
+    /// A file was sent.
+    Uploaded,
     /// A batch was created.
     Created,
     /// A batch was admitted, or had results.
@@ -151,6 +153,11 @@ impl Account {
         }
     }
 
+    /// Whether the call may be made now; where the account is paused it is then the one that tries.
+    pub fn may_now(&self, clock: &dyn Clock, call: Call) -> bool {
+        self.may(clock.monotonic_ms(), call).is_ok()
+    }
+
     fn may(&self, now: u64, call: Call) -> Result<(), Duration> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(paused) = &mut state.paused else { return Ok(()) };
@@ -172,7 +179,7 @@ impl Account {
     /// Something went well: the pause ends if that proves that its cause is gone.
     pub fn succeeded(&self, success: Success) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(paused) = &state.paused else { return };
+        let Some(paused) = &mut state.paused else { return };
         let over = match paused.shown.cause {
             Cause::Key => true,
             Cause::Money => matches!(success, Success::Created | Success::Admitted),
@@ -182,6 +189,12 @@ impl Account {
         if over {
             tracing::info!(cause = paused.shown.cause.label(), "the account at the provider works again");
             state.paused = None;
+            drop(state);
+            self.changes.send_modify(|changes| *changes += 1);
+        } else if success == Success::Uploaded && paused.probing {
+            // It got through and proves nothing: the next one need not wait for its turn.
+            paused.probing = false;
+            paused.probe_at = 0;
             drop(state);
             self.changes.send_modify(|changes| *changes += 1);
         }
@@ -253,6 +266,19 @@ mod tests {
         assert!(!ends(Cause::Money, Success::Read) && ends(Cause::Money, Success::Created));
         assert!(!ends(Cause::Admission, Success::Created) && ends(Cause::Admission, Success::Admitted));
         assert!(!ends(Cause::Gone, Success::Admitted) && ends(Cause::Gone, Success::Known));
+    }
+
+    #[test]
+    fn an_upload_that_goes_well_leaves_the_try_to_the_next_one() {
+        let (account, clock) = account();
+        account.pause(&clock, Cause::Money, "");
+        clock.advance(FIRST);
+        assert!(account.may_now(&clock, Call::Send) && !account.may_now(&clock, Call::Send));
+        account.succeeded(Success::Uploaded);
+        assert!(account.may_now(&clock, Call::Send), "it may try");
+        account.pause(&clock, Cause::Money, "");
+        account.succeeded(Success::Uploaded);
+        assert!(!account.may_now(&clock, Call::Send), "one that was under way before is no try");
     }
 
     #[tokio::test]

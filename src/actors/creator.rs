@@ -11,6 +11,7 @@ use crate::domain::batch::Batch;
 use crate::domain::cut::{self, Due};
 use crate::domain::id::{BatchId, CompanyId};
 use crate::domain::request::Group;
+use crate::domain::room::RELEASE_AFTER;
 use crate::store::StoreError;
 
 /// Opens batches.
@@ -81,7 +82,9 @@ async fn open_due(
     only_full: bool,
 ) -> Result<(), StoreError> {
     while shared.store.release_due(shared.clock.now()).await? > 0 {}
-    while shared.store.release_room(shared.clock.now()).await? > 0 {}
+    // The store keeps the longest time; where the provider is quicker it is as if that were over.
+    let early = RELEASE_AFTER.saturating_sub(shared.capacity_hold);
+    while shared.store.release_room(shared.clock.now().plus(early)).await? > 0 {}
     let worker = shared.clone();
     let groups = blocking(move || {
         let mut groups = worker.reader.waiting()?;
@@ -111,7 +114,13 @@ async fn open_due(
         let sharers = sharers.get(&batch.group.model).map_or(1, HashSet::len) as u64;
         let (reader, asked) = (shared.reader.clone(), batch.clone());
         // Read anew for each: the one before may have taken some.
-        batch.tokens_max = blocking(move || reader.room(&asked)).await?.for_a_cut(now, sharers);
+        let room = blocking(move || reader.room(&asked)).await?;
+        batch.tokens_max = room.for_a_cut(now, sharers);
+        // Four bytes are a token, more or less. What is too little for one request would only wait once it is cut.
+        let one = room.corrected(waits.waiting.bytes / waits.waiting.requests.max(1) / 4);
+        if batch.tokens_max.is_some_and(|max| max < one) && room.reserved.saturating_add(room.enqueued) > 0 {
+            batch.tokens_max = Some(0);
+        }
         match batch.tokens_max {
             Some(0) => {
                 tracing::info!(company.id = %batch.group.company, model = batch.group.model, waiting = waits.waiting.requests,

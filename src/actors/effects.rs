@@ -74,7 +74,7 @@ async fn try_upload(
     // Much may have come between while there was no room, or no slot.
     creation_enabled(shared).await;
     let sent = shared.provider.upload_file(&path, &name).await.map_err(|err| trouble(shared, err))?;
-    shared.account.succeeded(Success::Read);
+    shared.account.succeeded(Success::Uploaded);
     Ok(input(sent))
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::Shared;
-use super::account::Call;
+use super::account::{Call, Success};
 use super::effects::observation;
 use crate::domain::batch::{BatchState, InputFile, Intent, Origin};
 use crate::domain::event::{Event, Observation};
@@ -32,6 +32,7 @@ pub async fn look_back(
         shared.account.pass(shared.clock.as_ref(), Call::Read).await;
         let page = shared.provider.list_batches(after.as_ref(), 100).await;
         let page = page.inspect_err(|err| shared.account.heed(shared.clock.as_ref(), err))?;
+        shared.account.succeeded(Success::Read);
         let last = page.data.last().map(|batch| (batch.id.clone(), batch.created_at));
         page.data.into_iter().for_each(&mut see);
         let Some((last, created_at)) = last else { return Ok(true) };
@@ -176,9 +177,12 @@ pub fn judge(shared: &Shared, batch: &BatchObject, intents: &Intents) -> Result<
     if is_looked_for {
         return Ok(Finding::Nothing);
     }
-    // A call that was made from here is noted here, whatever became of it.
-    if here.state.is_unsent() && here.origin == Origin::Cut && !intents.0.contains_key(&nonce) {
-        return Ok(Finding::Unknown { unsent: Some(of), intent });
+    // A call that was made from here is noted here, whatever became of it. A batch that was given back for this
+    // very finding is closed by now and was never sent either.
+    let never_sent = here.state.is_unsent() || here.provider_batch.is_none();
+    if never_sent && here.origin == Origin::Cut && !intents.0.contains_key(&nonce) {
+        let unsent = here.state.is_unsent().then_some(of);
+        return Ok(Finding::Unknown { unsent, intent });
     }
     Ok(Finding::Shadow { of, intent })
 }

@@ -128,6 +128,8 @@ pub struct Shared {
     pub limits: Limits,
     /// After a failure.
     pub retry: retry::Policy,
+    /// How long the provider is thought to count the tokens of a batch that has ended.
+    pub capacity_hold: Duration,
     /// Waits of the machine.
     pub policy: step::Policy,
     /// How long an uncertain creation is looked for before it is sent again.

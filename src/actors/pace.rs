@@ -1,6 +1,7 @@
 //! Limits of our own toward the provider: batches an hour, uploads a minute, files in transit at once.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
@@ -54,6 +55,15 @@ impl Pace {
         self.creations.slot(clock).await;
     }
 
+    /// How many batches wait for our own limit, and how long the first of them still has to; none if nobody waits.
+    pub fn waits(&self, clock: &dyn Clock) -> Option<Waits> {
+        let batches = self.creations.waiting.load(Ordering::Relaxed);
+        let now = i64::try_from(clock.monotonic_ms()).unwrap_or(i64::MAX);
+        let left = u64::try_from(self.creations.free_at.load(Ordering::Relaxed) - now).unwrap_or(0);
+        let per_hour = self.creations.max;
+        (batches > 0).then_some(Waits { batches, per_hour, left: Duration::from_millis(left) })
+    }
+
     /// Returns when one more file may be sent, with the right to send it.
     pub async fn upload(&self, clock: &dyn Clock) -> Option<SemaphorePermit<'_>> {
         self.uploads.slot(clock).await;
@@ -71,6 +81,33 @@ impl Pace {
     }
 }
 
+/// Who waits for a limit of our own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waits {
+    /// How many batches.
+    pub batches: usize,
+    /// The limit.
+    pub per_hour: usize,
+    /// How long the first of them still waits.
+    pub left: Duration,
+}
+
+/// Counts one that waits, until it is dropped: whoever waits may be cancelled.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// So many things within so long.
 struct Window {
     max: usize,
@@ -78,16 +115,22 @@ struct Window {
     /// When the last ones were, in milliseconds of the monotonic clock; before its start below zero. The lock is held
     /// while waiting, so that whoever came first goes first.
     times: Mutex<VecDeque<i64>>,
+    waiting: AtomicUsize,
+    /// When the first of those that wait may go on.
+    free_at: AtomicI64,
 }
 
 impl Window {
     fn new(max: usize, length: Duration, before: impl IntoIterator<Item = i64>) -> Self {
-        Self { max: max.max(1), length, times: Mutex::new(before.into_iter().collect()) }
+        let times = Mutex::new(before.into_iter().collect());
+        Self { max: max.max(1), length, times, waiting: AtomicUsize::new(0), free_at: AtomicI64::new(0) }
     }
 
     async fn slot(&self, clock: &dyn Clock) {
         let length = i64::try_from(self.length.as_millis()).unwrap_or(i64::MAX);
+        let _waits = Waiting::new(&self.waiting);
         let mut times = self.times.lock().await;
+        let mut told = false;
         loop {
             let now = i64::try_from(clock.monotonic_ms()).unwrap_or(i64::MAX);
             while times.front().is_some_and(|time| now - time >= length) {
@@ -97,7 +140,12 @@ impl Window {
                 times.push_back(now);
                 return;
             };
+            self.free_at.store(first + length, Ordering::Relaxed);
             let wait = u64::try_from(first + length - now).unwrap_or(1).clamp(1, 60_000);
+            if !told {
+                tracing::info!(max = self.max, "our own limit is reached; what is above it waits");
+                told = true;
+            }
             tracing::debug!(wait_ms = wait, max = self.max, "our own limit is reached; waiting");
             tokio::time::sleep(Duration::from_millis(wait)).await;
         }
@@ -120,7 +168,13 @@ mod tests {
         clock.advance(Duration::from_secs(599));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let _inside = runtime.enter();
-        assert!(pace.creation(&clock).now_or_never().is_none(), "two within the hour");
+        let third = pace.creation(&clock);
+        let mut third = Box::pin(third);
+        assert!(third.as_mut().now_or_never().is_none(), "two within the hour");
+        let waits = Waits { batches: 1, per_hour: 2, left: Duration::from_secs(1) };
+        assert_eq!(pace.waits(&clock), Some(waits));
+        drop(third);
+        assert_eq!(pace.waits(&clock), None);
         clock.advance(Duration::from_secs(1));
         assert!(pace.creation(&clock).now_or_never().is_some());
         assert!(pace.creation(&clock).now_or_never().is_none());

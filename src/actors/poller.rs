@@ -6,7 +6,7 @@ use std::sync::Arc;
 use actix::prelude::*;
 
 use super::Shared;
-use super::account::{Cause, Success};
+use super::account::{Call, Cause, Success};
 use super::effects::observation;
 use super::registry::{Observable, Registry, Seen, Unseen, blocking};
 use crate::domain::id::{BatchId, ProviderBatchId};
@@ -29,6 +29,8 @@ pub struct Poller {
 /// When a batch that no list shows is asked about next.
 #[derive(Debug, Clone, Default)]
 struct Alone {
+    /// The provider said when it was asked last that it does not know it.
+    missing: bool,
     due: u64,
     unchanged: u32,
     last: Option<String>,
@@ -50,8 +52,16 @@ impl Poller {
         let (alone, tick) = (std::mem::take(&mut self.alone), self.tick);
         let round = async move {
             let targets = registry.send(Observable).await.unwrap_or_default();
-            delete_due_files(&shared).await;
-            Round { shared: &shared, registry: &registry, calls: 0, alone, tick }.run(targets).await
+            if shared.account.paused().is_none() {
+                delete_due_files(&shared).await;
+            }
+            // While the key is refused one call at a time tries, whoever makes it.
+            if targets.is_empty() || !shared.account.may_now(shared.clock.as_ref(), Call::Read) {
+                return alone;
+            }
+            Round { shared: &shared, registry: &registry, calls: 0, alone, tick, saw_one: false }
+                .run(targets)
+                .await
         };
         // After a panic every batch is due again.
         ctx.spawn(panics::caught(round).into_actor(self).map(|alone, this, _| {
@@ -93,6 +103,8 @@ struct Round<'a> {
     calls: usize,
     alone: HashMap<BatchId, Alone>,
     tick: u64,
+    /// Whether the provider knows at least one of the batches.
+    saw_one: bool,
 }
 
 impl Round<'_> {
@@ -106,6 +118,10 @@ impl Round<'_> {
         {
             self.shared.account.heed(self.shared.clock.as_ref(), &err);
             tracing::warn!(error = %err, "the provider's batches cannot be listed");
+            if matches!(err, ProviderError::Account { .. }) {
+                // What is asked alone would be refused just so.
+                return self.alone;
+            }
         }
         let mut gone = Vec::new();
         let mut singles: Vec<_> = rest.into_iter().collect();
@@ -126,6 +142,7 @@ impl Round<'_> {
                         "the provider does not know batch {provider_batch}; asking again");
                     gone.push((id, provider_batch));
                     self.unchanged(id);
+                    self.alone.entry(id).or_default().missing = true;
                 }
                 Err(err) => {
                     self.shared.account.heed(self.shared.clock.as_ref(), &err);
@@ -137,6 +154,10 @@ impl Round<'_> {
             }
         }
         self.judge_gone(&gone, newest);
+        // One that is seen does not prove that those are there which were not.
+        if self.saw_one && self.missing() == 0 {
+            self.shared.account.succeeded(Success::Known);
+        }
         self.alone
     }
 
@@ -146,18 +167,23 @@ impl Round<'_> {
     fn judge_gone(&self, gone: &[(BatchId, ProviderBatchId)], newest: Option<BatchId>) {
         let Some((_, example)) = gone.first() else { return };
         let clock = self.shared.clock.as_ref();
-        let suspicious = gone.len() > 1 || gone.iter().any(|(id, _)| Some(*id) == newest);
+        let suspicious = self.missing() > 1 || gone.iter().any(|(id, _)| Some(*id) == newest);
         if suspicious && !self.shared.account.is_trusted(clock) {
             let why = format!(
                 "the provider does not know {} batches that it has created, {example} among them: is this the right \
                  key and project?",
-                gone.len()
+                self.missing()
             );
             return self.shared.account.pause(clock, Cause::Gone, &why);
         }
         for (id, _) in gone {
             self.registry.do_send(Unseen { id: *id });
         }
+    }
+
+    /// How many batches the provider does not know.
+    fn missing(&self) -> usize {
+        self.alone.values().filter(|alone| alone.missing).count()
     }
 
     /// Reads the list while its pages hold at least two batches that are waited for.
@@ -190,19 +216,20 @@ impl Round<'_> {
     }
 
     /// The provider answers about a batch of ours.
-    fn works(&self) {
+    fn works(&mut self) {
+        self.saw_one = true;
         self.shared.account.succeeded(Success::Read);
-        self.shared.account.succeeded(Success::Known);
     }
 
     fn saw_alone(&mut self, id: BatchId, batch: BatchObject) {
         self.works();
         let word = batch.status.label().to_owned();
         let alone = self.alone.entry(id).or_default();
+        alone.missing = false;
         if alone.last.as_ref() == Some(&word) {
             self.unchanged(id);
         } else {
-            *alone = Alone { due: self.tick + 1, unchanged: 0, last: Some(word) };
+            *alone = Alone { missing: false, due: self.tick + 1, unchanged: 0, last: Some(word) };
         }
         crash_point!("poll.single.before_tell");
         self.registry.do_send(Seen { id, seen: observation(batch) });

@@ -196,6 +196,7 @@ impl Handler<CancelOf> for Registry {
     fn handle(&mut self, CancelOf { id, cancel }: CancelOf, _: &mut Context<Self>) -> Self::Result {
         let (reader, addr) =
             (self.shared.reader.clone(), self.hosted.get(&id).map(|hosted| hosted.addr.clone()));
+        let then = cancel.then;
         Box::pin(async move {
             if let Some(addr) = addr
                 && let Ok(answer) = addr.send(CancelBatch(cancel)).await
@@ -204,8 +205,13 @@ impl Handler<CancelOf> for Registry {
             }
             match blocking(move || reader.batch(id)).await? {
                 None => Err(NotCancelled::Unknown),
-                Some(batch) if batch.state.is_live() => Err(NotCancelled::Resting),
-                Some(_) => Err(NotCancelled::Over),
+                // Whoever heard no answer asks again, and hears the same although it is carried out.
+                Some(batch) => match batch.cancel.as_ref().map(|before| before.then) {
+                    Some(before) if before == then => Ok(batch),
+                    Some(before) => Err(NotCancelled::Ordered(before)),
+                    None if batch.state.is_live() => Err(NotCancelled::Resting),
+                    None => Err(NotCancelled::Over),
+                },
             }
         })
     }

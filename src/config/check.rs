@@ -286,7 +286,13 @@ fn retry(check: &mut Check) -> Option<Retry> {
     let max_attempts = check.get("retry.max_attempts", values::small(1, 100));
     let backoff = check.get("retry.backoff", values::duration(Duration::ZERO));
     let capacity_backoff = check.get("retry.capacity_backoff", values::duration(SECOND));
-    Some(Retry { max_attempts: max_attempts?, backoff: backoff?, capacity_backoff: capacity_backoff? })
+    let capacity_hold = check.get("retry.capacity_hold", values::duration(Duration::ZERO));
+    Some(Retry {
+        max_attempts: max_attempts?,
+        backoff: backoff?,
+        capacity_backoff: capacity_backoff?,
+        capacity_hold: capacity_hold?,
+    })
 }
 
 fn analysis(check: &mut Check) -> Option<Analysis> {

@@ -3,7 +3,7 @@
 use super::error::Problem;
 
 /// Every single key with its default, written as a file would have it; none where it may be left out.
-pub(super) const KEYS: [(&str, Option<&str>); 33] = [
+pub(super) const KEYS: [(&str, Option<&str>); 34] = [
     ("server.bind", Some("127.0.0.1:8080")),
     ("data.path", Some("data")),
     ("data.free_space_floor", Some("256MB")),
@@ -25,6 +25,7 @@ pub(super) const KEYS: [(&str, Option<&str>); 33] = [
     ("retry.max_attempts", Some("3")),
     ("retry.backoff", Some("1m")),
     ("retry.capacity_backoff", Some("1m")),
+    ("retry.capacity_hold", Some("10m")),
     ("analysis.model", Some("gpt-4o-mini")),
     ("analysis.settle", Some("1h")),
     ("import.time_zone", Some("Europe/Amsterdam")),

@@ -194,6 +194,8 @@ pub struct Retry {
     pub backoff: Duration,
     /// The wait after the provider's queue was full.
     pub capacity_backoff: Duration,
+    /// How long the provider is thought to count the tokens of a batch that has ended.
+    pub capacity_hold: Duration,
 }
 
 /// How sessions are analysed.

@@ -54,7 +54,11 @@ fn without_anything_said_the_defaults_are_those_of_the_design() {
     );
     assert_eq!(settings.polling, Polling { enabled: true, interval: minutes(2), max_calls: 100 });
     assert_eq!(settings.submission.grace, minutes(15));
-    assert_eq!(settings.retry, Retry { max_attempts: 3, backoff: minutes(1), capacity_backoff: minutes(1) });
+    let capacity_hold = minutes(10);
+    assert_eq!(
+        settings.retry,
+        Retry { max_attempts: 3, backoff: minutes(1), capacity_backoff: minutes(1), capacity_hold }
+    );
     assert_eq!(settings.analysis, Analysis { model: "gpt-4o-mini".to_owned(), settle: minutes(60) });
     assert_eq!(settings.fetch.allow_hosts, [""; 0]);
     assert_eq!(settings.import.time_zone.iana_name(), Some("Europe/Amsterdam"));

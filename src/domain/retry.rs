@@ -72,6 +72,28 @@ const PERMANENT_CODES: [&str; 19] = [
     "badrequesterror",
 ];
 
+/// Codes that say what is wrong with a line, whether or not the line is named.
+const LINE_CODES: [&str; 18] = [
+    "context_length_exceeded",
+    "string_above_max_length",
+    "invalid_value",
+    "invalid_type",
+    "invalid_prompt",
+    "invalid_image",
+    "invalid_json_schema",
+    "unsupported_parameter",
+    "unsupported_value",
+    "unknown_parameter",
+    "missing_required_parameter",
+    "streaming_unsupported",
+    "content_policy_violation",
+    "content_filter",
+    "invalid_json_line",
+    "duplicate_custom_id",
+    "invalid_method",
+    "invalid_url",
+];
+
 fn listed(list: &[&str], word: &str) -> bool {
     list.iter().any(|entry| entry.eq_ignore_ascii_case(word))
 }
@@ -183,6 +205,8 @@ pub enum BatchFailure {
     TooLarge(Failure),
     /// These lines are refused, ascending and each once; the others go back.
     Lines(Vec<LineFault>),
+    /// A line is refused and none is named: smaller batches, until the line is alone.
+    SomeLine(Failure),
     /// The provider's own trouble, or words that we do not know and that name no line: a new batch, as often as a
     /// request may be tried.
     Unknown(Failure),
@@ -215,6 +239,9 @@ impl BatchFailure {
         if !lines.is_empty() {
             return Self::Lines(lines);
         }
+        if let Some(fault) = find(&|fault| fault.has_code(&LINE_CODES)) {
+            return Self::SomeLine(fault.failure(FailureClass::Transient));
+        }
         let first = faults.first().copied().unwrap_or_default();
         Self::Unknown(first.failure(FailureClass::Transient))
     }
@@ -243,6 +270,7 @@ impl BatchFailure {
             Self::Group(_) => "group",
             Self::TooLarge(_) => "too_large",
             Self::Lines(_) => "lines",
+            Self::SomeLine(_) => "some_line",
             Self::Unknown(_) => "unknown",
         }
     }
@@ -482,6 +510,18 @@ mod tests {
             prop_assert!(class != C::Lost && class != C::Unusable);
             let fault = BatchFault { code: code.as_deref(), line, ..BatchFault::default() };
             let _ = BatchFailure::from_faults(&[fault]).label();
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_not_named_is_told_from_words_that_may_mean_the_account() {
+        let judged =
+            |code| BatchFailure::from_faults(&[BatchFault { code: Some(code), ..Default::default() }]);
+        for code in ["invalid_json_line", "missing_required_parameter", "content_policy_violation"] {
+            assert!(matches!(judged(code), BatchFailure::SomeLine(_)), "{code}");
+        }
+        for code in ["invalid_request", "server_error", "something_new"] {
+            assert!(matches!(judged(code), BatchFailure::Unknown(_)), "{code}");
         }
     }
 }

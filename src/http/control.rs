@@ -84,6 +84,13 @@ pub async fn provider(api: &Api) -> Result<Value, ApiError> {
             "tried": pause.tried,
         })
     });
+    let waits = api.shared.pace.waits(api.shared.clock.as_ref()).map(|waits| {
+        json!({
+            "batches": waits.batches,
+            "batchesPerHour": waits.per_hour,
+            "until": now.plus(waits.left).to_string(),
+        })
+    });
     let standing = api.shared.condition.standing();
     let hindrances: Vec<Value> =
         standing.iter().map(|(hindrance, why)| json!({ "code": hindrance.code(), "why": why })).collect();
@@ -91,6 +98,7 @@ pub async fn provider(api: &Api) -> Result<Value, ApiError> {
         "ok": true,
         "provider": { "kind": api.shared.identity.kind, "baseUrl": api.shared.identity.base_url },
         "paused": paused,
+        "waits": waits,
         "hindrances": hindrances,
         "rooms": rooms,
     }))

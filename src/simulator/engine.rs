@@ -51,6 +51,8 @@ pub(super) struct Engine {
 pub(super) struct Shown {
     /// Lists that left it out.
     pub(super) left_out: u64,
+    /// Reads that did not find it although it is there.
+    pub(super) missed: u64,
     /// Reads of it at all.
     pub(super) reads: u64,
     /// Reads of it after it had ended.
@@ -315,6 +317,18 @@ impl Engine {
             kept => kept.map_err(failed)?,
         }
         let input = BufReader::new(File::open(&path).map_err(failed)?);
+        let refused = batch.faults.iter().find_map(|(_, fault)| {
+            let BatchFault::Refuse { containing, code, named } = fault else { return None };
+            Some((containing, code, *named))
+        });
+        if let Some((containing, code, named)) = refused {
+            let text = fs::read_to_string(&path).map_err(failed)?;
+            let lines = text.lines().zip(1_u64..);
+            if let Some((_, line)) = lines.into_iter().find(|(line, _)| line.contains(containing.as_str())) {
+                let error = general(code, "A line is refused, as was planned.".to_owned(), None);
+                return Ok(Err(vec![BatchError { line: named.then_some(line), ..error }]));
+            }
+        }
         validation::validate(input, endpoint).map_err(failed)
     }
 

@@ -180,6 +180,15 @@ pub(super) enum BatchFault {
     Invisible { lists: u64 },
     /// It fails validation.
     Fail { code: String, message: Option<String>, param: Option<String>, line: Option<u64> },
+    /// It fails validation when a line contains this text; with `named` the first such line is named.
+    Refuse {
+        containing: String,
+        code: String,
+        #[serde(default)]
+        named: bool,
+    },
+    /// After so many reads that showed it, the next `reads` do not find it, lists included.
+    Gone { after: u64, reads: u64 },
     /// It expires when this share of its lines is done.
     Expire {
         #[serde(default = "half")]

@@ -123,6 +123,8 @@ impl BatchRecord {
                 BatchFault::Cancel { share } => return (*share, Ending::Cancelled, self.at_share(*share)),
                 BatchFault::Invisible { .. }
                 | BatchFault::Fail { .. }
+                | BatchFault::Refuse { .. }
+                | BatchFault::Gone { .. }
                 | BatchFault::NullOutput { .. }
                 | BatchFault::EmptyIds {}
                 | BatchFault::SkipStates {}

@@ -193,6 +193,8 @@ fn disguised(batch: &BatchRecord, mut view: Value, shown: Shown) -> Value {
             | BatchFault::UnknownStatus { .. }
             | BatchFault::Invisible { .. }
             | BatchFault::Fail { .. }
+            | BatchFault::Refuse { .. }
+            | BatchFault::Gone { .. }
             | BatchFault::Expire { .. }
             | BatchFault::Cancel { .. }
             | BatchFault::EmptyIds {}

@@ -318,7 +318,8 @@ fn suspects_max(tx: &Tx<'_>, request: &Request) -> Result<Option<u64>, StoreErro
     let code = |attempt: &Attempt| attempt.failure.as_ref().map(|failure| failure.code.clone());
     let refused = |attempt: &&Attempt| code(attempt).as_deref() == Some(outcomes::REFUSED);
     let rounds = request.history.iter().rev().take_while(refused).count();
-    if code(last).as_deref() != Some(outcomes::TOO_LARGE) && rounds < REFUSED_ROUNDS_MAX {
+    let at_once = [outcomes::TOO_LARGE, outcomes::NOT_NAMED];
+    if !code(last).is_some_and(|code| at_once.contains(&code.as_str())) && rounds < REFUSED_ROUNDS_MAX {
         return Ok(None);
     }
     let before: Option<Batch> = tx.read(Tree::Batches, last.batch.as_bytes())?;

@@ -365,6 +365,7 @@ fn share(store: Store, clock: SharedClock, spool: &Path) -> Shared {
             age_max: Duration::from_secs(1800),
         },
         retry: RETRY,
+        capacity_hold: Duration::from_secs(600),
         policy: POLICY,
         grace: Duration::from_secs(900),
         creation_interval: Duration::from_secs(600),

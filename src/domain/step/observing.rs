@@ -131,9 +131,10 @@ fn turned_away(intent: &Intent, wait: &Wait, ended: Ended, at: Timestamp, policy
             let story = format!("the provider has no room ({words}); its requests go back");
             given_up(ended, story).changing(Change::NoRoom { first })
         }
-        BatchFailure::Group(_) | BatchFailure::TooLarge(_) | BatchFailure::Lines(_) => {
-            given_up(ended, format!("not admitted: {words}"))
-        }
+        BatchFailure::Group(_)
+        | BatchFailure::TooLarge(_)
+        | BatchFailure::Lines(_)
+        | BatchFailure::SomeLine(_) => given_up(ended, format!("not admitted: {words}")),
     }
 }
 

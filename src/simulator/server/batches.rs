@@ -121,6 +121,9 @@ pub(super) fn show(engine: &Engine, id: &str) -> Result<Value, Refusal> {
     let now = engine.now();
     let world = engine.world();
     let batch = world.batch(id).ok_or_else(|| Refusal::no_batch(id))?;
+    if is_gone(engine, batch) {
+        return Err(Refusal::no_batch(id));
+    }
     let has_ended = batch.status(now).is_terminal();
     let shown = engine.shown(id, |shown| {
         shown.reads += 1;
@@ -151,7 +154,7 @@ pub(super) async fn list(engine: &Arc<Engine>, query: &HashMap<String, String>) 
     let mut data = Vec::with_capacity(ids.len());
     for id in ids {
         engine.advance(&id).await.map_err(|error| internal(&error))?;
-        data.push(show(engine, &id)?);
+        data.extend(show(engine, &id).ok());
     }
     Ok(page(&data, has_more))
 }
@@ -161,6 +164,8 @@ fn is_listed(engine: &Engine, batch: &BatchRecord) -> bool {
     let lists = batch.faults.iter().find_map(|(_, fault)| match fault {
         BatchFault::Invisible { lists } => Some(*lists),
         BatchFault::Fail { .. }
+        | BatchFault::Refuse { .. }
+        | BatchFault::Gone { .. }
         | BatchFault::Expire { .. }
         | BatchFault::Cancel { .. }
         | BatchFault::NullOutput { .. }
@@ -172,6 +177,29 @@ fn is_listed(engine: &Engine, batch: &BatchRecord) -> bool {
         | BatchFault::UnknownFields {} => None,
     });
     lists.is_none_or(|lists| engine.shown(&batch.id, |shown| shown.left_out += 1).left_out > lists)
+        && !is_gone(engine, batch)
+}
+
+/// Whether this read does not find the batch, because it is planned to be gone for a while.
+fn is_gone(engine: &Engine, batch: &BatchRecord) -> bool {
+    let gone = batch.faults.iter().find_map(|(_, fault)| match fault {
+        BatchFault::Gone { after, reads } => Some((*after, *reads)),
+        BatchFault::Fail { .. }
+        | BatchFault::Refuse { .. }
+        | BatchFault::Invisible { .. }
+        | BatchFault::Expire { .. }
+        | BatchFault::Cancel { .. }
+        | BatchFault::NullOutput { .. }
+        | BatchFault::EmptyIds {}
+        | BatchFault::SkipStates {}
+        | BatchFault::WrongCounts {}
+        | BatchFault::UnknownStatus { .. }
+        | BatchFault::IsoTimes {}
+        | BatchFault::UnknownFields {} => None,
+    });
+    let Some((after, reads)) = gone else { return false };
+    let shown = engine.shown(&batch.id, |_| ());
+    shown.reads >= after && engine.shown(&batch.id, |shown| shown.missed += 1).missed <= reads
 }
 
 /// `POST /v1/batches/{id}/cancel`

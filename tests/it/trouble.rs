@@ -1,0 +1,10 @@
+//! What goes wrong between us and the provider, and what an operator does about it: the real binary against the
+//! simulator behind a door that the test can shut.
+
+mod account;
+mod bench;
+mod cancel;
+mod found;
+mod gone;
+mod limits;
+mod validation;

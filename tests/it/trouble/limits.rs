@@ -1,0 +1,89 @@
+//! Room at the provider, and limits of our own.
+
+use std::time::Duration;
+
+use super::bench::{
+    Provider, assert_once, assert_whole, batches, folder, provider, question, requests, send, serve, until,
+    watch,
+};
+use crate::process::free_port;
+
+fn long(number: usize) -> String {
+    format!("Question {number}: {}", "what do you think of the night shift? ".repeat(20))
+}
+
+/// Room that the provider gives back at once, unlike OpenAI.
+const SET: [&str; 1] = ["retry.capacity_hold=0s"];
+
+#[test]
+fn a_batch_that_is_too_large_is_cut_smaller_until_it_fits() {
+    let folder = folder();
+    let port = free_port();
+    let simulator = Provider::start(&folder.path().join("provider"), "{}", |options| {
+        options.turnaround = Duration::from_secs(1);
+        options.enqueued_token_limit = Some(3000);
+    });
+    let mut server = serve(folder.path(), &simulator, port, &SET);
+    send(&server, "demo", 40, long);
+    until(&mut server, "the closed gate", |server| {
+        let room = provider(server)["rooms"][0].clone();
+        (room["gate"] == "closed" && room["learnedLimit"].is_u64()).then_some(())
+    });
+    until(&mut server, "the end", |server| (server.summary() == [0, 0, 40, 0]).then_some(()));
+    let room = provider(&server)["rooms"][0].clone();
+    assert_eq!((&room["gate"], room["enqueuedTokens"].is_u64()), (&"open".into(), true), "{room}");
+    assert!(requests(&server).iter().all(|request| request["attempts"] == 1));
+    let made = batches(&server);
+    let refused = made.iter().filter(|batch| batch["status"] == "failed").count();
+    assert!(refused <= 4 && made.len() <= 12, "{refused} refused of {}", made.len());
+    assert!(server.terminate().success());
+    assert_once(&simulator.runs(), 40);
+    assert_whole(folder.path());
+}
+
+#[test]
+fn two_companies_share_the_room_that_there_is() {
+    let folder = folder();
+    let port = free_port();
+    let simulator = Provider::start(&folder.path().join("provider"), "{}", |options| {
+        options.turnaround = Duration::from_secs(2);
+        options.enqueued_token_limit = Some(5000);
+    });
+    let set = ["creation.max_requests=15", SET[0]];
+    let mut server = serve(folder.path(), &simulator, port, &set);
+    send(&server, "demo", 30, long);
+    send(&server, "other", 30, long);
+    until(&mut server, "the end", |server| (server.summary() == [0, 0, 60, 0]).then_some(()));
+    assert!(requests(&server).iter().all(|request| request["attempts"] == 1));
+    let made = batches(&server);
+    let refused = made.iter().filter(|batch| batch["status"] == "failed").count();
+    assert!((1..=8).contains(&refused), "{refused} refused of {}", made.len());
+    assert!(server.terminate().success());
+    assert_once(&simulator.runs(), 60);
+    assert_whole(folder.path());
+}
+
+#[test]
+fn no_more_batches_an_hour_than_allowed_are_created_and_the_rest_waits_where_it_is_seen() {
+    let folder = folder();
+    let port = free_port();
+    let simulator = Provider::start(&folder.path().join("provider"), "{}", |_| ());
+    let set = ["creation.max_requests=5", "submission.batches_per_hour=2"];
+    let mut server = serve(folder.path(), &simulator, port, &set);
+    send(&server, "demo", 20, question);
+    until(&mut server, "two batches", |server| (server.summary() == [0, 10, 10, 0]).then_some(()));
+    for start in 0..2 {
+        let waits = until(&mut server, "two that wait", |server| {
+            let waits = provider(server)["waits"].clone();
+            (waits["batches"] == 2).then_some(waits)
+        });
+        assert_eq!(waits["batchesPerHour"], 2, "{waits}");
+        assert!(waits["until"].is_string(), "{waits}");
+        watch(&mut server, 1500, |_| ());
+        assert_eq!(simulator.calls("POST /v1/batches"), 2, "start {start}");
+        server.kill();
+        server = serve(folder.path(), &simulator, port, &set);
+    }
+    assert_eq!(server.summary(), [0, 10, 10, 0]);
+    assert_once(&simulator.runs(), 10);
+}

@@ -1,0 +1,41 @@
+//! The provider refuses a batch for some of its lines.
+
+use super::bench::{Provider, assert_once, assert_whole, batches, folder, requests, send, serve, until};
+use crate::process::free_port;
+
+fn only_the_bad_ones_fail(faults: &str, set: &[&str], bad: usize, batches_max: usize) {
+    let folder = folder();
+    let port = free_port();
+    let provider = Provider::start(&folder.path().join("provider"), faults, |options| {
+        options.turnaround = std::time::Duration::from_millis(500);
+    });
+    let mut server = serve(folder.path(), &provider, port, set);
+    let text =
+        |number: usize| if number % 5 == 2 { format!("poison {number}") } else { format!("good {number}") };
+    send(&server, "demo", 16, text);
+    let (good, bad) = (16 - bad as u64, bad as u64);
+    until(&mut server, "the end", |server| (server.summary() == [0, 0, good, bad]).then_some(()));
+    for request in requests(&server) {
+        let failed = request["status"] == "processing_failed";
+        let client = request["clientId"].as_str().unwrap();
+        assert_eq!(failed, ["demo-2", "demo-7", "demo-12"].contains(&client), "{request}");
+        assert_eq!(request["attempts"], u64::from(!failed), "what was refused has not run: {request}");
+    }
+    let made = batches(&server).len();
+    assert!(made <= batches_max, "{made} batches");
+    assert!(server.terminate().success());
+    assert_once(&provider.runs(), 16 - usize::try_from(bad).unwrap());
+    assert_whole(folder.path());
+}
+
+#[test]
+fn lines_that_are_named_round_by_round_fail_and_the_others_complete() {
+    let faults = r#"{"batches": [{"fault": "refuse", "containing": "poison", "code": "invalid_request", "named": true}]}"#;
+    only_the_bad_ones_fail(faults, &[], 3, 4);
+}
+
+#[test]
+fn a_line_that_is_never_named_is_found_by_halving() {
+    let faults = r#"{"batches": [{"fault": "refuse", "containing": "poison", "code": "invalid_json_line"}]}"#;
+    only_the_bad_ones_fail(faults, &[], 3, 40);
+}
