@@ -36,6 +36,14 @@ impl Hindrance {
         }
     }
 
+    /// Whether it belongs to each start and stop.
+    pub const fn is_usual(self) -> bool {
+        match self {
+            Self::Checking | Self::Reconciling | Self::Draining => true,
+            Self::SafeMode | Self::Disk => false,
+        }
+    }
+
     /// Whether it keeps new work out.
     pub const fn stops_intake(self) -> bool {
         match self {
@@ -80,7 +88,11 @@ impl Condition {
         if standing.get(&hindrance) == Some(&why) {
             return;
         }
-        tracing::warn!(hindrance = hindrance.code(), "{why}");
+        if hindrance.is_usual() {
+            tracing::info!(hindrance = hindrance.code(), "{why}");
+        } else {
+            tracing::warn!(hindrance = hindrance.code(), "{why}");
+        }
         standing.insert(hindrance, why);
         drop(standing);
         self.changes.send_modify(|changes| *changes += 1);
@@ -90,7 +102,8 @@ impl Condition {
     pub fn clear(&self, hindrance: Hindrance) {
         let cleared = self.standing.lock().unwrap_or_else(PoisonError::into_inner).remove(&hindrance);
         if cleared.is_some() {
-            tracing::info!(hindrance = hindrance.code(), "this does not stand in the way any more");
+            let code = hindrance.code();
+            tracing::info!(hindrance = code, "`{code}` does not stand in the way any more");
             self.changes.send_modify(|changes| *changes += 1);
         }
     }
