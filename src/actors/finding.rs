@@ -178,8 +178,9 @@ pub fn judge(shared: &Shared, batch: &BatchObject, intents: &Intents) -> Result<
         return Ok(Finding::Nothing);
     }
     // A call that was made from here is noted here, whatever became of it. A batch that was given back for this
-    // very finding is closed by now and was never sent either.
-    let never_sent = here.state.is_unsent() || here.provider_batch.is_none();
+    // very finding is at its end by now and was never sent either.
+    let at_its_end = matches!(here.state, BatchState::Cleaning { .. } | BatchState::Closed { .. });
+    let never_sent = here.state.is_unsent() || (at_its_end && here.provider_batch.is_none());
     if never_sent && here.origin == Origin::Cut && !intents.0.contains_key(&nonce) {
         let unsent = here.state.is_unsent().then_some(of);
         return Ok(Finding::Unknown { unsent, intent });
