@@ -27,3 +27,4 @@ mod process;
 mod properties;
 mod sdk;
 mod service;
+mod simulation;
