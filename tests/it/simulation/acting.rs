@@ -211,7 +211,8 @@ impl Sim {
         if let Some(trouble) = self.trouble() {
             return self.told(id, failed(trouble));
         }
-        // A file that is lost while a call is uncertain is another matter: then nothing is sent until somebody looks.
+        // A file that is lost while a call is uncertain is another matter: then it may take until another batch of ours
+        // is in the list.
         let loses = self.dice.chance(self.rates.file_gone);
         if loses {
             self.note(format_args!("the provider loses {}", call.input));
@@ -270,9 +271,10 @@ impl Sim {
         if complete {
             let nonce = intent.nonce.to_string();
             let all: Vec<_> = self.listed().iter().map(read).collect();
-            found.extend(all.into_iter().filter(|batch| mark(batch, "ns_nonce") == Some(nonce.as_str())));
+            // Any batch of ours shows that the list is that of our project.
             complete =
-                gone || !found.is_empty() || self.remote.file(intent.input.id.as_str(), millis).is_some();
+                gone || !all.is_empty() || self.remote.file(intent.input.id.as_str(), millis).is_some();
+            found.extend(all.into_iter().filter(|batch| mark(batch, "ns_nonce") == Some(nonce.as_str())));
         }
         found.sort_by_key(|batch| (batch.output_file_id.is_none(), batch.created_at));
         let found = found.into_iter().next().map(observation);

@@ -14,10 +14,10 @@ use nightshift::domain::request::{Failure, FailureClass};
 use nightshift::domain::step::{Change, Step};
 use nightshift::provider::jsonl;
 use nightshift::provider::wire::BatchObject;
-use nightshift::store::NotedIntent;
+use nightshift::store::{NotedIntent, WATCHED_FOR};
 
 use super::acting::{mark, read};
-use super::sim::{Checked, Sim, now, text};
+use super::sim::{Broken, Checked, Sim, now, text};
 
 enum Finding {
     Nothing,
@@ -75,7 +75,14 @@ impl Sim {
         if here.provider_batch.as_ref() == Some(&batch.id) || is_looked_for {
             return Ok(Finding::Nothing);
         }
-        if here.state.is_unsent() && here.origin == Origin::Cut && !noted.contains_key(&nonce) {
+        let is_noted = noted.contains_key(&nonce) || here.superseded.iter().any(|old| old.nonce == nonce);
+        let is_watched = at > self.at().minus(WATCHED_FOR).plus(Duration::from_secs(3600));
+        let is_sent_from_here = self.broken == Broken::TakesStrangersForShadows && !here.state.is_unsent();
+        if here.origin == Origin::Cut
+            && !is_noted
+            && (here.state.is_unsent() || is_watched)
+            && !is_sent_from_here
+        {
             return Ok(Finding::Unknown { unsent: Some(of), intent });
         }
         Ok(Finding::Shadow { of, intent })

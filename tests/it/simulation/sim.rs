@@ -48,6 +48,8 @@ pub enum Broken {
     TakesLinesOfOthers,
     /// After the restore of a backup it sends at once.
     SendsBeforeComparing,
+    /// A batch that came after the backup counts as a shadow unless the batch here was never sent.
+    TakesStrangersForShadows,
 }
 
 pub type Checked = Result<(), String>;
@@ -293,7 +295,7 @@ impl Sim {
         let Some(actor) = self.actors.get_mut(&id) else { return };
         if matches!(actor.batch.state, BatchState::Dissolving { .. }) {
             // Whatever was under way is of no use any more.
-            actor.effects.clear();
+            actor.effects.retain(|(_, effect)| matches!(effect, Effect::CloseChunk | Effect::WakeAt(_)));
         }
         if !matches!(actor.batch.state, BatchState::Uncertain { .. } | BatchState::Fencing { .. }) {
             actor.uncertain_since = None;
@@ -437,6 +439,8 @@ impl Sim {
         self.remote.end_faults();
         self.gone.retain(|_, until| *until == FOR_EVER);
         self.trusted = true;
+        // Clients go on.
+        self.accept();
         for round in 0..ROUNDS {
             self.reconcile()?;
             self.open_batches()?;
