@@ -14,10 +14,13 @@ use crate::domain::id::{BatchId, FileId, Nonce, RequestId, Timestamp};
 use crate::provider::ProviderError;
 use crate::provider::jsonl::{self, LineReader, RawLine};
 use crate::provider::wire::BatchObject;
-use crate::store::{NotedIntent, StoreError};
+use crate::store::{NotedIntent, StoreError, WATCHED_FOR};
 
 /// Pages of a list that are read at most; more mean that the provider's paging goes in circles.
 pub const PAGES_MAX: u32 = 2000;
+
+/// How far two clocks may be apart.
+const SKEW: Duration = Duration::from_secs(3600);
 
 /// Reads the provider's list of batches, newest first, back to `since` by the provider's clock, and hands every batch
 /// to `see`. Says whether it came so far.
@@ -61,12 +64,14 @@ pub async fn sweep(shared: &Shared, intent: Intent, since_ms: u64, first: bool, 
     }
     crash_point!("sweep.before_search");
     let (complete, found) = match search(shared, &intent).await {
-        Ok((true, None)) if !gone && !is_visible(shared, &intent.input.id).await => {
+        Ok(Searched { complete: true, found: None, ours: false })
+            if !gone && !is_visible(shared, &intent.input.id).await =>
+        {
             tracing::error!(file = %intent.input.id, "the provider does not show us our own input file: is this the \
                 right key and project? Nothing is sent again until it does");
             (false, None)
         }
-        Ok((complete, found)) => (complete, found),
+        Ok(Searched { complete, found, .. }) => (complete, found),
         Err(err) => {
             tracing::warn!(nonce = %intent.nonce, error = %err, "the search for an uncertain batch did not get through");
             (false, None)
@@ -77,8 +82,18 @@ pub async fn sweep(shared: &Shared, intent: Intent, since_ms: u64, first: bool, 
     Event::Swept { complete, grace_over: looked_for >= shared.grace, found }
 }
 
-/// Whether every page back to the input file's own time was read, and what was found.
-async fn search(shared: &Shared, intent: &Intent) -> Result<(bool, Option<Observation>), ProviderError> {
+struct Searched {
+    /// Whether every page back to the input file's own time was read.
+    complete: bool,
+    /// What was found.
+    found: Option<Observation>,
+    /// Whether any batch of this store was there, which shows that the list is that of our project. The file alone
+    /// may be gone: deleted here after the backup that this store was restored from.
+    ours: bool,
+}
+
+async fn search(shared: &Shared, intent: &Intent) -> Result<Searched, ProviderError> {
+    let instance = shared.store.instance().to_string();
     let nonce = intent.nonce.to_string();
     let ours = |batch: &BatchObject| match mark(batch, "ns_nonce") {
         // The nonce decides where there is one: the same file may have been sent before, and turned away.
@@ -91,8 +106,13 @@ async fn search(shared: &Shared, intent: &Intent) -> Result<(bool, Option<Observ
     };
     let mut found: Vec<BatchObject> = Vec::new();
     let since = intent.input.created_at;
-    let complete = look_back(shared, since, |batch| found.extend(Some(batch).filter(&ours))).await?;
-    Ok((complete, keep(found)))
+    let mut any = false;
+    let see = |batch: BatchObject| {
+        any |= mark(&batch, "ns_instance") == Some(instance.as_str());
+        found.extend(Some(batch).filter(&ours));
+    };
+    let complete = look_back(shared, since, see).await?;
+    Ok(Searched { complete, found: keep(found), ours: any })
 }
 
 /// The one to keep: the one with results, else the oldest. The others are found again as shadows.
@@ -124,7 +144,8 @@ pub enum Finding {
     },
     /// This store does not know the call: it went back in time.
     Unknown {
-        /// The batch here that it was made from, where it is there and was never sent as far as is known.
+        /// The batch here that it was made from, where it is there. It gives its requests back if it was never sent as
+        /// far as is known, and has to come to its end first otherwise.
         unsent: Option<BatchId>,
         /// Made from its marks.
         intent: Intent,
@@ -177,13 +198,15 @@ pub fn judge(shared: &Shared, batch: &BatchObject, intents: &Intents) -> Result<
     if is_looked_for {
         return Ok(Finding::Nothing);
     }
-    // A call that was made from here is noted here, whatever became of it. A batch that was given back for this
-    // very finding is at its end by now and was never sent either.
+    // A call that was made from here is noted here as long as it is watched, whatever became of it: also where the
+    // batch has come to another end meanwhile, as one that was still empty in a backup, or was given back for this
+    // very finding.
+    let is_noted = intents.0.contains_key(&nonce) || here.superseded.iter().any(|old| old.nonce == nonce);
+    let is_watched = at > shared.clock.now().minus(WATCHED_FOR).plus(SKEW);
     let at_its_end = matches!(here.state, BatchState::Cleaning { .. } | BatchState::Closed { .. });
     let never_sent = here.state.is_unsent() || (at_its_end && here.provider_batch.is_none());
-    if never_sent && here.origin == Origin::Cut && !intents.0.contains_key(&nonce) {
-        let unsent = here.state.is_unsent().then_some(of);
-        return Ok(Finding::Unknown { unsent, intent });
+    if here.origin == Origin::Cut && !is_noted && (never_sent || is_watched) {
+        return Ok(Finding::Unknown { unsent: Some(of), intent });
     }
     Ok(Finding::Shadow { of, intent })
 }

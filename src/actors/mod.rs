@@ -29,6 +29,9 @@ pub mod reconciler;
 pub mod registry;
 mod spool;
 
+#[doc(hidden)]
+pub use effects::observation;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

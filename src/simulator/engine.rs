@@ -260,26 +260,7 @@ impl Engine {
     fn validate(&self, batch: &BatchRecord, at: i64) -> Result<(), SimulatorError> {
         let found = self.judge(batch)?;
         let mut world = self.world();
-        let verdict = match found {
-            Err(errors) => Verdict::Failed { at, errors },
-            Ok(found) => {
-                let enqueued = world.enqueued_tokens(&found.model, self.now()).saturating_add(found.tokens);
-                match self.options.enqueued_token_limit {
-                    Some(limit) if enqueued > limit => {
-                        let message = format!(
-                            "Enqueued token limit reached for `{}`: {limit} tokens. Try again once batches in \
-                             progress have ended.",
-                            found.model
-                        );
-                        Verdict::Failed { at, errors: vec![general("token_limit_exceeded", message, None)] }
-                    }
-                    Some(_) | None => {
-                        let validation::Found { total, model, tokens } = found;
-                        Verdict::Passed { at, total, model, tokens }
-                    }
-                }
-            }
-        };
+        let verdict = verdict(found, &world, self.options.enqueued_token_limit, self.now(), at);
         let has_failed = matches!(verdict, Verdict::Failed { .. });
         self.commit(&mut world, Entry::Validated { batch: batch.id.clone(), verdict })?;
         drop(world);
@@ -294,17 +275,10 @@ impl Engine {
         &self,
         batch: &BatchRecord,
     ) -> Result<Result<validation::Found, Vec<BatchError>>, SimulatorError> {
-        for (_, fault) in &batch.faults {
-            if let BatchFault::Fail { code, message, param, line } = fault {
-                let message = message.clone().unwrap_or_else(|| "A fault that was planned.".to_owned());
-                let (code, param, line) = (code.clone(), param.clone(), *line);
-                return Ok(Err(vec![BatchError { code, message, param, line }]));
-            }
+        if let Some(error) = planned_failure(batch) {
+            return Ok(Err(vec![error]));
         }
-        let missing = || {
-            let message = format!("The input file '{}' could not be found.", batch.input_file_id);
-            Ok(Err(vec![general("invalid_request", message, Some("file_id"))]))
-        };
+        let missing = || Ok(Err(vec![input_missing(batch)]));
         let is_there = {
             let world = self.world();
             world.file(&batch.input_file_id, self.now()).is_some_and(|file| file.purpose == "batch")
@@ -380,6 +354,50 @@ impl Engine {
                 tracing::warn!(batch = batch.id, %error, "could not remove the input of a batch that ended");
             }
             Ok(()) | Err(_) => {}
+        }
+    }
+}
+
+/// The failure that is planned for a batch.
+pub(super) fn planned_failure(batch: &BatchRecord) -> Option<BatchError> {
+    batch.faults.iter().find_map(|(_, fault)| {
+        let BatchFault::Fail { code, message, param, line } = fault else { return None };
+        let message = message.clone().unwrap_or_else(|| "A fault that was planned.".to_owned());
+        Some(BatchError { code: code.clone(), message, param: param.clone(), line: *line })
+    })
+}
+
+/// The error of a batch whose input file is not there.
+pub(super) fn input_missing(batch: &BatchRecord) -> BatchError {
+    let message = format!("The input file '{}' could not be found.", batch.input_file_id);
+    general("invalid_request", message, Some("file_id"))
+}
+
+/// What follows from what was found in the input, and from what else is under way.
+pub(super) fn verdict(
+    found: Result<validation::Found, Vec<BatchError>>,
+    world: &World,
+    limit: Option<u64>,
+    now: i64,
+    at: i64,
+) -> Verdict {
+    let found = match found {
+        Err(errors) => return Verdict::Failed { at, errors },
+        Ok(found) => found,
+    };
+    let enqueued = world.enqueued_tokens(&found.model, now).saturating_add(found.tokens);
+    match limit {
+        Some(limit) if enqueued > limit => {
+            let message = format!(
+                "Enqueued token limit reached for `{}`: {limit} tokens. Try again once batches in progress have \
+                 ended.",
+                found.model
+            );
+            Verdict::Failed { at, errors: vec![general("token_limit_exceeded", message, None)] }
+        }
+        Some(_) | None => {
+            let validation::Found { total, model, tokens } = found;
+            Verdict::Passed { at, total, model, tokens }
         }
     }
 }

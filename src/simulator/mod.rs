@@ -8,6 +8,7 @@
 //! - `validation`, `running`: what happens to an input file. `answers`, `schema`, `conversation`: what is answered.
 //! - `disk`: journal, ledger and bytes. `engine`: moves batches on as time passes.
 //! - `server`, `uploads`, `wire`: OpenAI's paths and shapes.
+//! - `testing`: the same rules without server and disk, for simulations.
 
 mod answers;
 mod conversation;
@@ -18,6 +19,8 @@ mod faults;
 mod running;
 mod schema;
 mod server;
+#[doc(hidden)]
+pub mod testing;
 mod timeline;
 mod uploads;
 mod validation;

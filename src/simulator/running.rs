@@ -51,15 +51,9 @@ pub(super) fn run(job: &Job<'_>, disk: &Disk, faults: &Faults) -> Result<Outcome
     let mut input = BufReader::new(File::open(&input_path).map_err(failed)?);
     let mut places = line_places(&mut input).map_err(failed)?;
     dice::shuffle(&mut places, job.seed, &["order", id]);
-    let mut run = Run {
-        job,
-        disk,
-        faults,
-        ran,
-        files: [0, 1].map(|n| ResultFile { name: format!("{id}.result-{n}"), out: None, bytes: 0 }),
-        ledger: Vec::new(),
-        outcome: Outcome::default(),
-    };
+    let files = [0, 1].map(|n| ResultFile { name: format!("{id}.result-{n}"), out: None, bytes: 0 });
+    let sink = OnDisk { disk, files, ledger: Vec::new() };
+    let mut run = Run { job, faults, ran, sink, outcome: Outcome::default() };
     let mut line = Vec::new();
     for (offset, len) in places {
         line.clear();
@@ -67,7 +61,48 @@ pub(super) fn run(job: &Job<'_>, disk: &Disk, faults: &Faults) -> Result<Outcome
         (&mut input).take(len).read_to_end(&mut line).map_err(failed)?;
         run.line(&line)?;
     }
-    run.end()
+    run.outcome.bytes = run.sink.end(job)?;
+    Ok(run.outcome)
+}
+
+/// What a run in memory gave besides: the bytes of the two files, and the lines of the ledger.
+#[derive(Debug, Default)]
+pub(super) struct InMemory {
+    pub(super) files: [Vec<u8>; 2],
+    pub(super) ledger: Vec<u8>,
+}
+
+impl Sink for InMemory {
+    fn book(&mut self, line: &[u8]) -> Result<(), SimulatorError> {
+        self.ledger.extend_from_slice(line);
+        Ok(())
+    }
+
+    fn write(&mut self, file: usize, line: &[u8]) -> Result<(), SimulatorError> {
+        if let Some(file) = self.files.get_mut(file) {
+            file.extend_from_slice(line);
+        }
+        Ok(())
+    }
+}
+
+/// The same without a disk.
+pub(super) fn run_in_memory(
+    job: &Job<'_>,
+    input: &[u8],
+    faults: &Faults,
+) -> Result<(Outcome, InMemory), SimulatorError> {
+    let mut lines: Vec<&[u8]> = input.split_inclusive(|byte| *byte == b'\n').collect();
+    dice::shuffle(&mut lines, job.seed, &["order", &job.batch.id]);
+    let (ran, sink, outcome) = (HashSet::new(), InMemory::default(), Outcome::default());
+    let mut run = Run { job, faults, ran, sink, outcome };
+    for line in lines {
+        run.line(line)?;
+    }
+    for (bytes, file) in run.outcome.bytes.iter_mut().zip(&run.sink.files) {
+        *bytes = u64::try_from(file.len()).ok().filter(|bytes| *bytes > 0);
+    }
+    Ok((run.outcome, run.sink))
 }
 
 /// Where each line begins and how long it is.
@@ -102,13 +137,64 @@ impl ResultFile {
     }
 }
 
-struct Run<'a> {
-    job: &'a Job<'a>,
+/// Where the lines of a run go.
+trait Sink {
+    /// A line of the ledger.
+    fn book(&mut self, line: &[u8]) -> Result<(), SimulatorError>;
+    /// A line of a result file.
+    fn write(&mut self, file: usize, line: &[u8]) -> Result<(), SimulatorError>;
+}
+
+struct OnDisk<'a> {
     disk: &'a Disk,
-    faults: &'a Faults,
-    ran: HashSet<String>,
     files: [ResultFile; 2],
     ledger: Vec<u8>,
+}
+
+impl OnDisk<'_> {
+    fn book_chunk(&mut self) -> Result<(), SimulatorError> {
+        self.disk.book(&self.ledger)?;
+        self.ledger.clear();
+        Ok(())
+    }
+
+    fn end(mut self, job: &Job<'_>) -> Result<[Option<u64>; 2], SimulatorError> {
+        self.book_chunk()?;
+        let mut lengths = [None; 2];
+        for (index, file) in self.files.into_iter().enumerate() {
+            let path = self.disk.work_path(&file.name);
+            let failed = |source| SimulatorError::Disk { path: path.clone(), source };
+            let (Some(mut out), Some(id)) = (file.out, job.file_ids.get(index)) else { continue };
+            out.flush().map_err(failed)?;
+            drop(out);
+            fs::rename(&path, self.disk.file_path(id)).map_err(failed)?;
+            if let Some(bytes) = lengths.get_mut(index) {
+                *bytes = Some(file.bytes);
+            }
+        }
+        Ok(lengths)
+    }
+}
+
+impl Sink for OnDisk<'_> {
+    fn book(&mut self, line: &[u8]) -> Result<(), SimulatorError> {
+        self.ledger.extend_from_slice(line);
+        if self.ledger.len() >= LEDGER_CHUNK { self.book_chunk() } else { Ok(()) }
+    }
+
+    fn write(&mut self, file: usize, line: &[u8]) -> Result<(), SimulatorError> {
+        match self.files.get_mut(file) {
+            Some(file) => file.write(self.disk, line),
+            None => Ok(()),
+        }
+    }
+}
+
+struct Run<'a, S> {
+    job: &'a Job<'a>,
+    faults: &'a Faults,
+    ran: HashSet<String>,
+    sink: S,
     outcome: Outcome,
 }
 
@@ -116,7 +202,7 @@ struct Run<'a> {
 const OUTPUT: usize = 0;
 const ERROR: usize = 1;
 
-impl Run<'_> {
+impl<S: Sink> Run<'_, S> {
     fn line(&mut self, line: &[u8]) -> Result<(), SimulatorError> {
         // The input was validated, so that what cannot be read here does not occur.
         let Ok(request) = serde_json::from_slice::<Value>(line) else { return Ok(()) };
@@ -183,7 +269,7 @@ impl Run<'_> {
         if self.ran.contains(custom_id) {
             return Ok(());
         }
-        self.ledger.extend(line_of(&json!({
+        self.sink.book(&line_of(&json!({
             "event": "line_run",
             "batch": self.job.batch.id,
             "custom_id": custom_id,
@@ -195,14 +281,7 @@ impl Run<'_> {
                 "total_tokens": answer.usage.input_tokens + answer.usage.output_tokens,
             },
             "at": self.job.at / 1000,
-        })));
-        if self.ledger.len() >= LEDGER_CHUNK { self.book_chunk() } else { Ok(()) }
-    }
-
-    fn book_chunk(&mut self) -> Result<(), SimulatorError> {
-        self.disk.book(&self.ledger)?;
-        self.ledger.clear();
-        Ok(())
+        })))
     }
 
     fn id_of(&self, kind: &str, custom_id: &str) -> String {
@@ -270,25 +349,6 @@ impl Run<'_> {
     }
 
     fn write(&mut self, file: usize, line: &[u8]) -> Result<(), SimulatorError> {
-        match self.files.get_mut(file) {
-            Some(file) => file.write(self.disk, line),
-            None => Ok(()),
-        }
-    }
-
-    fn end(mut self) -> Result<Outcome, SimulatorError> {
-        self.book_chunk()?;
-        for (index, file) in self.files.into_iter().enumerate() {
-            let path = self.disk.work_path(&file.name);
-            let failed = |source| SimulatorError::Disk { path: path.clone(), source };
-            let (Some(mut out), Some(id)) = (file.out, self.job.file_ids.get(index)) else { continue };
-            out.flush().map_err(failed)?;
-            drop(out);
-            fs::rename(&path, self.disk.file_path(id)).map_err(failed)?;
-            if let Some(bytes) = self.outcome.bytes.get_mut(index) {
-                *bytes = Some(file.bytes);
-            }
-        }
-        Ok(self.outcome)
+        self.sink.write(file, line)
     }
 }

@@ -111,6 +111,17 @@ impl Engine {
         Self::Memory(RwLock::new(BTreeMap::new()))
     }
 
+    /// A second store with the same content; none of one on disk.
+    pub fn copy_of_memory(&self) -> Option<Self> {
+        match self {
+            Self::Sled(_) => None,
+            Self::Memory(trees) => {
+                let trees = trees.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+                Some(Self::Memory(RwLock::new(trees.clone())))
+            }
+        }
+    }
+
     pub fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         match self {
             Self::Sled(sled) => match sled.tree(tree).get(key).map_err(StoreError::io)? {

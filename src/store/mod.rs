@@ -226,6 +226,15 @@ impl Store {
         Self::with(committer, StoreReader { engine }, instance).await
     }
 
+    /// A copy of a store in memory as it is now, as a backup would have it; none of a store on disk.
+    #[doc(hidden)]
+    pub async fn copy_of_memory(&self) -> Result<Option<Self>, StoreError> {
+        let Some(engine) = self.reader.engine.copy_of_memory() else { return Ok(None) };
+        let engine = Arc::new(engine);
+        let committer = Committer::inline(engine.clone())?;
+        Self::with(committer, StoreReader { engine }, self.instance).await.map(Some)
+    }
+
     async fn with(committer: Committer, reader: StoreReader, new_instance: Uuid) -> Result<Self, StoreError> {
         const INSTANCE: &[u8] = b"instance";
         let revision = committer.alone(|writer| Ok(writer.standing().revision)).await?;

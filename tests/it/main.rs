@@ -27,4 +27,5 @@ mod process;
 mod properties;
 mod sdk;
 mod service;
+mod simulation;
 mod trouble;

@@ -235,7 +235,7 @@ struct World {
     accepted: BTreeSet<RequestId>,
     results: BTreeMap<RequestId, Vec<u8>>,
     broken: Broken,
-    sweeps_after_restart: u64,
+    checks: u64,
 }
 
 /// The store over memory answers at once.
@@ -254,7 +254,7 @@ impl World {
             accepted: BTreeSet::new(),
             results: BTreeMap::new(),
             broken,
-            sweeps_after_restart: 0,
+            checks: 0,
         }
     }
 
@@ -317,7 +317,6 @@ impl World {
     /// A kill: everything but the store and the provider is gone.
     fn crash(&mut self) {
         self.actors.clear();
-        self.sweeps_after_restart = 0;
         for id in self.store.reader().live_batches().unwrap() {
             let batch = self.store.reader().batch(id).unwrap().unwrap();
             let mut effects: VecDeque<_> = step::resume(&batch.state, batch.orders()).into();
@@ -672,7 +671,13 @@ impl World {
         now(self.store.requeue(ids, self.clock.now())).unwrap();
     }
 
+    /// What the provider did and what is told of requests, each time; the whole store now and then.
     fn check(&mut self) -> Result<(), String> {
+        self.checks += 1;
+        if self.checks.is_multiple_of(10) { self.check_all() } else { self.check_requests() }
+    }
+
+    fn check_all(&mut self) -> Result<(), String> {
         let reader = self.store.reader();
         let report = reader.verify().map_err(|err| err.to_string())?;
         if let Some(violation) = report.violations.first() {
@@ -681,6 +686,11 @@ impl World {
         if report.requests != self.accepted.len() as u64 {
             return Err(format!("{} requests of {} are there", report.requests, self.accepted.len()));
         }
+        self.check_requests()
+    }
+
+    fn check_requests(&mut self) -> Result<(), String> {
+        let reader = self.store.reader();
         for id in &self.accepted {
             let request = reader.request(*id).unwrap().ok_or("an accepted request is gone")?;
             let failures = request.history.iter().filter(|attempt| attempt.failure.is_some()).count();
@@ -780,7 +790,7 @@ impl World {
             self.check()?;
             let [pending, in_progress, _, _] = self.store.reader().summary(None).unwrap();
             if pending + in_progress == 0 && self.actors.is_empty() {
-                return Ok(());
+                return self.check_all();
             }
             self.clock.advance(Duration::from_secs(3600));
             now(self.store.release_due(self.clock.now())).unwrap();

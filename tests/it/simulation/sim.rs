@@ -1,0 +1,500 @@
+//! The driver: it stands for the actors, and loses everything but the store and the provider when it is told to.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::fmt::Arguments;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use nightshift::clock::{Clock, ManualClock};
+use nightshift::domain::batch::{Batch, BatchState, Cancel, ProviderIdentity, Then};
+use nightshift::domain::cut::Limits;
+use nightshift::domain::effect::Effect;
+use nightshift::domain::event::{Event, Observation};
+use nightshift::domain::id::{BatchId, RequestId, Timestamp};
+use nightshift::domain::request::{Endpoint, Group, RequestStatus, Source};
+use nightshift::domain::retry;
+use nightshift::domain::step::{self, Policy};
+use nightshift::provider::jsonl;
+use nightshift::simulator::testing::Provider;
+use nightshift::store::{Accepted, NewRequest, RequestFilter, Store};
+
+use super::plan::{Dice, Plan, Rates};
+
+pub const POLICY: Policy =
+    Policy { backoff: Duration::from_secs(60), capacity_backoff: Duration::from_secs(60), sweeps_min: 3 };
+pub const RETRY: retry::Policy = retry::Policy {
+    max_attempts: 3,
+    backoff: Duration::from_secs(60),
+    capacity_backoff: Duration::from_secs(60),
+};
+pub const LIMITS: Limits =
+    Limits { requests_max: 6, bytes_max: 100_000, tokens_max: None, age_max: Duration::ZERO };
+/// How long an uncertain call is looked for at least.
+pub const GRACE: Duration = Duration::from_secs(300);
+/// Turns with faults.
+const TURNS: usize = 220;
+/// Rounds without, in which everything has to come to its end.
+const ROUNDS: usize = 600;
+
+/// A rule that the driver breaks on purpose, to see that the checks notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Broken {
+    Nothing,
+    /// An uncertain create call is simply sent again.
+    ResendsWithoutSearch,
+    /// After a restart a stored intent counts as not sent.
+    ForgetsIntents,
+    /// Lines are applied to whatever request is at hand.
+    TakesLinesOfOthers,
+    /// After the restore of a backup it sends at once.
+    SendsBeforeComparing,
+    /// A batch that came after the backup counts as a shadow unless the batch here was never sent.
+    TakesStrangersForShadows,
+}
+
+pub type Checked = Result<(), String>;
+
+/// The store over memory answers at once.
+pub fn now<T>(future: impl Future<Output = T>) -> T {
+    future.now_or_never().expect("the store over memory answers at once")
+}
+
+pub fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+pub struct Actor {
+    pub batch: Batch,
+    /// What to do, and not before when.
+    pub effects: VecDeque<(Timestamp, Effect)>,
+    /// Since when this process looks for an uncertain call.
+    pub uncertain_since: Option<Timestamp>,
+    /// What the provider said before.
+    pub before: Option<Observation>,
+}
+
+/// A create call that has its effect later.
+pub struct Late {
+    pub batch: BatchId,
+    pub nonce: String,
+    pub input: String,
+    pub endpoint: &'static str,
+}
+
+struct Backup {
+    store: Store,
+    accepted: BTreeSet<RequestId>,
+}
+
+pub struct Sim {
+    pub dice: Dice,
+    pub rates: Rates,
+    pub broken: Broken,
+    pub store: Store,
+    pub clock: ManualClock,
+    pub remote: Provider,
+    pub actors: BTreeMap<BatchId, Actor>,
+    /// Result files at home, which outlive a crash.
+    pub spool: BTreeMap<(BatchId, u8), Vec<u8>>,
+    pub late: Vec<Late>,
+    /// The account is refused until then.
+    pub paused_until: Timestamp,
+    /// Whether the provider's list was compared since the start.
+    pub compared: bool,
+    /// Batches that the provider says it does not know, until when.
+    pub gone: BTreeMap<String, Timestamp>,
+    /// An operator has said that what is gone is really gone.
+    pub trusted: bool,
+    /// Provider batches whose results need not come: by the provider's fault they cannot be had, or were made twice.
+    pub excused: BTreeSet<String>,
+    pub accepted: BTreeSet<RequestId>,
+    pub results: BTreeMap<RequestId, Vec<u8>>,
+    /// How often an operator bought a request again.
+    pub bought_again: BTreeMap<RequestId, usize>,
+    /// Good answers by request: the provider's batches that gave one.
+    pub good: BTreeMap<RequestId, Vec<String>>,
+    /// What changed since the last check.
+    pub touched: BTreeSet<BatchId>,
+    pub steps: u64,
+    restores: bool,
+    backup: Option<Backup>,
+    ids: u128,
+    hash: u64,
+    prints: bool,
+}
+
+impl Sim {
+    pub fn new(plan: Plan, dice: Dice, broken: Broken, prints: bool) -> Self {
+        let start = Timestamp::from_secs(1_795_000_000);
+        Self {
+            dice,
+            rates: plan.rates,
+            broken,
+            store: now(Store::in_memory(uuid::Uuid::from_u128(1))).unwrap(),
+            clock: ManualClock::new(start),
+            remote: Provider::new(plan.behaviour),
+            actors: BTreeMap::new(),
+            spool: BTreeMap::new(),
+            late: Vec::new(),
+            paused_until: start,
+            compared: true,
+            gone: BTreeMap::new(),
+            trusted: false,
+            excused: BTreeSet::new(),
+            accepted: BTreeSet::new(),
+            results: BTreeMap::new(),
+            bought_again: BTreeMap::new(),
+            good: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            steps: 0,
+            restores: plan.restores,
+            backup: None,
+            ids: 1,
+            hash: 0xcbf2_9ce4_8422_2325,
+            prints,
+        }
+    }
+
+    /// One line of the trace: it goes into the hash.
+    pub fn note(&mut self, line: Arguments<'_>) {
+        let line = line.to_string();
+        for byte in line.bytes() {
+            self.hash = (self.hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        if self.prints {
+            println!("{} {line}", self.clock.now());
+        }
+    }
+
+    pub const fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    pub fn at(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    pub fn millis(&self) -> i64 {
+        self.clock.now().as_millis()
+    }
+
+    pub fn id(&mut self) -> [u8; 16] {
+        self.ids += 1;
+        // As a UUIDv7 begins with its time.
+        let time = u128::try_from(self.millis()).unwrap() << 80;
+        (time | self.ids).to_be_bytes()
+    }
+
+    fn accept(&mut self) {
+        let number = self.dice.below(3);
+        let company = ["acme", "beta"][number % 2].parse().unwrap();
+        let model = ["gpt-4o-mini", "gpt-4o-mini", "gpt-4o"][number].to_owned();
+        let group = Group { company, endpoint: Endpoint::ChatCompletions, model };
+        let count = 1 + self.dice.below(9);
+        let new: Vec<_> = (0..count).map(|_| self.request(&group)).collect();
+        for accepted in now(self.store.accept_requests(new, self.at())).unwrap() {
+            let Accepted::New(id) = accepted else { panic!("{accepted:?}") };
+            self.accepted.insert(id);
+            if self.dice.chance(self.rates.poison) {
+                self.note(format_args!("{id} is poison"));
+                self.remote.poison(id.to_string());
+            }
+        }
+        self.note(format_args!("accepted {count}"));
+    }
+
+    fn request(&mut self, group: &Group) -> NewRequest {
+        let id = RequestId::from_bytes(self.id());
+        let model = &group.model;
+        let body = format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"{id}"}}]}}"#);
+        let line = jsonl::input_line(id, group.endpoint, &body);
+        NewRequest {
+            id,
+            group: group.clone(),
+            source: Source::Generic { client_id: None },
+            key: None,
+            content_hash: [0; 32],
+            line_bytes: u32::try_from(line.len()).unwrap(),
+            line_crc: crc32c::crc32c(&line),
+            body: Some(body),
+            estimated_tokens: 1 + u32::try_from(self.dice.below(20)).unwrap(),
+            metadata: None,
+            priority: 0,
+            not_before: None,
+        }
+    }
+
+    fn open_batches(&mut self) -> Checked {
+        if !self.compared && self.broken != Broken::SendsBeforeComparing {
+            return Ok(());
+        }
+        for waits in self.store.reader().waiting().map_err(text)? {
+            if waits.filling.is_some() || waits.waiting.requests == 0 {
+                continue;
+            }
+            let id = BatchId::from_bytes(self.id());
+            let mut batch = Batch::open(id, waits.group, ProviderIdentity::default(), self.at());
+            batch.tokens_max = self.store.reader().room(&batch).map_err(text)?.for_a_cut(self.at(), 1);
+            if batch.tokens_max == Some(0) {
+                continue;
+            }
+            now(self.store.open_batch(batch)).map_err(text)?;
+            self.host(id, Some(Effect::Fill))?;
+        }
+        Ok(())
+    }
+
+    /// Takes a batch up from the store, with what there is to do for it.
+    pub fn host(&mut self, id: BatchId, fresh: Option<Effect>) -> Checked {
+        let batch = self.store.reader().batch(id).map_err(text)?.ok_or("a batch is gone")?;
+        let mut effects = step::resume(&batch.state, batch.orders());
+        if let (Broken::ForgetsIntents, BatchState::Creating { intent, .. }) = (self.broken, &batch.state) {
+            effects = vec![Effect::CreateBatch(intent.clone())];
+        }
+        if let Some(fresh) = fresh {
+            effects = vec![fresh];
+        }
+        let at = self.at();
+        let effects = effects.into_iter().map(|effect| due(at, effect)).collect();
+        self.note(format_args!("hosts {id} {}", batch.state.label()));
+        self.actors.insert(id, Actor { batch, effects, uncertain_since: None, before: None });
+        self.touched.insert(id);
+        Ok(())
+    }
+
+    /// A kill: everything but the store, the spool and the provider is gone.
+    pub fn crash(&mut self) -> Checked {
+        self.note(format_args!("crash"));
+        self.actors.clear();
+        self.paused_until = self.at();
+        self.compared = false;
+        for id in self.store.reader().live_batches().map_err(text)? {
+            self.host(id, None)?;
+        }
+        Ok(())
+    }
+
+    pub fn happened(&mut self, id: BatchId, event: Event) -> Checked {
+        let at = self.at();
+        let Some(actor) = self.actors.get_mut(&id) else { return Ok(()) };
+        let step = step::step(&actor.batch.state, actor.batch.orders(), &event, &POLICY).map_err(text)?;
+        if !step.changes_nothing(&actor.batch.state) {
+            let stored = now(self.store.commit_step(id, actor.batch.revision, step.clone(), at));
+            actor.batch = stored.map_err(text)?;
+        }
+        self.advance(id, step.effects);
+        self.note(format_args!("{id} {event:?} -> {:?}", step.next));
+        Ok(())
+    }
+
+    /// The step is stored: what there is to do now.
+    pub fn advance(&mut self, id: BatchId, effects: Vec<Effect>) {
+        let at = self.at();
+        self.steps += 1;
+        self.touched.insert(id);
+        let Some(actor) = self.actors.get_mut(&id) else { return };
+        if matches!(actor.batch.state, BatchState::Dissolving { .. }) {
+            // Whatever was under way is of no use any more.
+            actor.effects.retain(|(_, effect)| matches!(effect, Effect::CloseChunk | Effect::WakeAt(_)));
+        }
+        if !matches!(actor.batch.state, BatchState::Uncertain { .. } | BatchState::Fencing { .. }) {
+            actor.uncertain_since = None;
+        }
+        actor.effects.extend(effects.into_iter().map(|effect| due(at, effect)));
+    }
+
+    fn live(&self, wanted: impl Fn(&Batch) -> bool) -> Vec<BatchId> {
+        self.actors.values().filter(|actor| wanted(&actor.batch)).map(|actor| actor.batch.id).collect()
+    }
+
+    /// An operator cancels any batch at any moment.
+    fn cancel(&mut self) -> Checked {
+        let live = self.live(|batch| {
+            let over = matches!(batch.state, BatchState::Cleaning { .. } | BatchState::Closed { .. });
+            batch.cancel.is_none() && !over
+        });
+        if live.is_empty() {
+            return Ok(());
+        }
+        let id = live[self.dice.below(live.len())];
+        let then = [Then::Requeue, Then::End][self.dice.below(2)];
+        let cancel = Cancel { by: "ops".to_owned(), at: self.at(), then };
+        self.happened(id, Event::CancelAsked(cancel))
+    }
+
+    /// An operator has parked batches tried again.
+    fn unpark(&mut self) -> Checked {
+        for id in self.live(|batch| matches!(batch.state, BatchState::Parked { .. })) {
+            self.happened(id, Event::Unparked)?;
+        }
+        Ok(())
+    }
+
+    fn requeue(&mut self) -> Checked {
+        let filter = RequestFilter { status: RequestStatus::ProcessingFailed, company: None, batch: None };
+        let (failed, _) = self.store.reader().list_requests(&filter, None, 100).map_err(text)?;
+        let ids: Vec<_> = failed.iter().map(|request| request.id).filter(|_| self.dice.chance(50)).collect();
+        for id in &ids {
+            *self.bought_again.entry(*id).or_default() += 1;
+        }
+        self.note(format_args!("requeue {}", ids.len()));
+        now(self.store.requeue(ids, self.at())).map_err(text)?;
+        Ok(())
+    }
+
+    /// The first time a backup is made, the second time it is restored: the provider is ahead then.
+    fn backup(&mut self) -> Checked {
+        if !self.restores {
+            return Ok(());
+        }
+        let Some(backup) = self.backup.take() else {
+            self.note(format_args!("backup"));
+            let store = now(self.store.copy_of_memory()).map_err(text)?.unwrap();
+            self.backup = Some(Backup { store, accepted: self.accepted.clone() });
+            return Ok(());
+        };
+        self.note(format_args!("restore"));
+        self.restores = false;
+        self.store = backup.store;
+        // What came after the backup is sent again by the client, as something new.
+        self.accepted = backup.accepted;
+        // A restore takes longer than lists lag and than calls are under way.
+        self.remote.catch_up_lists();
+        self.late.clear();
+        self.spool.clear();
+        let reader = self.store.reader();
+        let accepted = &self.accepted;
+        self.results.retain(|id, _| {
+            let complete = |request: nightshift::domain::request::Request| {
+                request.status == RequestStatus::ProcessingComplete
+            };
+            accepted.contains(id) && reader.request(*id).unwrap().is_some_and(complete)
+        });
+        self.crash()?;
+        self.compared = self.broken == Broken::SendsBeforeComparing;
+        Ok(())
+    }
+
+    fn advance_clock(&mut self, by: Duration) -> Checked {
+        self.clock.advance(by);
+        let at = self.at();
+        now(self.store.release_due(at)).map_err(text)?;
+        now(self.store.release_room(at)).map_err(text)?;
+        self.tick()
+    }
+
+    fn ready(&self) -> Vec<BatchId> {
+        let at = self.at();
+        let is_due = |actor: &&Actor| actor.effects.iter().any(|(due, _)| *due <= at);
+        self.actors.values().filter(is_due).map(|actor| actor.batch.id).collect()
+    }
+
+    fn turn(&mut self) -> Checked {
+        match self.dice.below(40) {
+            0..=19 => {
+                let ready = self.ready();
+                if ready.is_empty() {
+                    self.advance_clock(Duration::from_secs(30))?;
+                } else {
+                    let id = ready[self.dice.below(ready.len())];
+                    self.act(id)?;
+                }
+            }
+            20 => self.accept(),
+            21 | 22 => self.open_batches()?,
+            23..=26 => self.poll()?,
+            27 => self.crash()?,
+            28..=32 => {
+                let seconds = [5, 30, 60, 60, 300, 1800][self.dice.below(6)];
+                self.advance_clock(Duration::from_secs(seconds))?;
+            }
+            33 => self.late_effect(),
+            34 => self.cancel()?,
+            35 | 36 => self.reconcile()?,
+            37 => self.requeue()?,
+            38 => self.unpark()?,
+            _ => self.backup()?,
+        }
+        Ok(())
+    }
+
+    /// From its first to its last step, with the faults ending on the way.
+    pub fn play(&mut self) -> Checked {
+        self.accept();
+        self.open_batches()?;
+        for turn in 0..TURNS {
+            self.turn()?;
+            self.check_step()?;
+            if turn % 50 == 49 {
+                self.check_all()?;
+            }
+        }
+        self.finish()
+    }
+
+    /// No more faults: everything must come to its end.
+    fn finish(&mut self) -> Checked {
+        self.note(format_args!("the faults end"));
+        self.rates = Rates::default();
+        self.remote.end_faults();
+        self.gone.retain(|_, until| *until == FOR_EVER);
+        self.trusted = true;
+        // Clients go on.
+        self.accept();
+        for round in 0..ROUNDS {
+            self.reconcile()?;
+            self.open_batches()?;
+            for _ in 0..40 {
+                let ready = self.ready();
+                if ready.is_empty() {
+                    break;
+                }
+                for id in ready {
+                    self.act(id)?;
+                    self.check_step()?;
+                }
+            }
+            self.poll()?;
+            self.check_step()?;
+            if round % 4 == 3 {
+                self.unpark()?;
+            }
+            let [pending, in_progress, _, _] = self.store.reader().summary(None).map_err(text)?;
+            if pending + in_progress == 0 && self.actors.is_empty() {
+                self.check_all()?;
+                return self.remember_store();
+            }
+            self.advance_clock(Duration::from_secs(if round % 3 == 0 { 3600 } else { 90 }))?;
+        }
+        let states: Vec<_> = self.actors.values().map(|actor| format!("{:?}", actor.batch.state)).collect();
+        let sums = self.store.reader().summary(None).map_err(text)?;
+        Err(format!("invariant 9: the work does not end: {sums:?}, batches {states:?}"))
+    }
+
+    /// Everything in the store goes into the hash.
+    fn remember_store(&mut self) -> Checked {
+        let reader = self.store.reader();
+        for id in self.accepted.clone() {
+            let request = reader.request(id).map_err(text)?;
+            self.note(format_args!("{request:?}"));
+        }
+        let (batches, _) = reader.list_batches(None, None, None, 1000).map_err(text)?;
+        let rooms = reader.rooms().map_err(text)?;
+        self.note(format_args!("{batches:?} {rooms:?}"));
+        Ok(())
+    }
+}
+
+/// Until then what is gone for ever is gone.
+pub const FOR_EVER: Timestamp = Timestamp::from_secs(9_000_000_000);
+
+/// When an effect may be run.
+fn due(at: Timestamp, effect: Effect) -> (Timestamp, Effect) {
+    match effect {
+        Effect::WakeAt(until) => (until.max(at), effect),
+        effect => (at, effect),
+    }
+}
+
+/// What a batch holds of named requests, by their ids.
+pub type Named = HashMap<RequestId, nightshift::domain::request::Failure>;
