@@ -248,7 +248,11 @@ fn a_disk_at_its_floor_stops_everything_and_room_lets_it_go_on_without_a_restart
     assert!(answer["detail"].as_str().unwrap().contains("free_space_floor"));
     assert!(server.terminate().success());
 
-    // A start below the floor: it answers, and sends and takes in nothing.
+    // A start below the floor that has no ballast left to give back: it answers, and sends and takes in nothing.
+    for path in [&filler, &ballast] {
+        fs::remove_file(path).unwrap();
+    }
+    let filler = data.fill(4 << 20);
     let mut server = provider.server(folder.path(), port, &[]);
     assert!(reasons(&server).contains("free_space_floor"));
     fs::copy(sample.join("sessions.csv"), folder.path().join("sessions.csv")).unwrap();
