@@ -351,8 +351,8 @@ impl Sim {
             let stale = self.dice.chance(self.rates.stale);
             let actor = self.actors.get_mut(&id).ok_or("a batch has no actor")?;
             let before = actor.before.replace(seen.clone());
-            // An answer of before may come once more.
-            let seen = before.filter(|_| stale).unwrap_or(seen);
+            // An answer of before may come once more; one about another batch is not heeded.
+            let seen = before.filter(|before| stale && before.id == seen.id).unwrap_or(seen);
             self.happened(id, Event::Observed { seen, at })?;
         }
         let suspicious = gone.len() > 1 || gone.iter().any(|id| Some(*id) == newest);
@@ -377,8 +377,10 @@ impl Sim {
             self.remote.delete_file(file.as_str());
         }
         if let Some(trouble) = self.trouble() {
-            // Nine refusals in a row lose a file.
-            self.excuse(id);
+            if matches!(trouble, Trouble::Refused(_)) {
+                // Nine in a row lose a file.
+                self.excuse(id);
+            }
             return self.told(id, failed(trouble));
         }
         let Some(content) = self.remote.content(file.as_str(), millis) else {
