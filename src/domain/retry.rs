@@ -48,9 +48,9 @@ const TRANSIENT_CODES: [&str; 15] = [
     "api_connection_error",
 ];
 
-/// Codes of a request that fails every time. They do not count beside a 5xx: proxies put them there
-/// when a back end is away.
-const PERMANENT_CODES: [&str; 19] = [
+/// Codes that say what is wrong with a request: it fails every time, alone as well as in a batch that is refused for
+/// it. Nor do they count beside a 5xx: proxies put them there when a back end is away.
+const REQUEST_CODES: [&str; 14] = [
     "context_length_exceeded",
     "string_above_max_length",
     "invalid_value",
@@ -62,37 +62,17 @@ const PERMANENT_CODES: [&str; 19] = [
     "unsupported_value",
     "unknown_parameter",
     "missing_required_parameter",
+    "streaming_unsupported",
     "content_policy_violation",
     "content_filter",
-    "streaming_unsupported",
-    "model_not_found",
-    "invalid_request",
-    "invalid_request_error",
-    "not_found_error",
-    "badrequesterror",
 ];
 
-/// Codes that say what is wrong with a line, whether or not the line is named.
-const LINE_CODES: [&str; 18] = [
-    "context_length_exceeded",
-    "string_above_max_length",
-    "invalid_value",
-    "invalid_type",
-    "invalid_prompt",
-    "invalid_image",
-    "invalid_json_schema",
-    "unsupported_parameter",
-    "unsupported_value",
-    "unknown_parameter",
-    "missing_required_parameter",
-    "streaming_unsupported",
-    "content_policy_violation",
-    "content_filter",
-    "invalid_json_line",
-    "duplicate_custom_id",
-    "invalid_method",
-    "invalid_url",
-];
+/// Codes of a line that fails every time and that, of a whole batch, may mean something else than its lines.
+const PERMANENT_CODES: [&str; 5] =
+    ["model_not_found", "invalid_request", "invalid_request_error", "not_found_error", "badrequesterror"];
+
+/// Codes of a batch that speak of a line, whether or not it is named, and that no line has by itself.
+const LINE_CODES: [&str; 4] = ["invalid_json_line", "duplicate_custom_id", "invalid_method", "invalid_url"];
 
 fn listed(list: &[&str], word: &str) -> bool {
     list.iter().any(|entry| entry.eq_ignore_ascii_case(word))
@@ -133,7 +113,7 @@ pub fn classify(http_status: Option<u16>, code: Option<&str>, kind: Option<&str>
         Some(408 | 409 | 425 | 429) => FailureClass::Transient,
         Some(400..500) => FailureClass::Permanent,
         Some(_) => FailureClass::Transient,
-        None if says(&PERMANENT_CODES) => FailureClass::Permanent,
+        None if says(&REQUEST_CODES) || says(&PERMANENT_CODES) => FailureClass::Permanent,
         None => FailureClass::Transient,
     }
 }
@@ -239,7 +219,7 @@ impl BatchFailure {
         if !lines.is_empty() {
             return Self::Lines(lines);
         }
-        if let Some(fault) = find(&|fault| fault.has_code(&LINE_CODES)) {
+        if let Some(fault) = find(&|fault| fault.has_code(&REQUEST_CODES) || fault.has_code(&LINE_CODES)) {
             return Self::SomeLine(fault.failure(FailureClass::Transient));
         }
         let first = faults.first().copied().unwrap_or_default();

@@ -151,6 +151,16 @@ impl Simulator {
         listener: TcpListener,
         shutdown: impl Future<Output = ()> + Send,
     ) -> serving::Drained {
+        self.serve_routes(listener, self.routes(), shutdown).await
+    }
+
+    /// The same with routes around [`Simulator::routes`], for whoever wants to see or turn away calls.
+    pub async fn serve_routes(
+        &self,
+        listener: TcpListener,
+        routes: BoxedFilter<(Response,)>,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> serving::Drained {
         let options = &self.engine.options;
         let mut interval = tokio::time::interval(options.tick.max(Duration::from_millis(1)));
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -160,7 +170,7 @@ impl Simulator {
                 self.tick().await;
             }
         };
-        let serving = serving::serve(listener, self.routes(), options.serving.clone(), shutdown);
+        let serving = serving::serve(listener, routes, options.serving.clone(), shutdown);
         let drained = tokio::select! {
             drained = serving => drained,
             never = ticking => never,

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use nightshift::crash_points::CRASH_POINTS;
 use serde_json::{Value, json};
 
-use crate::process::{TOKEN, read, run, text};
+use crate::process::{TOKEN, program, read, run, text};
 
 /// A point that is not passed in this time is not passed at all.
 const HIT_WITHIN: Duration = Duration::from_secs(40);
@@ -163,20 +163,8 @@ fn binary() -> &'static Path {
     })
 }
 
-/// The binary, which sees no settings but those of the test.
 fn command(folder: &Path) -> Command {
-    let mut command = Command::new(binary());
-    for (name, _) in std::env::vars() {
-        if name.starts_with("NIGHTSHIFT_") || name.starts_with("OPENAI_") || name.starts_with("BATCH_") {
-            command.env_remove(name);
-        }
-    }
-    command
-        .current_dir(folder)
-        .env("NIGHTSHIFT_DATA__PATH", folder.join("data"))
-        .env("NIGHTSHIFT_ADMIN_TOKEN", TOKEN)
-        .env("NIGHTSHIFT_LOG__FORMAT", "json");
-    command
+    program(binary(), folder)
 }
 
 /// One client for all lanes: making one takes longer than a call.

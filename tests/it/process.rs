@@ -16,7 +16,12 @@ pub const TOKEN: &str = "a-token-for-the-tests";
 
 /// The binary, which sees no settings but those of the test.
 pub fn nightshift(data: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nightshift"));
+    program(env!("CARGO_BIN_EXE_nightshift").as_ref(), data)
+}
+
+/// The same with another build of it.
+pub fn program(binary: &Path, data: &Path) -> Command {
+    let mut command = Command::new(binary);
     for (name, _) in std::env::vars() {
         if name.starts_with("NIGHTSHIFT_") || name.starts_with("OPENAI_") || name.starts_with("BATCH_") {
             command.env_remove(name);

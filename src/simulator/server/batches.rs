@@ -161,41 +161,18 @@ pub(super) async fn list(engine: &Arc<Engine>, query: &HashMap<String, String>) 
 
 /// Whether a list shows the batch; one that is planned to be invisible comes later.
 fn is_listed(engine: &Engine, batch: &BatchRecord) -> bool {
-    let lists = batch.faults.iter().find_map(|(_, fault)| match fault {
-        BatchFault::Invisible { lists } => Some(*lists),
-        BatchFault::Fail { .. }
-        | BatchFault::Refuse { .. }
-        | BatchFault::Gone { .. }
-        | BatchFault::Expire { .. }
-        | BatchFault::Cancel { .. }
-        | BatchFault::NullOutput { .. }
-        | BatchFault::EmptyIds {}
-        | BatchFault::SkipStates {}
-        | BatchFault::WrongCounts {}
-        | BatchFault::UnknownStatus { .. }
-        | BatchFault::IsoTimes {}
-        | BatchFault::UnknownFields {} => None,
-    });
+    let lists = batch
+        .faults
+        .iter()
+        .find_map(|(_, fault)| if let BatchFault::Invisible { lists } = fault { Some(*lists) } else { None });
     lists.is_none_or(|lists| engine.shown(&batch.id, |shown| shown.left_out += 1).left_out > lists)
         && !is_gone(engine, batch)
 }
 
 /// Whether this read does not find the batch, because it is planned to be gone for a while.
 fn is_gone(engine: &Engine, batch: &BatchRecord) -> bool {
-    let gone = batch.faults.iter().find_map(|(_, fault)| match fault {
-        BatchFault::Gone { after, reads } => Some((*after, *reads)),
-        BatchFault::Fail { .. }
-        | BatchFault::Refuse { .. }
-        | BatchFault::Invisible { .. }
-        | BatchFault::Expire { .. }
-        | BatchFault::Cancel { .. }
-        | BatchFault::NullOutput { .. }
-        | BatchFault::EmptyIds {}
-        | BatchFault::SkipStates {}
-        | BatchFault::WrongCounts {}
-        | BatchFault::UnknownStatus { .. }
-        | BatchFault::IsoTimes {}
-        | BatchFault::UnknownFields {} => None,
+    let gone = batch.faults.iter().find_map(|(_, fault)| {
+        if let BatchFault::Gone { after, reads } = fault { Some((*after, *reads)) } else { None }
     });
     let Some((after, reads)) = gone else { return false };
     let shown = engine.shown(&batch.id, |_| ());

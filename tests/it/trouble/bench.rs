@@ -65,17 +65,7 @@ impl Provider {
                     let _ = stopped.await;
                 };
                 let routes = guarded(watched, &simulator);
-                let serving = nightshift::serving::serve(listener, routes, Default::default(), stop);
-                let ticking = async {
-                    loop {
-                        simulator.tick().await;
-                        tokio::time::sleep(Duration::from_millis(200)).await;
-                    }
-                };
-                tokio::select! {
-                    _ = serving => {}
-                    () = ticking => {}
-                }
+                simulator.serve_routes(listener, routes, stop).await;
             });
         });
         let address = address.recv().unwrap();

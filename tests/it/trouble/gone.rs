@@ -11,9 +11,14 @@ use super::bench::{
     Provider, assert_once, assert_whole, batch, batches, folder, id, provider, question, send, serve, until,
     watch,
 };
-use crate::process::free_port;
+use crate::process::{Server, free_port};
 
 const GONE: [&str; 2] = ["creation.max_requests=5", "polling.interval=1s"];
+
+/// Whether the provider has a batch.
+fn is_there(server: &Server) -> Option<()> {
+    batches(server).iter().any(|batch| batch["openaiBatchId"].is_string()).then_some(())
+}
 
 #[test]
 fn one_old_batch_that_is_gone_holds_nobody_up_and_may_come_back() {
@@ -25,9 +30,7 @@ fn one_old_batch_that_is_gone_holds_nobody_up_and_may_come_back() {
     });
     let mut server = serve(folder.path(), &simulator, port, &GONE);
     send(&server, "demo", 5, question);
-    until(&mut server, "the old batch", |server| {
-        batches(server).iter().any(|batch| batch["openaiBatchId"].is_string()).then_some(())
-    });
+    until(&mut server, "the old batch", is_there);
     let old = id(&batches(&server)[0]);
     send(&server, "other", 10, question);
     until(&mut server, "the end", |server| {
@@ -51,9 +54,7 @@ fn the_newest_batch_that_is_gone_pauses_the_account_and_it_stays_paused() {
     });
     let mut server = serve(folder.path(), &simulator, port, &GONE);
     send(&server, "demo", 5, question);
-    until(&mut server, "a batch", |server| {
-        batches(server).iter().any(|batch| batch["openaiBatchId"].is_string()).then_some(())
-    });
+    until(&mut server, "a batch", is_there);
     send(&server, "other", 5, question);
     until(&mut server, "the pause", |server| {
         (provider(server)["paused"]["cause"] == "batches_gone").then_some(())
