@@ -114,7 +114,56 @@ pub fn run(settings: Settings) -> Result<(), AppError> {
 
 async fn serve(settings: Settings) -> Result<(), AppError> {
     let mut asked_to_stop = signals()?;
-    let clock: SharedClock = Arc::new(SystemClock::new());
+    let surroundings =
+        Surroundings { clock: Arc::new(SystemClock::new()), around_provider: Box::new(in_place) };
+    let application = start(&settings, surroundings).await?;
+    let ended = application.run(stop_asked(&mut asked_to_stop), leave_at_last).await;
+    System::current().stop();
+    ended
+}
+
+/// What the program stands in; a test brings its own.
+pub struct Surroundings {
+    /// The time.
+    pub clock: SharedClock,
+    /// What is laid around the provider's client.
+    pub around_provider: Box<dyn FnOnce(Arc<dyn Provider>) -> Arc<dyn Provider>>,
+}
+
+impl std::fmt::Debug for Surroundings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Surroundings")
+    }
+}
+
+/// The client as it is, but for the crash points of the tests.
+fn in_place(client: Arc<dyn Provider>) -> Arc<dyn Provider> {
+    #[cfg(feature = "crash-points")]
+    let client: Arc<dyn Provider> = Arc::new(crate::provider::crashing::Crashing::new(client));
+    client
+}
+
+/// The program with all its parts, at work from the start.
+pub struct Application {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    /// Parts that nothing replaces.
+    parts: [(&'static str, IsAlive); 5],
+    _importers: Vec<Addr<Importer>>,
+    stop: watch::Sender<bool>,
+    lost: mpsc::Receiver<&'static str>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl std::fmt::Debug for Application {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Application").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// Opens the store and starts everything, within an actix system.
+pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Application, AppError> {
+    let Surroundings { clock, around_provider } = surroundings;
     let ids = Ids::new(clock.clone());
     let data = settings.data.path.clone();
     let bounds = Bounds {
@@ -133,22 +182,22 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     let address = settings.server.bind;
     let listener = TcpListener::bind(address).await.map_err(|source| AppError::Bind { address, source })?;
     let address = listener.local_addr().map_err(|source| AppError::Bind { address, source })?;
-    first_token(&settings, &store, &clock).await?;
+    first_token(settings, &store, &clock).await?;
 
     let (stop, stopping) = watch::channel(false);
-    let (lost, mut a_lost_part) = mpsc::channel(8);
-    let base_url = provider_url(&settings, &data, &clock, stopping.clone(), &lost).await?;
+    let (lost, a_lost_part) = mpsc::channel(8);
+    let base_url = provider_url(settings, &data, &clock, stopping.clone(), &lost).await?;
     let condition = Arc::new(Condition::new());
     let disk = Arc::new(Disk::new(bounds, condition.clone(), Box::new(leave_unsynced)));
     disk.look();
-    look_for_another_provider(&store, &identity(&settings)).await?;
+    look_for_another_provider(&store, &identity(settings)).await?;
     if let Some(why) = store.doubt() {
         condition.raise(Hindrance::SafeMode, safe_mode(&why));
     }
     condition
         .raise(Hindrance::Checking, "the store is being checked; until that has ended no batch is created");
-    let shared =
-        Arc::new(share(&settings, store.clone(), clock.clone(), disk.clone(), ids, spool, base_url)?);
+    let provider = around_provider(client(settings, base_url, clock.clone())?);
+    let shared = Arc::new(share(settings, store.clone(), provider, clock, disk.clone(), ids, spool)?);
     let registry = Registry::new(shared.clone()).start();
     let creator = Creator::new(shared.clone(), registry.clone()).start();
     let resume = Resume { creator: creator.clone() };
@@ -157,10 +206,10 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     let reconciler = Reconciler::new(shared.clone(), registry.clone()).start();
     let poller = Poller::new(shared.clone(), registry.clone()).start();
     let sources = settings.imports.iter().filter_map(source);
-    let _importers: Vec<_> =
+    let importers =
         sources.map(|source| Importer::new(source, intake.clone(), shared.clone()).start()).collect();
 
-    announce(&settings, address, resumed);
+    announce(settings, address, resumed);
     let parts = [
         ("registry", alive(&registry)),
         ("creator", alive(&creator)),
@@ -171,7 +220,7 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     let api = http::Api::new(registry.clone(), intake, shared.clone(), settings.server.admin_token.clone())?;
     let routes = http::routes(api);
     let options = serving::Options { max_per_address: 256, drain_timeout: DRAIN, ..Default::default() };
-    let mut stop_serving = stopping.clone();
+    let mut stop_serving = stopping;
     let serve = async move {
         let drained = serving::serve(listener, routes, options, async move {
             // The sender going away means stop, too.
@@ -184,33 +233,54 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     let server = tokio::spawn(missed(lost.clone(), "HTTP server", serve));
     actix::spawn(missed(lost.clone(), "teller of progress", tell_progress(store.reader(), address, data)));
     actix::spawn(missed(lost.clone(), "watcher of the disk", disk.watch()));
-    actix::spawn(missed(lost.clone(), "keeper of the anchor", keep_anchored(store.clone())));
-    actix::spawn(check_store(store.clone(), condition.clone(), creator));
-    let ended = tokio::select! {
-        () = stop_asked(&mut asked_to_stop) => Ok(()),
-        ended = watch_over(&parts) => Err(AppError::Ended(ended)),
-        Some(lost) = a_lost_part.recv() => Err(AppError::Ended(lost)),
-    };
-    tracing::info!("stopping: running requests end, everything else goes on with the next start");
-    leave_at_last();
-    condition.raise(Hindrance::Draining, "the program is stopping");
-    stop.send_replace(true);
-    let ends = async {
-        let served = server.await;
-        // What such a call did would otherwise have to be searched for at the provider.
-        while shared.creating.count() > 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        served
-    };
-    if tokio::time::timeout(DRAIN + Duration::from_millis(500), ends).await.is_err() {
-        tracing::warn!("some calls did not end in time and were cut");
+    actix::spawn(missed(lost, "keeper of the anchor", keep_anchored(store.clone())));
+    actix::spawn(check_store(store, condition, creator));
+    Ok(Application { address, shared, parts, _importers: importers, stop, lost: a_lost_part, server })
+}
+
+impl Application {
+    /// Where the API listens.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
     }
-    // A store that cannot any more has said so, and the process is leaving.
-    crash_point!("drain.before_anchor");
-    let _ = store.anchor().await;
-    System::current().stop();
-    ended
+
+    /// What the actors share.
+    pub const fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Runs until `asked_to_stop` returns, or a part is lost that nothing can replace; then `stopping` is told, and
+    /// everything ends in order.
+    pub async fn run(
+        mut self,
+        asked_to_stop: impl Future<Output = ()>,
+        stopping: impl FnOnce(),
+    ) -> Result<(), AppError> {
+        let ended = tokio::select! {
+            () = asked_to_stop => Ok(()),
+            ended = watch_over(&self.parts) => Err(AppError::Ended(ended)),
+            Some(lost) = self.lost.recv() => Err(AppError::Ended(lost)),
+        };
+        tracing::info!("stopping: running requests end, everything else goes on with the next start");
+        stopping();
+        self.shared.condition.raise(Hindrance::Draining, "the program is stopping");
+        self.stop.send_replace(true);
+        let ends = async {
+            let served = self.server.await;
+            // What such a call did would otherwise have to be searched for at the provider.
+            while self.shared.creating.count() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            served
+        };
+        if tokio::time::timeout(DRAIN + Duration::from_millis(500), ends).await.is_err() {
+            tracing::warn!("some calls did not end in time and were cut");
+        }
+        // A store that cannot any more has said so, and the process is leaving.
+        crash_point!("drain.before_anchor");
+        let _ = self.shared.store.anchor().await;
+        ended
+    }
 }
 
 /// Runs a part that has to run as long as the process does, and tells when it ended, by a panic, too.
@@ -290,20 +360,17 @@ fn leave_at_last() {
 fn share(
     settings: &Settings,
     store: Store,
+    provider: Arc<dyn Provider>,
     clock: SharedClock,
     disk: Arc<Disk>,
     ids: Ids,
     spool: PathBuf,
-    base_url: String,
 ) -> Result<Shared, AppError> {
-    let client = client(settings, base_url)?;
-    #[cfg(feature = "crash-points")]
-    let client: Arc<dyn Provider> = Arc::new(crate::provider::crashing::Crashing::new(client));
     let pace = pace(settings, &store.reader(), clock.as_ref())?;
     Ok(Shared {
         reader: store.reader(),
         store,
-        provider: client,
+        provider,
         identity: identity(settings),
         clock,
         ids,
@@ -392,7 +459,11 @@ fn pace(settings: &Settings, reader: &StoreReader, clock: &dyn Clock) -> Result<
 }
 
 /// The client of the configured provider, which is at `base_url`.
-pub fn client(settings: &Settings, base_url: String) -> Result<Arc<dyn Provider>, AppError> {
+pub fn client(
+    settings: &Settings,
+    base_url: String,
+    clock: SharedClock,
+) -> Result<Arc<dyn Provider>, AppError> {
     let provider = &settings.provider;
     let mut options = ProviderOptions::new(base_url);
     options.api_key = Some(SecretString::from(match &provider.api_key {
@@ -402,7 +473,7 @@ pub fn client(settings: &Settings, base_url: String) -> Result<Arc<dyn Provider>
     }));
     options.organization.clone_from(&provider.organization);
     options.project.clone_from(&provider.project);
-    Ok(Arc::new(OpenAi::new(options)?))
+    Ok(Arc::new(OpenAi::new(options, clock)?))
 }
 
 /// Where the provider is; the embedded simulator is started for it.

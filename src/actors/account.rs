@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, within};
 use crate::domain::id::Timestamp;
 use crate::provider::ProviderError;
 
@@ -149,7 +149,7 @@ impl Account {
                 Ok(()) => return,
                 Err(wait) => wait,
             };
-            let _ = tokio::time::timeout(wait, changes.changed()).await;
+            let _ = within(clock, wait, changes.changed()).await;
         }
     }
 

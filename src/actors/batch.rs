@@ -10,7 +10,7 @@ use super::creator::{Creator, Nudge};
 use super::effects::{self, Chunk, ChunkError};
 use super::finding;
 use super::registry::{Died, Moved, Registry};
-use super::{CreatingOne, Shared, spool};
+use super::{CreatingOne, Shared, later, spool};
 use crate::domain::batch::{Batch, BatchState, Cancel, ResultKind, Then};
 use crate::domain::effect::Effect;
 use crate::domain::event::{Event, Observation};
@@ -181,7 +181,7 @@ impl BatchActor {
             }),
             Effect::WakeAt(at) => {
                 let after = step::wait_for(at, shared.clock.now());
-                ctx.run_later(after, |this, ctx| this.happened(&Event::WaitEnded, ctx));
+                later(ctx, &shared.clock, after, |this, ctx| this.happened(&Event::WaitEnded, ctx));
             }
             Effect::UploadInput { upload } => {
                 self.spawn(ctx, async move { effects::upload(&shared, &batch, upload, false).await });

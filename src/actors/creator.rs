@@ -6,7 +6,7 @@ use std::sync::Arc;
 use actix::prelude::*;
 
 use super::registry::{Host, Registry, Resume, blocking};
-use super::{Shared, alone};
+use super::{Shared, alone, every};
 use crate::domain::batch::Batch;
 use crate::domain::cut::{self, Due};
 use crate::domain::id::{BatchId, CompanyId};
@@ -59,7 +59,7 @@ impl Actor for Creator {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        ctx.run_interval(self.shared.creation_interval, |this, ctx| this.look(false, ctx));
+        every(ctx, &self.shared.clock, self.shared.creation_interval, |this, ctx| this.look(false, ctx));
     }
 }
 

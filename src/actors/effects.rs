@@ -11,6 +11,7 @@ use super::finding::PAGES_MAX;
 use super::registry::blocking;
 use super::spool::{self, Stamp, Sum};
 use super::{Shared, intake};
+use crate::clock::within;
 use crate::domain::analysis;
 use crate::domain::batch::{Batch, Ended, InputFile, Intent, Problem, ResultKind, Running, Terminal};
 use crate::domain::event::{Event, Observation, ObservedStatus, Trouble};
@@ -35,7 +36,7 @@ pub async fn creation_enabled(shared: &Shared) {
     let mut changes = shared.condition.changes();
     while !shared.switches.creation() || !shared.condition.may_submit() {
         // The switches tell nobody of a change, hence the time-out.
-        let _ = tokio::time::timeout(Duration::from_secs(1), changes.changed()).await;
+        let _ = within(shared.clock.as_ref(), Duration::from_secs(1), changes.changed()).await;
     }
 }
 
@@ -263,7 +264,7 @@ pub async fn fence(shared: &Shared, file: &FileId) -> Event {
             Ok(false) => tracing::warn!(file = %file, "a deleted input file is still there; trying again"),
             Err(err) => tracing::warn!(file = %file, error = %err, "an input file cannot be deleted yet"),
         }
-        tokio::time::sleep(pause).await;
+        shared.clock.sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(60));
     }
 }
@@ -287,7 +288,7 @@ pub async fn cancel(shared: &Shared, id: &ProviderBatchId) -> Event {
                 tracing::warn!(provider_batch = %id, error = %err, "batch {id} could not be cancelled yet");
             }
         }
-        tokio::time::sleep(pause).await;
+        shared.clock.sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(60));
     }
 }

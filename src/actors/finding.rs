@@ -60,7 +60,7 @@ async fn is_visible(shared: &Shared, file: &FileId) -> bool {
 pub async fn sweep(shared: &Shared, intent: Intent, since_ms: u64, first: bool, gone: bool) -> Event {
     if !first {
         let pause = (shared.grace / 4).clamp(Duration::from_millis(500), Duration::from_secs(60));
-        tokio::time::sleep(pause).await;
+        shared.clock.sleep(pause).await;
     }
     crash_point!("sweep.before_search");
     let (complete, found) = match search(shared, &intent).await {

@@ -8,8 +8,8 @@ use std::time::Duration;
 use actix::prelude::*;
 use tokio::sync::mpsc;
 
-use super::Shared;
 use super::intake::{AcceptSessions, CHUNK, ChatSession, Intake, IntakeError};
+use super::{Shared, every};
 use crate::condition::Hindrance;
 use crate::domain::id::CompanyId;
 use crate::import::{Options, export};
@@ -65,7 +65,7 @@ impl Actor for Importer {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         self.read(ctx);
-        ctx.run_interval(self.source.every, Self::read);
+        every(ctx, &self.shared.clock, self.source.every, Self::read);
     }
 }
 

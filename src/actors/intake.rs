@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::creator::{Creator, Nudge};
 use super::registry::blocking;
-use super::{Shared, alone};
+use super::{Shared, alone, every};
 use crate::condition::Hindrance;
 use crate::domain::analysis;
 use crate::domain::id::{CompanyId, RequestId, SessionId};
@@ -85,7 +85,7 @@ impl Actor for Intake {
         ctx.set_mailbox_capacity(64);
         self.settle(ctx);
         let interval = self.shared.settle.clamp(Duration::from_secs(1), Duration::from_secs(30));
-        ctx.run_interval(interval, |this, ctx| this.settle(ctx));
+        every(ctx, &self.shared.clock, interval, Self::settle);
     }
 }
 

@@ -37,6 +37,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use actix::prelude::*;
+
 use crate::clock::{Ids, SharedClock};
 use crate::condition::Condition;
 use crate::disk::Disk;
@@ -151,6 +153,31 @@ impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Shared")
     }
+}
+
+/// Runs `then` once `length` has passed by the clock that all share.
+fn later<A: Actor<Context = Context<A>>>(
+    ctx: &mut Context<A>,
+    clock: &SharedClock,
+    length: Duration,
+    then: impl FnOnce(&mut A, &mut Context<A>) + 'static,
+) {
+    let slept = actix::fut::wrap_future::<_, A>(clock.sleep(length));
+    ctx.spawn(slept.map(|(), this, ctx| then(this, ctx)));
+}
+
+/// Runs `run` again and again, so long apart by the clock that all share.
+fn every<A: Actor<Context = Context<A>>>(
+    ctx: &mut Context<A>,
+    clock: &SharedClock,
+    interval: Duration,
+    run: fn(&mut A, &mut Context<A>),
+) {
+    let again = clock.clone();
+    later(ctx, clock, interval, move |this, ctx| {
+        every(ctx, &again, interval, run);
+        run(this, ctx);
+    });
 }
 
 /// Runs a piece of work by itself: a panic fails it, and the actor goes on.

@@ -147,7 +147,7 @@ impl Window {
                 told = true;
             }
             tracing::debug!(wait_ms = wait, max = self.max, "our own limit is reached; waiting");
-            tokio::time::sleep(Duration::from_millis(wait)).await;
+            clock.sleep(Duration::from_millis(wait)).await;
         }
     }
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use actix::prelude::*;
 
-use super::Shared;
 use super::account::{Call, Cause, Success};
 use super::effects::observation;
 use super::registry::{Observable, Registry, Seen, Unseen, blocking};
+use super::{Shared, every};
 use crate::domain::id::{BatchId, ProviderBatchId};
 use crate::panics;
 use crate::provider::ProviderError;
@@ -76,7 +76,7 @@ impl Actor for Poller {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         self.tick(ctx);
-        ctx.run_interval(self.shared.polling_interval, Self::tick);
+        every(ctx, &self.shared.clock, self.shared.polling_interval, Self::tick);
     }
 }
 

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use actix::prelude::*;
 
-use super::Shared;
 use super::effects::observation;
 use super::finding::{self, Finding, Intents};
 use super::registry::{GiveBack, Host, Registry, blocking};
+use super::{Shared, every, later};
 use crate::condition::{Hindrance, safe_mode};
 use crate::domain::batch::{Batch, BatchState, Cancel, Intent, Origin, Running, Then, Wait};
 use crate::domain::effect::Effect;
@@ -95,7 +95,7 @@ impl Reconciler {
                 Duration::from_secs(1 << self.tried.min(6)).min(Duration::from_secs(60))
             }
         };
-        ctx.run_later(again, Self::look);
+        later(ctx, &self.shared.clock, again, Self::look);
     }
 }
 
@@ -105,7 +105,7 @@ impl Actor for Reconciler {
     fn started(&mut self, ctx: &mut Context<Self>) {
         self.look(ctx);
         let interval = (self.shared.grace / 3).clamp(Duration::from_secs(1), WATCH_MAX);
-        ctx.run_interval(interval, Self::look);
+        every(ctx, &self.shared.clock, interval, Self::look);
     }
 }
 

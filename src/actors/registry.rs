@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use actix::prelude::*;
 
-use super::Shared;
 use super::batch::{BatchActor, CancelBatch, GiveUp, NotCancelled, NotKnown, Observed};
 use super::creator::Creator;
+use super::{Shared, later};
 use crate::domain::batch::{Batch, BatchStatus, Cancel};
 use crate::domain::event::Observation;
 use crate::domain::id::{BatchId, CompanyId, ProviderBatchId, RequestId};
@@ -62,7 +62,7 @@ impl Registry {
             }
             Err(err) => {
                 tracing::error!(batch.id = %id, error = %err, "a batch cannot be read from the store; trying again");
-                ctx.run_later(REVIVE_LATE, move |this, ctx| this.host(id, fresh, ctx));
+                later(ctx, &this.shared.clock, REVIVE_LATE, move |this, ctx| this.host(id, fresh, ctx));
             }
         }));
     }
@@ -260,12 +260,12 @@ impl Handler<Died> for Registry {
         if *deaths > DEATHS_MAX {
             tracing::error!(batch.id = %id, deaths = *deaths,
                 "batch {id} failed too often in a row; it is left alone for ten minutes, nothing of it is lost");
-            ctx.run_later(REVIVE_LATE, move |this, ctx| this.host(id, false, ctx));
+            later(ctx, &self.shared.clock, REVIVE_LATE, move |this, ctx| this.host(id, false, ctx));
             return;
         }
         let after = REVIVE_AFTER.saturating_mul(1 << (*deaths - 1).min(16));
         tracing::warn!(batch.id = %id, panicked, deaths = *deaths, "batch {id} stopped; rebuilding it from the store");
-        ctx.run_later(after, move |this, ctx| this.host(id, false, ctx));
+        later(ctx, &self.shared.clock, after, move |this, ctx| this.host(id, false, ctx));
     }
 }
 

@@ -145,7 +145,7 @@ async fn batches_of(settings: &Settings, store: &Store, clock: &SharedClock) -> 
     let (lost, _ended) = tokio::sync::mpsc::channel(1);
     let url = app::provider_url(settings, data_folder(settings), clock, stopping, &lost);
     let url = url.await.map_err(|err| err.to_string())?;
-    let provider = app::client(settings, url).map_err(|err| err.to_string())?;
+    let provider = app::client(settings, url, clock.clone()).map_err(|err| err.to_string())?;
     let told = |err: ProviderError| match std::error::Error::source(&err) {
         Some(source) => format!("{err}: {source}"),
         None => err.to_string(),

@@ -19,6 +19,7 @@ use tokio_util::io::ReaderStream;
 
 use super::wire::{BatchObject, Entry, FileObject, Page, WireError};
 use super::{Downloaded, NewBatch, Provider, ProviderError};
+use crate::clock::SharedClock;
 use crate::domain::id::{FileId, ProviderBatchId};
 use exchange::{Answer, Call, Repeat};
 
@@ -81,18 +82,25 @@ pub enum OptionsError {
 }
 
 /// The client.
-#[derive(Debug)]
 pub struct OpenAi {
     client: Client,
+    /// By which pauses between two calls are made; how long one call may take is the network's time.
+    clock: SharedClock,
     base: Url,
     /// Sent to the base's own origin only; the key in it is marked sensitive.
     headers: HeaderMap,
     options: Options,
 }
 
+impl std::fmt::Debug for OpenAi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenAi").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
 impl OpenAi {
     /// Builds the one HTTP client; nothing is sent yet.
-    pub fn new(options: Options) -> Result<Self, OptionsError> {
+    pub fn new(options: Options, clock: SharedClock) -> Result<Self, OptionsError> {
         let base = read_base(&options.base_url)?;
         let mut headers = HeaderMap::new();
         if let Some(key) = options.api_key.as_ref().filter(|key| !key.expose_secret().is_empty()) {
@@ -109,7 +117,7 @@ impl OpenAi {
             }
         }
         let client = build_client(&base).map_err(OptionsError::Client)?;
-        Ok(Self { client, base, headers, options })
+        Ok(Self { client, clock, base, headers, options })
     }
 
     /// The address of a resource. Ids are opaque, so each is one encoded segment whatever it holds.

@@ -347,7 +347,7 @@ fn share(store: Store, clock: SharedClock, spool: &Path) -> Shared {
         reader: store.reader(),
         store,
         // Port 1 of this machine: nobody listens there.
-        provider: Arc::new(OpenAi::new(Options::new("http://127.0.0.1:1/v1")).unwrap()),
+        provider: Arc::new(OpenAi::new(Options::new("http://127.0.0.1:1/v1"), clock.clone()).unwrap()),
         identity: ProviderIdentity { kind: "simulator".to_owned(), ..ProviderIdentity::default() },
         ids: Ids::new(clock.clone()),
         clock,

@@ -86,7 +86,7 @@ impl OpenAi {
                 Err(error) => self.pause(&call, Err(error), repeats),
             };
             let Some(pause) = pause else { return tried };
-            tokio::time::sleep(pause).await;
+            self.clock.sleep(pause).await;
             repeats += 1;
         }
     }

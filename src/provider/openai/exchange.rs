@@ -86,7 +86,7 @@ impl OpenAi {
         loop {
             let tried = self.once(call.name, call.cap, build()).await;
             let Some(pause) = self.pause(call, tried.as_ref(), repeats) else { return tried };
-            tokio::time::sleep(pause).await;
+            self.clock.sleep(pause).await;
             repeats += 1;
         }
     }

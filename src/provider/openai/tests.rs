@@ -109,8 +109,12 @@ fn options(origin: &str) -> Options {
     }
 }
 
+fn clock() -> SharedClock {
+    Arc::new(crate::clock::SystemClock::new())
+}
+
 fn client(origin: &str) -> OpenAi {
-    OpenAi::new(options(origin)).unwrap()
+    OpenAi::new(options(origin), clock()).unwrap()
 }
 
 /// A server that reads one whole request per connection, writes `answer` and closes the connection.
@@ -287,7 +291,7 @@ async fn a_creation_whose_connection_drops_is_uncertain_and_sent_once() {
 async fn a_time_out_after_sending_is_uncertain() {
     let (origin, _) = raw_server(STALL).await;
     let options = Options { call_timeout: Duration::from_millis(50), ..options(&origin) };
-    let error = OpenAi::new(options).unwrap().create_batch(&new_batch()).await.unwrap_err();
+    let error = OpenAi::new(options, clock()).unwrap().create_batch(&new_batch()).await.unwrap_err();
     assert!(matches!(error, ProviderError::Uncertain { .. }), "{error}");
 }
 
@@ -507,7 +511,8 @@ async fn a_download_that_breaks_off_or_stands_still_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let to = folder.path().join("output.jsonl");
         let options = Options { idle_timeout: Duration::from_millis(100), ..options(&origin) };
-        let error = OpenAi::new(options).unwrap().download_file(&FileId::new("f"), &to).await.unwrap_err();
+        let error =
+            OpenAi::new(options, clock()).unwrap().download_file(&FileId::new("f"), &to).await.unwrap_err();
         assert!(matches!(error, ProviderError::Uncertain { .. }), "{error}");
         assert_eq!(names(folder.path()), Vec::<String>::new());
         assert_eq!(*count.lock().unwrap(), 1);
@@ -580,12 +585,12 @@ fn options_that_cannot_work_are_refused_without_telling_the_key() {
     for base in
         ["", "api.openai.com", "ftp://x/v1", "https://u:p@x/v1", "https://x/v1?key=1", "https://x/v1#a"]
     {
-        assert!(matches!(OpenAi::new(Options::new(base)), Err(OptionsError::BaseUrl)), "{base}");
+        assert!(matches!(OpenAi::new(Options::new(base), clock()), Err(OptionsError::BaseUrl)), "{base}");
     }
     let options = Options { api_key: Some("bad\nkey".into()), ..Options::new("http://x/v1") };
-    let error = OpenAi::new(options).unwrap_err();
+    let error = OpenAi::new(options, clock()).unwrap_err();
     assert!(matches!(error, OptionsError::Header("key")) && !error.to_string().contains("bad"));
     // Without CA certificates on the machine it is the client that cannot be made, and that is said.
-    let built = OpenAi::new(Options::new("https://api.openai.com/v1"));
+    let built = OpenAi::new(Options::new("https://api.openai.com/v1"), clock());
     assert!(matches!(built, Ok(_) | Err(OptionsError::Client(_))));
 }
