@@ -122,12 +122,15 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
     ended
 }
 
+/// Something that is laid around the provider's client.
+pub type Around = Box<dyn FnOnce(Arc<dyn Provider>) -> Arc<dyn Provider>>;
+
 /// What the program stands in; a test brings its own.
 pub struct Surroundings {
     /// The time.
     pub clock: SharedClock,
     /// What is laid around the provider's client.
-    pub around_provider: Box<dyn FnOnce(Arc<dyn Provider>) -> Arc<dyn Provider>>,
+    pub around_provider: Around,
 }
 
 impl std::fmt::Debug for Surroundings {

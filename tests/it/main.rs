@@ -29,3 +29,4 @@ mod sdk;
 mod service;
 mod simulation;
 mod trouble;
+mod whole;

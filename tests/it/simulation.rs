@@ -6,7 +6,7 @@
 
 mod acting;
 mod checks;
-mod plan;
+pub mod plan;
 mod reconciling;
 mod sim;
 
