@@ -89,7 +89,7 @@ impl BatchActor {
     fn happened(&mut self, event: &Event, ctx: &mut Context<Self>) {
         match step::step(&self.batch.state, self.batch.orders(), event, &self.shared.policy) {
             Ok(step) if step.changes_nothing(&self.batch.state) => self.run(step.effects, ctx),
-            Ok(step) => self.commit(step, ctx),
+            Ok(step) => self.commit(event.clone(), step, ctx),
             Err(illegal) => {
                 tracing::error!(batch.id = %self.batch.id, error = %illegal, "a bug: {illegal}");
                 ctx.stop();
@@ -97,12 +97,19 @@ impl BatchActor {
         }
     }
 
-    fn commit(&mut self, step: Step, ctx: &mut Context<Self>) {
+    fn commit(&mut self, event: Event, step: Step, ctx: &mut Context<Self>) {
         let (store, now) = (self.shared.store.clone(), self.shared.clock.now());
-        let (id, revision, kept) = (self.batch.id, self.batch.revision, step.clone());
+        let (id, revision, policy) = (self.batch.id, self.batch.revision, self.shared.policy);
         crash_point!("step.before_commit");
-        let commit = async move { store.commit_step(id, revision, kept, now).await };
-        self.store_then(commit, ctx, move |this, batch, ctx| this.advance(batch, step, ctx));
+        let commit = async move {
+            if let Event::IntentMade(intent) = event {
+                // There may be no room any more; then it is another step.
+                return store.commit_intent(id, revision, intent, policy, now).await;
+            }
+            let batch = store.commit_step(id, revision, step.clone(), now).await?;
+            Ok((batch, step))
+        };
+        self.store_then(commit, ctx, |this, (batch, step), ctx| this.advance(batch, step, ctx));
     }
 
     /// Waits for a commit; `wait` shuts the mailbox until it is on disk.

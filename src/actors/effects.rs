@@ -17,7 +17,7 @@ use crate::domain::event::{Event, Observation, ObservedStatus, Trouble};
 use crate::domain::id::{FileId, Nonce, ProviderBatchId, RequestId, Timestamp};
 use crate::domain::request::{Failure, FailureClass, Outcome, Request, Source};
 use crate::domain::retry::BatchFailure;
-use crate::domain::room::{Admission, LOOK_AGAIN};
+use crate::domain::room::LOOK_AGAIN;
 use crate::provider::jsonl::{self, Decoded, LineReader, RawLine};
 use crate::provider::wire::{BatchObject, FileObject, ProviderStatus};
 use crate::provider::{NewBatch, ProviderError};
@@ -176,20 +176,16 @@ fn line_of(shared: &Shared, id: RequestId) -> Result<Vec<u8>, StoreError> {
     Ok(line)
 }
 
-/// A nonce for a create call, once it may be made: there is room, the account works, our own limits allow it.
+/// A nonce for a create call, once it may be made: there is room, the account works, our own limits allow it. Whether
+/// there is still room after all that waiting is decided where the intent is stored.
 pub async fn make_intent(shared: &Arc<Shared>, batch: &Batch, input: InputFile) -> Event {
     creation_enabled(shared).await;
     let (reader, owned) = (shared.reader.clone(), batch.clone());
-    let admission = blocking(move || reader.room(&owned)).await.map(|room| {
-        let single = batch.counts.members == 1;
-        room.admits(batch.id, batch.held_tokens, single, shared.clock.now())
-    });
-    match admission {
-        Ok(Admission::Now) => {}
-        Ok(Admission::NotBefore(until)) => return Event::RoomShut { until },
-        Ok(Admission::TooBig) => {
-            let detail = "the provider has no room for so many tokens at once: its requests are cut smaller";
-            return Event::GivenBack(Failure::new(FailureClass::Capacity, "too_large_for_room", detail));
+    match blocking(move || reader.room(&owned)).await {
+        Ok(room) => {
+            if let Some(turned_away) = room.turns_away(batch, shared.clock.now()) {
+                return turned_away;
+            }
         }
         Err(err) => {
             tracing::error!(batch.id = %batch.id, error = %err, "the room for a batch cannot be read");
