@@ -7,4 +7,5 @@ mod cancel;
 mod found;
 mod gone;
 mod limits;
+mod lost;
 mod validation;
