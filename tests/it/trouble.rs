@@ -8,4 +8,5 @@ mod found;
 mod gone;
 mod limits;
 mod lost;
+mod unproven;
 mod validation;
