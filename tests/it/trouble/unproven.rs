@@ -1,4 +1,4 @@
-//! A create call is looked for, and its input file is not at the provider any more.
+//! A create call is looked for, and its input file is not at the provider any more, or cannot be deleted.
 
 use super::bench::{
     Provider, assert_once, assert_whole, batch, batches, cancel, command, folder, id, provider, question,
@@ -103,4 +103,20 @@ fn another_file_of_ours_proves_that_the_list_is_ours() {
     assert!(server.terminate().success());
     assert_once(&simulator.runs(), 10);
     assert_whole(folder.path());
+}
+
+#[test]
+fn a_key_that_is_refused_while_the_input_file_is_deleted_pauses_the_account() {
+    let folder = folder();
+    let port = free_port();
+    let faults = r#"{"calls": [{"call": "batches.create", "fault": "drop_before", "nth": 1}]}"#;
+    let simulator = Provider::start(&folder.path().join("provider"), faults, |_| ());
+    simulator.shut(|call| call.starts_with("DELETE").then_some((401, "invalid_api_key")));
+    let mut server = serve(folder.path(), &simulator, port, &["submission.grace=2s"]);
+    send(&server, "demo", 5, question);
+    until(&mut server, "the pause", |server| (provider(server)["paused"]["cause"] == "key").then_some(()));
+    simulator.open();
+    until(&mut server, "the end", |server| (server.summary() == [0, 0, 5, 0]).then_some(()));
+    assert!(server.terminate().success());
+    assert_once(&simulator.runs(), 5);
 }
