@@ -4,19 +4,23 @@
 //! so at once. What clears a pause depends on what it was for: a key that reads is a good key, but only an admitted
 //! batch proves that there is money.
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::clock::{Clock, within};
-use crate::domain::id::Timestamp;
+use crate::domain::id::{BatchId, Timestamp};
 use crate::provider::ProviderError;
 
 /// A pause is never tried later than this after the try before.
 const PROBE_WAIT_MAX: Duration = Duration::from_secs(600);
-/// How long an operator's word holds that batches which the provider does not know are really gone.
+/// How long an operator's word holds that key and project are right, and what the provider does not know is really gone.
 const TRUST: Duration = Duration::from_secs(2 * 3600);
+
+/// So many batches of this process are remembered: those of two days and more at the provider's own limit.
+const SENT_MAX: usize = 100_000;
 
 /// Why the account is paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +33,8 @@ pub enum Cause {
     Admission,
     /// Known batches are gone: that looks like another key or project.
     Gone,
+    /// A create call is looked for in a list that shows nothing of ours: that looks like another key or project, too.
+    Unproven,
 }
 
 impl Cause {
@@ -39,6 +45,7 @@ impl Cause {
             Self::Money => "billing",
             Self::Admission => "admission",
             Self::Gone => "batches_gone",
+            Self::Unproven => "list_unproven",
         }
     }
 }
@@ -65,6 +72,8 @@ pub enum Success {
     Admitted,
     /// Known batches are there.
     Known,
+    /// The list that is searched is that of our project.
+    Proven,
 }
 
 /// The pause as people see it.
@@ -91,6 +100,10 @@ struct Paused {
 struct State {
     paused: Option<Paused>,
     trusted_until: u64,
+    /// Batches whose input file this process has begun to send.
+    sent: BTreeSet<BatchId>,
+    /// There were more than are remembered.
+    sent_more: bool,
 }
 
 /// Whether the account may be used.
@@ -162,9 +175,9 @@ impl Account {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(paused) = &mut state.paused else { return Ok(()) };
         match (paused.shown.cause, call) {
-            (Cause::Money | Cause::Admission | Cause::Gone, Call::Read) => return Ok(()),
+            (Cause::Money | Cause::Admission | Cause::Gone | Cause::Unproven, Call::Read) => return Ok(()),
             // Whether they are there again is seen by asking for them, not by sending more.
-            (Cause::Gone, Call::Send) => return Err(PROBE_WAIT_MAX),
+            (Cause::Gone | Cause::Unproven, Call::Send) => return Err(PROBE_WAIT_MAX),
             (Cause::Key, _) | (Cause::Money | Cause::Admission, Call::Send) => {}
         }
         if now < paused.probe_at {
@@ -185,6 +198,7 @@ impl Account {
             Cause::Money => matches!(success, Success::Created | Success::Admitted),
             Cause::Admission => success == Success::Admitted,
             Cause::Gone => success == Success::Known,
+            Cause::Unproven => success == Success::Proven,
         };
         if over {
             tracing::info!(cause = paused.shown.cause.label(), "the account at the provider works again");
@@ -211,6 +225,24 @@ impl Account {
         drop(state);
         self.changes.send_modify(|changes| *changes += 1);
         was
+    }
+
+    /// An input file of this batch is about to be sent with our key.
+    pub fn sends(&self, batch: BatchId) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.sent.insert(batch);
+        if state.sent.len() > SENT_MAX {
+            // The ids grow with time: the oldest goes.
+            state.sent.pop_first();
+            state.sent_more = true;
+        }
+    }
+
+    /// Whether it shows that our key is that of the project to which `batch` was sent, if the provider has something
+    /// of `other`: not if it is there only because this process sent it with the same key.
+    pub fn proves(&self, other: BatchId, batch: BatchId) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.sent.contains(&batch) || !(state.sent_more || state.sent.contains(&other))
     }
 
     /// Whether an operator has lately said that what is gone is gone.
@@ -266,6 +298,7 @@ mod tests {
         assert!(!ends(Cause::Money, Success::Read) && ends(Cause::Money, Success::Created));
         assert!(!ends(Cause::Admission, Success::Created) && ends(Cause::Admission, Success::Admitted));
         assert!(!ends(Cause::Gone, Success::Admitted) && ends(Cause::Gone, Success::Known));
+        assert!(!ends(Cause::Unproven, Success::Known) && ends(Cause::Unproven, Success::Proven));
     }
 
     #[test]
@@ -279,6 +312,16 @@ mod tests {
         account.pause(&clock, Cause::Money, "");
         account.succeeded(Success::Uploaded);
         assert!(!account.may_now(&clock, Call::Send), "one that was under way before is no try");
+    }
+
+    #[test]
+    fn what_this_process_sent_proves_nothing_of_what_an_earlier_one_sent() {
+        let (account, _) = account();
+        let [old, older, new] = [1, 2, 3].map(|number| BatchId::from_bytes([number; 16]));
+        account.sends(new);
+        assert!(account.proves(older, old) && !account.proves(new, old));
+        account.sends(old);
+        assert!(account.proves(new, old), "both were sent with the same key");
     }
 
     #[tokio::test]

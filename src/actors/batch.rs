@@ -8,7 +8,7 @@ use actix::prelude::*;
 use super::account::{Cause, Success};
 use super::creator::{Creator, Nudge};
 use super::effects::{self, Chunk, ChunkError};
-use super::finding;
+use super::finding::{self, Looking};
 use super::registry::{Died, Moved, Registry};
 use super::{CreatingOne, Shared, later, spool};
 use crate::domain::batch::{Batch, BatchState, Cancel, ResultKind, Then};
@@ -42,6 +42,8 @@ pub struct BatchActor {
     obituary: Obituary,
     /// When this process began to look for an uncertain creation, on the monotonic clock.
     uncertain_since: Option<u64>,
+    /// Whether it was told that the list in which it is looked for is not proven to be ours.
+    told_unproven: bool,
     /// The lines that the provider said are wrong, once they have been looked up.
     named: Option<HashMap<RequestId, Failure>>,
     /// When the actor began, by the wall clock and by the monotonic one.
@@ -71,6 +73,7 @@ impl BatchActor {
             creator,
             obituary,
             uncertain_since: None,
+            told_unproven: false,
             began,
             named: None,
             running: None,
@@ -87,9 +90,10 @@ impl BatchActor {
     }
 
     fn happened(&mut self, event: &Event, ctx: &mut Context<Self>) {
+        self.told_unproven |= *event == Event::ListUnproven;
         match step::step(&self.batch.state, self.batch.orders(), event, &self.shared.policy) {
             Ok(step) if step.changes_nothing(&self.batch.state) => self.run(step.effects, ctx),
-            Ok(step) => self.commit(step, ctx),
+            Ok(step) => self.commit(event.clone(), step, ctx),
             Err(illegal) => {
                 tracing::error!(batch.id = %self.batch.id, error = %illegal, "a bug: {illegal}");
                 ctx.stop();
@@ -97,12 +101,19 @@ impl BatchActor {
         }
     }
 
-    fn commit(&mut self, step: Step, ctx: &mut Context<Self>) {
+    fn commit(&mut self, event: Event, step: Step, ctx: &mut Context<Self>) {
         let (store, now) = (self.shared.store.clone(), self.shared.clock.now());
-        let (id, revision, kept) = (self.batch.id, self.batch.revision, step.clone());
+        let (id, revision, policy) = (self.batch.id, self.batch.revision, self.shared.policy);
         crash_point!("step.before_commit");
-        let commit = async move { store.commit_step(id, revision, kept, now).await };
-        self.store_then(commit, ctx, move |this, batch, ctx| this.advance(batch, step, ctx));
+        let commit = async move {
+            if let Event::IntentMade(intent) = event {
+                // There may be no room any more; then it is another step.
+                return store.commit_intent(id, revision, intent, policy, now).await;
+            }
+            let batch = store.commit_step(id, revision, step.clone(), now).await?;
+            Ok((batch, step))
+        };
+        self.store_then(commit, ctx, |this, (batch, step), ctx| this.advance(batch, step, ctx));
     }
 
     /// Waits for a commit; `wait` shuts the mailbox until it is on disk.
@@ -151,6 +162,7 @@ impl BatchActor {
         }
         if !matches!(batch.state, BatchState::Uncertain { .. } | BatchState::Fencing { .. }) {
             self.uncertain_since = None;
+            self.told_unproven = false;
         }
         let observed = if batch.state.is_observed() { batch.provider_batch.clone() } else { None };
         self.creating = None;
@@ -199,9 +211,10 @@ impl BatchActor {
             }
             Effect::Sweep(intent) => {
                 let first = self.uncertain_since.is_none();
-                let since = *self.uncertain_since.get_or_insert_with(|| shared.clock.monotonic_ms());
+                let since_ms = *self.uncertain_since.get_or_insert_with(|| shared.clock.monotonic_ms());
                 let gone = matches!(batch.state, BatchState::Fencing { gone: true, .. });
-                self.spawn(ctx, async move { finding::sweep(&shared, intent, since, first, gone).await });
+                let looking = Looking { since_ms, first, gone, told: self.told_unproven };
+                self.spawn(ctx, async move { finding::sweep(&shared, batch.id, intent, looking).await });
             }
             Effect::Fence(file) => {
                 self.spawn(ctx, async move { effects::fence(&shared, &file).await });

@@ -21,17 +21,25 @@ pub struct Creator {
     looking: bool,
     /// Look once more after this look, and whether only for full batches.
     again: Option<bool>,
+    /// The timer came while nothing could be sent: there is to be a look at everything once that is over.
+    missed: bool,
 }
 
 impl Creator {
     /// A creator whose batches `registry` hosts.
     pub const fn new(shared: Arc<Shared>, registry: Addr<Registry>) -> Self {
-        Self { shared, registry, looking: false, again: None }
+        Self { shared, registry, looking: false, again: None, missed: false }
     }
 
     /// Looks at every group. Between two ticks of the timer only full batches are cut.
     fn look(&mut self, only_full: bool, ctx: &mut Context<Self>) {
-        if !self.shared.switches.creation() || !self.shared.condition.may_submit() {
+        if !self.shared.switches.creation() {
+            return;
+        }
+        if !self.shared.condition.may_submit() {
+            if !only_full && !self.missed {
+                self.look_later(ctx);
+            }
             return;
         }
         if self.looking {
@@ -53,6 +61,20 @@ impl Creator {
             }
         }));
     }
+
+    /// Looks at every group as soon as nothing stands in the way: a long interval must not begin anew for that.
+    fn look_later(&mut self, ctx: &mut Context<Self>) {
+        self.missed = true;
+        let shared = self.shared.clone();
+        let clear = async move {
+            let mut changes = shared.condition.changes();
+            while !shared.condition.may_submit() && changes.changed().await.is_ok() {}
+        };
+        ctx.spawn(clear.into_actor(self).map(|(), this, ctx| {
+            this.missed = false;
+            this.look(false, ctx);
+        }));
+    }
 }
 
 impl Actor for Creator {
@@ -60,6 +82,19 @@ impl Actor for Creator {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         every(ctx, &self.shared.clock, self.shared.creation_interval, |this, ctx| this.look(false, ctx));
+    }
+}
+
+/// It is time to look at everything that waits, as when the timer says so.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Tick;
+
+impl Handler<Tick> for Creator {
+    type Result = ();
+
+    fn handle(&mut self, _: Tick, ctx: &mut Context<Self>) {
+        self.look(false, ctx);
     }
 }
 

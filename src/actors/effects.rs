@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::account::{Call, Cause, Success};
-use super::finding::PAGES_MAX;
+use super::finding::{self, read};
 use super::registry::blocking;
 use super::spool::{self, Stamp, Sum};
 use super::{Shared, intake};
@@ -18,7 +18,7 @@ use crate::domain::event::{Event, Observation, ObservedStatus, Trouble};
 use crate::domain::id::{FileId, Nonce, ProviderBatchId, RequestId, Timestamp};
 use crate::domain::request::{Failure, FailureClass, Outcome, Request, Source};
 use crate::domain::retry::BatchFailure;
-use crate::domain::room::{Admission, LOOK_AGAIN};
+use crate::domain::room::LOOK_AGAIN;
 use crate::provider::jsonl::{self, Decoded, LineReader, RawLine};
 use crate::provider::wire::{BatchObject, FileObject, ProviderStatus};
 use crate::provider::{NewBatch, ProviderError};
@@ -43,7 +43,6 @@ pub async fn creation_enabled(shared: &Shared) {
 /// Writes the input file and sends it, unless it was sent before and `look` finds it.
 pub async fn upload(shared: &Arc<Shared>, batch: &Batch, upload: u32, look: bool) -> Event {
     creation_enabled(shared).await;
-    shared.account.pass(shared.clock.as_ref(), Call::Send).await;
     let sent = try_upload(shared, batch, upload, look).await;
     match sent {
         Ok(input) => Event::Uploaded(input),
@@ -57,16 +56,23 @@ async fn try_upload(
     upload: u32,
     look: bool,
 ) -> Result<InputFile, Trouble> {
-    let name = format!("ns-{}-{}-{upload}.jsonl", shared.store.instance(), batch.id);
+    let name = finding::file_name(shared, batch.id, upload);
     let input = |file: FileObject| InputFile {
         id: file.id,
         upload,
         // Without the provider's word the batch's own time is the earliest that is certain.
         created_at: file.created_at.unwrap_or_else(|| batch.created_at.minus(SKEW)),
     };
-    if look && let Some(file) = find_file(shared, batch, &name).await? {
-        return Ok(input(file));
+    let is_it = |file: &FileObject| {
+        file.filename.as_ref() == Some(&name) && file.bytes.is_none_or(|bytes| bytes == batch.input_bytes)
+    };
+    if look {
+        let found = finding::find_file(shared, Some(batch.created_at.minus(SKEW)), is_it).await;
+        if let Some(file) = found.map_err(|err| trouble(shared, err))? {
+            return Ok(input(file));
+        }
     }
+    shared.account.pass(shared.clock.as_ref(), Call::Send).await;
     let path = input_path(shared, batch);
     prepare_input(shared, batch, &path)
         .await
@@ -74,6 +80,7 @@ async fn try_upload(
     let _slot = shared.pace.upload(shared.clock.as_ref()).await;
     // Much may have come between while there was no room, or no slot.
     creation_enabled(shared).await;
+    shared.account.sends(batch.id);
     let sent = shared.provider.upload_file(&path, &name).await.map_err(|err| trouble(shared, err))?;
     shared.account.succeeded(Success::Uploaded);
     Ok(input(sent))
@@ -109,28 +116,6 @@ async fn prepare_input(shared: &Arc<Shared>, batch: &Batch, path: &Path) -> io::
 /// Runs work on files beside the actors.
 async fn beside<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|err| io::Error::other(crate::panics::broke_off(&err)))?
-}
-
-/// Looks for a file of ours by its name, among those that are not older than the batch.
-async fn find_file(shared: &Shared, batch: &Batch, name: &str) -> Result<Option<FileObject>, Trouble> {
-    let oldest = batch.created_at.minus(SKEW);
-    let mut after: Option<FileId> = None;
-    for _ in 0..PAGES_MAX {
-        let page =
-            shared.provider.list_files(after.as_ref(), 1000).await.map_err(|err| trouble(shared, err))?;
-        let last = page.data.last().cloned();
-        let mut found = page.data.into_iter().filter(|file| file.filename.as_deref() == Some(name));
-        if let Some(file) = found.find(|file| file.bytes.is_none_or(|bytes| bytes == batch.input_bytes)) {
-            return Ok(Some(file));
-        }
-        let Some(last) = last else { return Ok(None) };
-        if !page.has_more || last.created_at.is_some_and(|at| at < oldest) || after.as_ref() == Some(&last.id)
-        {
-            return Ok(None);
-        }
-        after = Some(last.id);
-    }
-    Err(Trouble::Later { retry_after_ms: None, why: "the provider's list of files does not end".to_owned() })
 }
 
 fn input_path(shared: &Shared, batch: &Batch) -> PathBuf {
@@ -177,20 +162,16 @@ fn line_of(shared: &Shared, id: RequestId) -> Result<Vec<u8>, StoreError> {
     Ok(line)
 }
 
-/// A nonce for a create call, once it may be made: there is room, the account works, our own limits allow it.
+/// A nonce for a create call, once it may be made: there is room, the account works, our own limits allow it. Whether
+/// there is still room after all that waiting is decided where the intent is stored.
 pub async fn make_intent(shared: &Arc<Shared>, batch: &Batch, input: InputFile) -> Event {
     creation_enabled(shared).await;
     let (reader, owned) = (shared.reader.clone(), batch.clone());
-    let admission = blocking(move || reader.room(&owned)).await.map(|room| {
-        let single = batch.counts.members == 1;
-        room.admits(batch.id, batch.held_tokens, single, shared.clock.now())
-    });
-    match admission {
-        Ok(Admission::Now) => {}
-        Ok(Admission::NotBefore(until)) => return Event::RoomShut { until },
-        Ok(Admission::TooBig) => {
-            let detail = "the provider has no room for so many tokens at once: its requests are cut smaller";
-            return Event::GivenBack(Failure::new(FailureClass::Capacity, "too_large_for_room", detail));
+    match blocking(move || reader.room(&owned)).await {
+        Ok(room) => {
+            if let Some(turned_away) = room.turns_away(batch, shared.clock.now()) {
+                return turned_away;
+            }
         }
         Err(err) => {
             tracing::error!(batch.id = %batch.id, error = %err, "the room for a batch cannot be read");
@@ -252,8 +233,8 @@ pub async fn fence(shared: &Shared, file: &FileId) -> Event {
     let mut pause = Duration::from_millis(500);
     loop {
         crash_point!("fence.before_delete");
-        let gone = match shared.provider.delete_file(file).await {
-            Ok(()) => shared.provider.get_file(file).await.map(|file| file.is_none()),
+        let gone = match read(shared, shared.provider.delete_file(file)).await {
+            Ok(()) => read(shared, shared.provider.get_file(file)).await.map(|file| file.is_none()),
             Err(err) => Err(err),
         };
         match gone {

@@ -6,14 +6,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::Shared;
-use super::account::{Call, Success};
+use super::account::{Call, Cause, Success};
 use super::effects::observation;
 use crate::domain::batch::{BatchState, InputFile, Intent, Origin};
 use crate::domain::event::{Event, Observation};
 use crate::domain::id::{BatchId, FileId, Nonce, RequestId, Timestamp};
 use crate::provider::ProviderError;
 use crate::provider::jsonl::{self, LineReader, RawLine};
-use crate::provider::wire::BatchObject;
+use crate::provider::wire::{BatchObject, FileObject};
 use crate::store::{NotedIntent, StoreError, WATCHED_FOR};
 
 /// Pages of a list that are read at most; more mean that the provider's paging goes in circles.
@@ -32,10 +32,7 @@ pub async fn look_back(
     let _turn = shared.pace.search().await;
     let mut after = None;
     for _ in 0..PAGES_MAX {
-        shared.account.pass(shared.clock.as_ref(), Call::Read).await;
-        let page = shared.provider.list_batches(after.as_ref(), 100).await;
-        let page = page.inspect_err(|err| shared.account.heed(shared.clock.as_ref(), err))?;
-        shared.account.succeeded(Success::Read);
+        let page = read(shared, shared.provider.list_batches(after.as_ref(), 100)).await?;
         let last = page.data.last().map(|batch| (batch.id.clone(), batch.created_at));
         page.data.into_iter().for_each(&mut see);
         let Some((last, created_at)) = last else { return Ok(true) };
@@ -50,25 +47,106 @@ pub async fn look_back(
     Ok(false)
 }
 
-/// A list that lacks a batch proves something only if it is the list of our project: then our file is there, too.
-async fn is_visible(shared: &Shared, file: &FileId) -> bool {
-    matches!(shared.provider.get_file(file).await, Ok(Some(_)))
+/// Makes a call that costs nothing, once the key may be used, and tells the account what came of it.
+pub async fn read<T>(
+    shared: &Shared,
+    call: impl Future<Output = Result<T, ProviderError>>,
+) -> Result<T, ProviderError> {
+    let (account, clock) = (&shared.account, shared.clock.as_ref());
+    account.pass(clock, Call::Read).await;
+    match call.await {
+        Ok(answer) => {
+            account.succeeded(Success::Read);
+            Ok(answer)
+        }
+        Err(err) => {
+            account.heed(clock, &err);
+            Err(err)
+        }
+    }
 }
 
-/// Searches the provider's list once for an uncertain creation. `gone` says that the input file was deleted already.
-/// The first search of a process begins at once, later ones a while after.
-pub async fn sweep(shared: &Shared, intent: Intent, since_ms: u64, first: bool, gone: bool) -> Event {
-    if !first {
+/// The first file in the provider's list, newest first, that is `wanted`; those from before `since` are not looked at.
+pub async fn find_file(
+    shared: &Shared,
+    since: Option<Timestamp>,
+    wanted: impl Fn(&FileObject) -> bool,
+) -> Result<Option<FileObject>, ProviderError> {
+    let mut after: Option<FileId> = None;
+    for _ in 0..PAGES_MAX {
+        let page = read(shared, shared.provider.list_files(after.as_ref(), 1000)).await?;
+        let last = page.data.last().cloned();
+        if let Some(file) = page.data.into_iter().find(&wanted) {
+            return Ok(Some(file));
+        }
+        let Some(last) = last else { return Ok(None) };
+        let is_older = since.is_some_and(|since| last.created_at.is_some_and(|at| at < since));
+        if !page.has_more || is_older || after.as_ref() == Some(&last.id) {
+            return Ok(None);
+        }
+        after = Some(last.id);
+    }
+    Err(ProviderError::Uncertain { call: "GET /files", what: "the list does not end".to_owned() })
+}
+
+/// The name under which an input file is sent.
+pub fn file_name(shared: &Shared, batch: BatchId, upload: u32) -> String {
+    format!("ns-{}-{batch}-{upload}.jsonl", shared.store.instance())
+}
+
+/// Whose input file it is, if it is one of this store.
+fn batch_of_file(shared: &Shared, file: &FileObject) -> Option<BatchId> {
+    let ours = format!("ns-{}-", shared.store.instance());
+    let (batch, _) = file.filename.as_deref()?.strip_prefix(&ours)?.rsplit_once('-')?;
+    batch.parse().ok()
+}
+
+/// A list that lacks a batch proves something only if it is the list of our project: then the input file is there,
+/// too, or at least another file of ours. A server that cannot show files shows none.
+async fn shows_our_files(shared: &Shared, batch: BatchId, intent: &Intent) -> Result<bool, ProviderError> {
+    match read(shared, shared.provider.get_file(&intent.input.id)).await {
+        Ok(Some(_)) => return Ok(true),
+        Ok(None) | Err(ProviderError::Refused { .. }) => {}
+        Err(err) => return Err(err),
+    }
+    let proves = |file: &FileObject| {
+        batch_of_file(shared, file).is_some_and(|other| shared.account.proves(other, batch))
+    };
+    match find_file(shared, None, proves).await {
+        Ok(found) => Ok(found.is_some()),
+        Err(ProviderError::Refused { .. }) => Ok(false),
+        Err(err) => Err(err),
+    }
+}
+
+/// What the batch that looks for its creation knows of its search.
+#[derive(Debug, Clone, Copy)]
+pub struct Looking {
+    /// Since when this process looks, on the monotonic clock.
+    pub since_ms: u64,
+    /// The first search of a process begins at once, later ones a while after.
+    pub first: bool,
+    /// Whether the input file was deleted already.
+    pub gone: bool,
+    /// Whether it was told already that the list is not proven to be ours.
+    pub told: bool,
+}
+
+/// Searches the provider's list once for an uncertain creation of `batch`.
+pub async fn sweep(shared: &Shared, batch: BatchId, intent: Intent, looking: Looking) -> Event {
+    if !looking.first {
         let pause = (shared.grace / 4).clamp(Duration::from_millis(500), Duration::from_secs(60));
         shared.clock.sleep(pause).await;
     }
     crash_point!("sweep.before_search");
-    let (complete, found) = match search(shared, &intent).await {
-        Ok(Searched { complete: true, found: None, ours: false })
-            if !gone && !is_visible(shared, &intent.input.id).await =>
-        {
-            tracing::error!(file = %intent.input.id, "the provider does not show us our own input file: is this the \
-                right key and project? Nothing is sent again until it does");
+    let searched = prove(shared, batch, &intent, looking.gone).await;
+    crash_point!("sweep.after_search");
+    let (complete, found) = match searched {
+        Ok(Searched { proven: false, .. }) => {
+            unproven(shared, &intent);
+            if !looking.told {
+                return Event::ListUnproven;
+            }
             (false, None)
         }
         Ok(Searched { complete, found, .. }) => (complete, found),
@@ -77,9 +155,21 @@ pub async fn sweep(shared: &Shared, intent: Intent, since_ms: u64, first: bool, 
             (false, None)
         }
     };
-    crash_point!("sweep.after_search");
-    let looked_for = Duration::from_millis(shared.clock.monotonic_ms().saturating_sub(since_ms));
+    let looked_for = Duration::from_millis(shared.clock.monotonic_ms().saturating_sub(looking.since_ms));
     Event::Swept { complete, grace_over: looked_for >= shared.grace, found }
+}
+
+/// Everything rests until it is known whether this is our project: what is sent now might go to another one.
+fn unproven(shared: &Shared, intent: &Intent) {
+    if shared.account.paused().is_some_and(|paused| paused.cause == Cause::Gone) {
+        return;
+    }
+    let why = format!(
+        "a create call is looked for, and the provider shows neither its input file {} nor anything else of this \
+         store: is this the right key and project? If it is, the file was deleted or has expired",
+        intent.input.id
+    );
+    shared.account.pause(shared.clock.as_ref(), Cause::Unproven, &why);
 }
 
 struct Searched {
@@ -87,12 +177,32 @@ struct Searched {
     complete: bool,
     /// What was found.
     found: Option<Observation>,
-    /// Whether any batch of this store was there, which shows that the list is that of our project. The file alone
-    /// may be gone: deleted here after the backup that this store was restored from.
-    ours: bool,
+    /// Whether what was not found is known to be no matter of the wrong key or project.
+    proven: bool,
 }
 
-async fn search(shared: &Shared, intent: &Intent) -> Result<Searched, ProviderError> {
+/// Searches, and sees whether what it does not find proves anything.
+async fn prove(
+    shared: &Shared,
+    batch: BatchId,
+    intent: &Intent,
+    gone: bool,
+) -> Result<Searched, ProviderError> {
+    let searched = search(shared, batch, intent).await?;
+    let ours = searched.proven || searched.found.is_some();
+    // Where the input file was fenced, the searches before were proven.
+    let asks = searched.complete && !gone && !shared.account.is_trusted(shared.clock.as_ref());
+    // The input file alone may be gone: deleted by hand, expired, or deleted here after the backup that this store was
+    // restored from.
+    let shown = ours || (asks && shows_our_files(shared, batch, intent).await?);
+    if shown {
+        shared.account.succeeded(Success::Proven);
+    }
+    Ok(Searched { proven: shown || !asks, ..searched })
+}
+
+/// `proven` is whether a batch of this store was there.
+async fn search(shared: &Shared, batch: BatchId, intent: &Intent) -> Result<Searched, ProviderError> {
     let instance = shared.store.instance().to_string();
     let nonce = intent.nonce.to_string();
     let ours = |batch: &BatchObject| match mark(batch, "ns_nonce") {
@@ -104,15 +214,20 @@ async fn search(shared: &Shared, intent: &Intent) -> Result<Searched, ProviderEr
                 && matches!(shared.reader.batch_of_provider(&batch.id), Ok(None))
         }
     };
+    let proves = |found: &BatchObject| {
+        let of = mark(found, "ns_batch").and_then(|id| id.parse::<BatchId>().ok());
+        mark(found, "ns_instance") == Some(instance.as_str())
+            && of.is_none_or(|of| shared.account.proves(of, batch))
+    };
     let mut found: Vec<BatchObject> = Vec::new();
     let since = intent.input.created_at;
-    let mut any = false;
+    let mut proven = false;
     let see = |batch: BatchObject| {
-        any |= mark(&batch, "ns_instance") == Some(instance.as_str());
+        proven |= proves(&batch);
         found.extend(Some(batch).filter(&ours));
     };
     let complete = look_back(shared, since, see).await?;
-    Ok(Searched { complete, found: keep(found), ours: any })
+    Ok(Searched { complete, found: keep(found), proven })
 }
 
 /// The one to keep: the one with results, else the oldest. The others are found again as shadows.

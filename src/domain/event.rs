@@ -119,6 +119,9 @@ pub enum Event {
         /// What was found for the intent: the one to keep.
         found: Option<Observation>,
     },
+    /// Neither the input file nor anything else of ours is at the provider, so that what its list lacks proves
+    /// nothing. Said once; after that such a search is one that is not complete.
+    ListUnproven,
     /// The old input file is gone.
     Fenced,
     /// The provider was asked about the batch.
@@ -196,6 +199,7 @@ impl Event {
             Self::Created(_) => "created",
             Self::CreateFailed { .. } => "create_failed",
             Self::Swept { .. } => "swept",
+            Self::ListUnproven => "list_unproven",
             Self::Fenced => "fenced",
             Self::Observed { .. } => "observed",
             Self::NotKnown { .. } => "not_known",

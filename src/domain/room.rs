@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::batch::Batch;
+use super::event::Event;
 use super::id::{BatchId, Timestamp};
+use super::request::{Failure, FailureClass};
 use super::retry;
 
 /// After the terminal status the provider may count a batch's tokens for so long.
@@ -139,6 +142,19 @@ impl Room {
                 Admission::NotBefore(now.plus(LOOK_AGAIN))
             }
             Some(_) => Admission::Now,
+        }
+    }
+
+    /// What happens to a batch that would be created at `now`, where there is no room for it.
+    pub fn turns_away(&self, batch: &Batch, now: Timestamp) -> Option<Event> {
+        match self.admits(batch.id, batch.held_tokens, batch.counts.members == 1, now) {
+            Admission::Now => None,
+            Admission::NotBefore(until) => Some(Event::RoomShut { until }),
+            Admission::TooBig => {
+                let detail =
+                    "the provider has no room for so many tokens at once: its requests are cut smaller";
+                Some(Event::GivenBack(Failure::new(FailureClass::Capacity, "too_large_for_room", detail)))
+            }
         }
     }
 

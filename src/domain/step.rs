@@ -162,6 +162,8 @@ fn decide(state: &BatchState, event: &Event, policy: &Policy) -> Result<Step, Il
         (S::Uncertain { intent, sweeps }, E::Swept { complete, grace_over, found }) => {
             Ok(submitting::swept(intent, *sweeps, *complete, *grace_over, found.as_ref(), policy))
         }
+        (S::Creating { intent, .. }, E::ListUnproven) => Ok(submitting::list_unproven(intent, 0)),
+        (S::Uncertain { intent, sweeps }, E::ListUnproven) => Ok(submitting::list_unproven(intent, *sweeps)),
         (S::Fencing { intent, gone: false }, E::Fenced) => Ok(submitting::fenced(intent)),
         (S::Fencing { intent, gone: true }, E::Swept { complete, found, .. }) => {
             Ok(submitting::last_swept(intent, *complete, found.as_ref()))

@@ -9,12 +9,13 @@ use super::keys::{self, Key, Tree};
 use super::tx::Tx;
 use super::{Store, StoreError};
 use super::{intents, outcomes, requests, rooms};
-use crate::domain::batch::{Batch, BatchState, Origin};
+use crate::domain::batch::{Batch, BatchState, Intent, Origin};
 use crate::domain::cut::{self, Limits};
+use crate::domain::event::Event;
 use crate::domain::id::{BatchId, FileId, ProviderBatchId, RequestId, Revision, Timestamp};
 use crate::domain::request::{Answered, Attempt, Cost, Failure, Group, Outcome, Request, RequestStatus};
 use crate::domain::retry;
-use crate::domain::step::{Change, Policy, Step};
+use crate::domain::step::{self, Change, Policy, Step};
 
 /// A transaction moves at most this many requests.
 pub const CHUNK: usize = 250;
@@ -182,6 +183,30 @@ impl Store {
                 take_step(tx, &mut batch, &step, now)?;
                 save(tx, &mut batch)?;
                 Ok(batch)
+            })
+            .await
+    }
+
+    /// Stores the intent for a create call, or that there is no room for the batch. That is decided here, one batch
+    /// after the other: of several that saw the same room only so many go as fit into it.
+    pub async fn commit_intent(
+        &self,
+        id: BatchId,
+        revision: Revision,
+        intent: Intent,
+        policy: Policy,
+        now: Timestamp,
+    ) -> Result<(Batch, Step), StoreError> {
+        self.committer
+            .commit(1, move |tx| {
+                let mut batch = load(tx, id, revision)?;
+                let turned_away = rooms::read(tx, &batch)?.turns_away(&batch, now);
+                let event = turned_away.unwrap_or(Event::IntentMade(intent));
+                let step = step::step(&batch.state, batch.orders(), &event, &policy)
+                    .map_err(|err| StoreError::Broken(err.to_string()))?;
+                take_step(tx, &mut batch, &step, now)?;
+                save(tx, &mut batch)?;
+                Ok((batch, step))
             })
             .await
     }

@@ -186,30 +186,38 @@ impl Call {
 pub struct Nightshift {
     pub shared: Arc<Shared>,
     pub clock: Arc<ManualClock>,
+    pub creator: actix::Addr<Creator>,
     routes: BoxedFilter<(Response,)>,
     _spool: tempfile::TempDir,
 }
 
 /// Starts the actors, runs the test beside them, and stops them.
 pub fn with_actors(test: impl AsyncFnOnce(Nightshift)) {
-    actix::System::new().block_on(async { test(Nightshift::start().await).await });
+    let start = Nightshift::start(Switches::new(false, false));
+    actix::System::new().block_on(async { test(start.await).await });
+}
+
+/// The same with creation on.
+pub fn with_a_creator(test: impl AsyncFnOnce(Nightshift)) {
+    let start = Nightshift::start(Switches::new(true, false));
+    actix::System::new().block_on(async { test(start.await).await });
 }
 
 impl Nightshift {
-    async fn start() -> Self {
+    async fn start(switches: Switches) -> Self {
         let clock = Arc::new(ManualClock::new(Timestamp::from_millis(START)));
         let shared_clock: SharedClock = clock.clone();
         let spool = tempfile::tempdir().unwrap();
         let store = Store::in_memory(uuid(9, 1)).await.unwrap();
         fill(&store, clock.now()).await;
-        let shared = Arc::new(share(store, shared_clock, spool.path()));
+        let shared = Arc::new(Shared { switches, ..share(store, shared_clock, spool.path()) });
         let registry = Registry::new(shared.clone()).start();
         let creator = Creator::new(shared.clone(), registry.clone()).start();
         let intake = Intake::new(shared.clone(), creator.clone()).start();
-        registry.send(Resume { creator }).await.unwrap().unwrap();
+        registry.send(Resume { creator: creator.clone() }).await.unwrap().unwrap();
         let admin = Some(Secret::new(ADMIN));
         let api = http::Api::new(registry, intake, shared.clone(), admin).unwrap();
-        Self { shared, clock, routes: http::routes(api), _spool: spool }
+        Self { shared, clock, creator, routes: http::routes(api), _spool: spool }
     }
 
     pub fn now(&self) -> Timestamp {

@@ -13,6 +13,7 @@
 
 mod architecture;
 mod crash;
+mod creating;
 mod damage;
 mod disk;
 mod disk_faults;

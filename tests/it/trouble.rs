@@ -7,4 +7,6 @@ mod cancel;
 mod found;
 mod gone;
 mod limits;
+mod lost;
+mod unproven;
 mod validation;

@@ -150,6 +150,17 @@ pub(super) fn swept(
     go(BatchState::Uncertain { intent: intent.clone(), sweeps }).with([Effect::Sweep(intent.clone())])
 }
 
+/// The search goes on; whether that can come to an end is for an operator to say.
+pub(super) fn list_unproven(intent: &Intent, sweeps: u32) -> Step {
+    go(BatchState::Uncertain { intent: intent.clone(), sweeps }).with([Effect::Sweep(intent.clone())]).telling(
+        format!(
+            "the provider shows neither the input file {} nor anything else of this store, so it may be the wrong key \
+             or project; if both are right, `nightshift resume` says so and the search can come to its end",
+            intent.input.id
+        ),
+    )
+}
+
 pub(super) fn fenced(intent: &Intent) -> Step {
     go(BatchState::Fencing { intent: intent.clone(), gone: true })
         .with([Effect::Sweep(intent.clone())])

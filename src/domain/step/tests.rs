@@ -111,6 +111,19 @@ fn not_found_takes_three_complete_searches_and_the_grace_and_then_the_old_file_g
 }
 
 #[test]
+fn a_list_that_proves_nothing_is_told_of_and_counts_for_nothing() {
+    for (state, sweeps) in [(creating(), 0), (BatchState::Uncertain { intent: intent(1), sweeps: 2 }, 2)] {
+        let step = take(&state, &Event::ListUnproven);
+        assert_eq!(step.next, BatchState::Uncertain { intent: intent(1), sweeps });
+        assert_eq!(step.effects, [Effect::Sweep(intent(1))]);
+        let story = step.story.unwrap();
+        assert!(story.contains("file-1") && story.contains("`nightshift resume`"), "{story}");
+    }
+    let running = step(&observing(), Orders::default(), &Event::ListUnproven, &POLICY);
+    assert!(running.is_err(), "nobody searches for what is there");
+}
+
+#[test]
 fn a_rate_limit_keeps_the_file_and_waits_as_long_as_it_is_asked_to() {
     let trouble = Trouble::Later { retry_after_ms: Some(300_000), why: "429".to_owned() };
     let step = take(&creating(), &create_failed(trouble));

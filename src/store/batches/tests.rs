@@ -6,7 +6,7 @@ use super::*;
 use crate::domain::batch::{
     Cancel, InputFile, Intent, Problem, ProviderIdentity, Running, Terminal, Then, Wait,
 };
-use crate::domain::event::{Event, Observation, ObservedStatus};
+use crate::domain::event::{Event, Observation, ObservedStatus, Trouble};
 use crate::domain::id::Nonce;
 use crate::domain::request::{Endpoint, FailureClass, Source};
 use crate::domain::step;
@@ -318,6 +318,100 @@ async fn an_intent_is_noted_and_what_is_given_up_is_watched_for_two_days() {
     assert_eq!(store.forget_intents(NOW.plus(Duration::from_secs(48 * 3600))).await.unwrap(), 0);
     assert_eq!(store.forget_intents(NOW.plus(Duration::from_secs(48 * 3601))).await.unwrap(), 1);
     assert_eq!(noted(), []);
+}
+
+/// Cuts a batch of at most `members` and takes it as far as its intent.
+async fn ready(store: &Store, number: u8, members: u64) -> Batch {
+    let id = batch_id(number);
+    store.open_batch(Batch::open(id, group(), ProviderIdentity::default(), NOW)).await.unwrap();
+    let limits = Limits { requests_max: members, ..LIMITS };
+    let mut batch = store.cut_chunk(id, Revision(0), limits).await.unwrap().batch;
+    for event in [
+        Event::FillEnded { members: batch.counts.members, at: NOW },
+        Event::Released,
+        Event::Uploaded(intent(number).input),
+    ] {
+        batch = take(store, &batch, &event).await;
+    }
+    batch
+}
+
+async fn intend(store: &Store, number: u8, batch: &Batch) -> Batch {
+    store.commit_intent(batch.id, batch.revision, intent(number), POLICY, NOW).await.unwrap().0
+}
+
+#[tokio::test]
+async fn of_two_that_saw_the_same_room_one_goes_and_the_other_waits() {
+    let (store, _) = store_with(9).await;
+    let first = ready(&store, 1, 2).await;
+    let second = ready(&store, 2, 2).await;
+    let large = ready(&store, 3, 4).await;
+    let large = intend(&store, 3, &large).await;
+    let running = seen(3, ObservedStatus::Running(Running::Validating));
+    let large = take(&store, &large, &Event::Created(running)).await;
+    let problem = Problem { code: Some("token_limit_exceeded".to_owned()), ..Problem::default() };
+    refused(&store, 3, &large, problem).await;
+    let room = || store.reader().room(&first).unwrap();
+    for batch in [&first, &second] {
+        assert_eq!(room().turns_away(batch, NOW), None, "each for itself may try");
+    }
+    let first = intend(&store, 1, &first).await;
+    assert!(matches!(first.state, BatchState::Creating { .. }));
+    let second = intend(&store, 2, &second).await;
+    let BatchState::Ready { wait, .. } = &second.state else { panic!("{:?}", second.state) };
+    assert!(wait.until.unwrap() > NOW);
+    assert_eq!((room().enqueued, room().closed.unwrap().probe), (20, Some(first.id)));
+    assert_eq!(store.reader().intents_since(NOW, 10).unwrap().len(), 2, "no intent of one that waits");
+
+    // The gate is open again, and the room that was learned is enough for one of them.
+    let admitted = seen(1, ObservedStatus::Running(Running::InProgress));
+    let running = seen(1, ObservedStatus::Running(Running::Validating));
+    let first = take(&store, &first, &Event::Created(running)).await;
+    let first = take(&store, &first, &Event::Observed { seen: admitted, at: NOW }).await;
+    assert_eq!((room().closed, room().limit(NOW)), (None, Some(32)));
+    let second = intend(&store, 2, &second).await;
+    assert!(matches!(second.state, BatchState::Ready { .. }));
+    completed(&store, 1, &first).await;
+    store.release_room(NOW.plus(Duration::from_secs(600))).await.unwrap();
+    let second = intend(&store, 2, &second).await;
+    assert!(matches!(second.state, BatchState::Creating { .. }));
+    // What would never fit gives its members back.
+    let whole = ready(&store, 4, 100).await;
+    let whole = intend(&store, 4, &whole).await;
+    assert!(matches!(whole.state, BatchState::Dissolving { .. }), "{:?}", whole.state);
+    sound(&store);
+}
+
+#[tokio::test]
+async fn what_is_lost_with_its_file_fails_and_completes_once_it_is_requeued() {
+    let (store, ids) = store_with(2).await;
+    let batch = sent(&store, 1).await;
+    let ended = seen(1, ObservedStatus::Ended(Terminal::Completed));
+    let ended = Observation { output: Some(FileId::new("out")), completed_lines: Some(2), ..ended };
+    let mut batch = take(&store, &batch, &Event::Observed { seen: ended, at: NOW }).await;
+    let kind = crate::domain::batch::ResultKind::Output;
+    let refusal = Failure::new(FailureClass::Permanent, "http_404", "no such file");
+    for _ in 0..Policy::DOWNLOAD_REFUSALS_MAX {
+        let trouble = Trouble::Refused(refusal.clone());
+        batch = take(&store, &batch, &Event::DownloadFailed { kind, trouble, at: NOW }).await;
+    }
+    let batch = close(&store, batch, HashMap::new()).await;
+    assert_eq!((batch.counts.failed, batch.counts.returned), (2, 0));
+    let request = || store.reader().request(ids[0]).unwrap().unwrap();
+    let codes = || {
+        let code = |attempt: &Attempt| attempt.failure.as_ref().map(|failure| failure.code.clone());
+        request().history.iter().map(code).collect::<Vec<_>>()
+    };
+    assert_eq!(codes(), [Some("result_lost".to_owned())]);
+    assert_eq!(request().failure.unwrap().class, FailureClass::Lost);
+    assert_eq!(store.reader().summary(None).unwrap(), [0, 0, 0, 2], "nothing goes back by itself");
+    store.requeue(ids.clone(), NOW).await.unwrap();
+    assert_eq!(store.reader().summary(None).unwrap(), [2, 0, 0, 0]);
+    let batch = sent(&store, 2).await;
+    completed(&store, 2, &batch).await;
+    assert_eq!(store.reader().summary(None).unwrap(), [0, 0, 2, 0]);
+    assert_eq!(codes(), [Some("result_lost".to_owned()), None]);
+    sound(&store);
 }
 
 #[tokio::test]

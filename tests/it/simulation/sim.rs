@@ -277,10 +277,16 @@ impl Sim {
     pub fn happened(&mut self, id: BatchId, event: Event) -> Checked {
         let at = self.at();
         let Some(actor) = self.actors.get_mut(&id) else { return Ok(()) };
-        let step = step::step(&actor.batch.state, actor.batch.orders(), &event, &POLICY).map_err(text)?;
+        let mut step = step::step(&actor.batch.state, actor.batch.orders(), &event, &POLICY).map_err(text)?;
         if !step.changes_nothing(&actor.batch.state) {
-            let stored = now(self.store.commit_step(id, actor.batch.revision, step.clone(), at));
-            actor.batch = stored.map_err(text)?;
+            let revision = actor.batch.revision;
+            if let Event::IntentMade(intent) = &event {
+                // There may be no room any more; then it is another step.
+                let stored = now(self.store.commit_intent(id, revision, intent.clone(), POLICY, at));
+                (actor.batch, step) = stored.map_err(text)?;
+            } else {
+                actor.batch = now(self.store.commit_step(id, revision, step.clone(), at)).map_err(text)?;
+            }
         }
         self.advance(id, step.effects);
         self.note(format_args!("{id} {event:?} -> {:?}", step.next));
