@@ -74,6 +74,7 @@ pub const CRASH_POINTS: &[&str] = &[
     "cancel.after_send",
     // Leaving.
     "drain.before_anchor",
+    "store.before_name",
 ];
 
 /// Passes a point: nothing, unless the feature `crash-points` is on and the environment names it.

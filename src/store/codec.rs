@@ -27,8 +27,9 @@ pub fn encode<T: Serialize>(record: &T) -> Result<Vec<u8>, StoreError> {
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StoreError> {
     match bytes.split_first() {
         Some((&VERSION, body)) => {
-            // The limit keeps a damaged length from asking for all the memory there is.
-            let config = bincode::config::standard().with_limit::<{ 256 << 20 }>();
+            // The limit keeps a damaged length from asking for all the memory there is. A value of at most 64 KiB is
+            // nowhere near it.
+            let config = bincode::config::standard().with_limit::<{ 4 << 20 }>();
             let (record, read) = bincode::serde::decode_from_slice(body, config)
                 .map_err(|err| StoreError::Codec(err.to_string()))?;
             if read == body.len() {
@@ -58,11 +59,13 @@ pub fn pack(text: &[u8]) -> Result<Vec<u8>, StoreError> {
 /// The text again.
 pub fn unpack(packed: &[u8]) -> Result<Vec<u8>, StoreError> {
     use std::io::Read;
-    let decoder =
-        zstd::stream::read::Decoder::new(packed).map_err(|err| StoreError::Codec(err.to_string()))?;
+    let codec = |err: std::io::Error| StoreError::Codec(err.to_string());
+    let mut decoder = zstd::stream::read::Decoder::new(packed).map_err(codec)?;
+    // What `pack` writes needs 2 MiB; a damaged head must not ask for 128.
+    decoder.window_log_max(23).map_err(codec)?;
     let mut text = Vec::new();
     let limit = u64::try_from(TEXT_BYTES_MAX).unwrap_or(u64::MAX);
-    decoder.take(limit + 1).read_to_end(&mut text).map_err(|err| StoreError::Codec(err.to_string()))?;
+    decoder.take(limit + 1).read_to_end(&mut text).map_err(codec)?;
     if text.len() > TEXT_BYTES_MAX {
         return Err(StoreError::TooLong { bytes: text.len(), max: TEXT_BYTES_MAX });
     }
@@ -105,5 +108,9 @@ mod tests {
         assert!(packed.len() * 3 < text.len());
         assert_eq!(unpack(&packed).unwrap(), text.as_bytes());
         assert!(unpack(b"no zstd").is_err());
+        // As long as they may be, and of what cannot be shrunk.
+        let noise: Vec<u8> =
+            (0..20_000_000_u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+        assert_eq!(unpack(&pack(&noise).unwrap()).unwrap(), noise);
     }
 }

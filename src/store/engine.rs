@@ -29,6 +29,8 @@ pub type Entry = (Vec<u8>, Vec<u8>);
 /// early: neither a power cut nor a kill may find one. A page has 20 values at most, each of at most
 /// [`VALUE_BYTES_MAX`](super::codec::VALUE_BYTES_MAX), so none is that large.
 const SEGMENT_BYTES: usize = 8 << 20;
+/// How long a thread of sled's may still hold its lock.
+const UNLOCKED_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
 /// A change as sled gets it: the key, and the sealed value or none.
 type Sealed<'a> = (&'a [u8], Option<IVec>);
 
@@ -65,44 +67,13 @@ pub struct SledEngine {
 impl Engine {
     /// Opens or creates the database in `dir`, under the data folder's lock.
     pub fn open(dir: &Path, lock: FolderLock) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(dir).map_err(|err| StoreError::folder(dir, err))?;
+        if !dir.exists() {
+            make(dir)?;
+        }
         remove_half_made_snapshots(dir)?;
-        let config = sled::Config::new()
-            .path(dir)
-            .cache_capacity(64 << 20)
-            .segment_size(segment_bytes(dir))
-            .flush_every_ms(Some(500))
-            .mode(sled::Mode::HighThroughput);
-        // sled panics on some kinds of damage; that must not look like a bug of ours.
-        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let db = config.open()?;
-            let trees =
-                Tree::ALL.iter().map(|tree| db.open_tree(tree.name())).collect::<Result<Vec<_>, _>>()?;
-            db.flush()?;
-            Ok::<_, sled::Error>((db, trees))
-        }));
-        let (db, trees) = match opened {
-            Ok(Ok(opened)) => opened,
-            // The disk fails, which says nothing about what is on it.
-            Ok(Err(sled::Error::Io(err)))
-                if err.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) =>
-            {
-                return Err(StoreError::Io(err.to_string()));
-            }
-            Ok(Err(err)) => return Err(StoreError::refused(dir, &err)),
-            Err(_) => {
-                return Err(StoreError::Corrupt {
-                    path: dir.display().to_string(),
-                    what: "the database gave up on it while opening".to_owned(),
-                });
-            }
-        };
+        let (db, trees) = open_database(dir)?;
         let file = File::open(dir.join("db")).map_err(|err| StoreError::folder(dir, err))?;
-        // sled writes this once, in two pieces, and never syncs it; without it the store cannot be opened.
-        let conf = File::open(dir.join("conf")).map_err(|err| StoreError::folder(dir, err))?;
-        let folder = File::open(dir).map_err(|err| StoreError::folder(dir, err))?;
-        let synced = file.sync_all().and_then(|()| conf.sync_all()).and_then(|()| folder.sync_all());
-        synced.map_err(|err| StoreError::SyncFailed(err.to_string()))?;
+        sync(dir, &file)?;
         Ok(Self::Sled(SledEngine { db, trees, file, _lock: lock }))
     }
 
@@ -416,6 +387,78 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// A kill or a full disk while sled writes a snapshot leaves an empty file that blocks every later open
 /// (stack.md section 3). It holds nothing, and nobody else can be writing it: we hold the lock.
+/// Makes an empty store, which has its name only once it is whole: sled could not open half of one, and nobody could
+/// tell it from a damaged one.
+fn make(dir: &Path) -> Result<(), StoreError> {
+    let half = dir.with_extension("new");
+    let failed = |err| StoreError::folder(&half, err);
+    match std::fs::remove_dir_all(&half) {
+        Err(err) if err.kind() != std::io::ErrorKind::NotFound => return Err(failed(err)),
+        Ok(()) | Err(_) => {}
+    }
+    std::fs::create_dir(&half).map_err(failed)?;
+    drop(open_database(&half)?);
+    sync(&half, &File::open(half.join("db")).map_err(failed)?)?;
+    crash_point!("store.before_name");
+    std::fs::rename(&half, dir).map_err(failed)?;
+    let above = dir.parent().unwrap_or(Path::new("."));
+    let synced = File::open(above).map_err(|err| StoreError::folder(above, err))?.sync_all();
+    synced.map_err(|err| StoreError::SyncFailed(err.to_string()))
+}
+
+fn open_database(dir: &Path) -> Result<(sled::Db, Vec<sled::Tree>), StoreError> {
+    let config = sled::Config::new()
+        .path(dir)
+        .cache_capacity(64 << 20)
+        .segment_size(segment_bytes(dir))
+        .flush_every_ms(Some(500))
+        .mode(sled::Mode::HighThroughput);
+    // sled panics on some kinds of damage; that must not look like a bug of ours.
+    let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let db = open_unlocked(&config)?;
+        let trees = Tree::ALL.iter().map(|tree| db.open_tree(tree.name())).collect::<Result<Vec<_>, _>>()?;
+        db.flush()?;
+        Ok::<_, sled::Error>((db, trees))
+    }));
+    match opened {
+        Ok(Ok(opened)) => Ok(opened),
+        // The disk fails, which says nothing about what is on it.
+        Ok(Err(sled::Error::Io(err))) if err.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
+            Err(StoreError::Io(err.to_string()))
+        }
+        Ok(Err(err)) => Err(StoreError::refused(dir, &err)),
+        Err(_) => Err(StoreError::Corrupt {
+            path: dir.display().to_string(),
+            what: "the database gave up on it while opening".to_owned(),
+        }),
+    }
+}
+
+/// Opens the database once sled's own lock is free. The data folder's lock is ours, so what still holds it can only be
+/// a thread that sled leaves behind for a moment when a database is closed in this same process.
+fn open_unlocked(config: &sled::Config) -> Result<sled::Db, sled::Error> {
+    let began = std::time::Instant::now();
+    loop {
+        match config.open() {
+            Err(sled::Error::Io(err))
+                if err.to_string().contains("lock") && began.elapsed() < UNLOCKED_WITHIN =>
+            {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// Makes sure of the database's files, and of their names.
+fn sync(dir: &Path, file: &File) -> Result<(), StoreError> {
+    // sled writes this once, in two pieces, and never syncs it; without it the store cannot be opened.
+    let conf = File::open(dir.join("conf")).map_err(|err| StoreError::folder(dir, err))?;
+    let folder = File::open(dir).map_err(|err| StoreError::folder(dir, err))?;
+    let synced = file.sync_all().and_then(|()| conf.sync_all()).and_then(|()| folder.sync_all());
+    synced.map_err(|err| StoreError::SyncFailed(err.to_string()))
+}
+
 fn remove_half_made_snapshots(dir: &Path) -> Result<(), StoreError> {
     for entry in std::fs::read_dir(dir).map_err(|err| StoreError::folder(dir, err))? {
         let entry = entry.map_err(|err| StoreError::folder(dir, err))?;

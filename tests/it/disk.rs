@@ -332,6 +332,34 @@ fn a_disk_that_is_full_to_the_last_byte_ends_the_process_and_the_next_start_open
 }
 
 #[test]
+fn a_disk_without_inodes_stops_everything_and_goes_on_when_there_are_some() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = Mounted::new(&folder.path().join("data"), "size=64m,nr_inodes=300");
+    let provider = Provider::start(folder.path(), "1s", "{}");
+    let port = free_port();
+    let mut server = provider.server(folder.path(), port, &["creation.enabled=false"]);
+    assert_eq!(send(&server, 0, 20).unwrap().0, 200);
+    assert!(server.terminate().success());
+    let mut server = provider.server(folder.path(), port, &[]);
+    let fillers = data.0.join("fillers");
+    fs::create_dir(&fillers).unwrap();
+    let made =
+        (0..300).take_while(|number| fs::File::create(fillers.join(number.to_string())).is_ok()).count();
+    assert!(made < 300, "there are still inodes");
+    until(&mut server, "their end is noticed", |server| reasons(server).contains("inodes are used up"));
+    let (status, answer) = send(&server, 20, 1).unwrap();
+    assert_eq!((status, answer["code"].as_str()), (503, Some("disk")), "{answer}");
+    fs::remove_dir_all(fillers).unwrap();
+    server.wait_until_done(20, Duration::from_secs(60));
+    until(&mut server, "it goes on", |server| reasons(server).is_empty());
+    assert_eq!(send(&server, 20, 1).unwrap().0, 200);
+    server.wait_until_done(21, Duration::from_secs(60));
+    assert!(server.terminate().success());
+    provider.assert_ran_once(21);
+    verify(folder.path());
+}
+
+#[test]
 fn a_spool_without_room_stops_the_work_and_goes_on_by_itself() {
     let folder = tempfile::tempdir().unwrap();
     let spool = Mounted::new(&folder.path().join("data/spool"), "size=32k");

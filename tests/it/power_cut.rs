@@ -107,9 +107,11 @@ impl Recording {
             (0..self.ops.len()).filter(|at| matches!(self.ops[*at], Op::Acknowledged(_))).collect();
         let mut cuts = BTreeSet::new();
         while cuts.len() < count {
-            cuts.insert(match cuts.len() % 2 {
+            cuts.insert(match cuts.len() % 4 {
+                // While the store is made.
+                3 => dice.below(acknowledgements[0]),
                 // Right behind an acknowledgement nothing may be missing yet.
-                0 => acknowledgements[dice.below(acknowledgements.len())],
+                0 | 2 => acknowledgements[dice.below(acknowledgements.len())],
                 _ => dice.below(self.ops.len()),
             });
         }
@@ -133,11 +135,7 @@ impl Recording {
                 scope.spawn(|| {
                     loop {
                         let Ok((at, mode, image)) = jobs.lock().unwrap().recv() else { return };
-                        let verdict = match look_at(&image) {
-                            // A cut while the store is made may leave half of one, and nothing is lost with it.
-                            Verdict::Refused(_) if is_empty(&image) => Verdict::Good,
-                            verdict => verdict,
-                        };
+                        let verdict = look_at(&image);
                         std::fs::remove_dir_all(&image).unwrap();
                         verdicts.lock().unwrap().insert((at, mode), verdict);
                     }
@@ -185,11 +183,6 @@ fn read_traces(traces: &Path) -> Vec<Op> {
         trace::read(&text, &mut ops, &mut token);
     }
     ops
-}
-
-/// Whether nothing had been acknowledged when the power was cut.
-fn is_empty(image: &Path) -> bool {
-    std::fs::metadata(image.with_extension("acknowledged")).unwrap().len() == 0
 }
 
 /// Has a child look at an image.

@@ -29,6 +29,8 @@ struct Sum {
     /// Milliseconds by the provider's clock.
     millis: u64,
     calls: u64,
+    /// While no time passed.
+    most_calls: u64,
     turns: u64,
     killed_in: BTreeSet<&'static str>,
     turned_in: BTreeSet<&'static str>,
@@ -68,12 +70,13 @@ fn the_whole_application_pays_for_nothing_twice_and_loses_nothing() {
     let (sums, failures) = (sums.into_inner().unwrap(), failures.into_inner().unwrap());
     let total = |of: fn(&Sum) -> u64| sums.iter().map(of).sum::<u64>();
     println!(
-        "{} seeds in {:?}: {} lives, {} steps, {} calls, {} jumps of the clock, {} hours",
+        "{} seeds in {:?}: {} lives, {} steps, {} calls (at most {} at once), {} jumps of the clock, {} hours",
         sums.len(),
         began.elapsed(),
         total(|sum| sum.lives),
         total(|sum| sum.steps),
         total(|sum| sum.calls),
+        sums.iter().map(|sum| sum.most_calls).max().unwrap_or(0),
         total(|sum| sum.turns),
         total(|sum| sum.millis) / 3_600_000
     );

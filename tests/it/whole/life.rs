@@ -34,6 +34,8 @@ const LEAP_MAX: Duration = Duration::from_secs(600);
 /// Milliseconds that the wall clock jumps by: +25 h, -2 h, +1 h, -25 h, a leap second back, and far beyond 2038.
 const TURNS: [i64; 6] = [90_000_000, -7_200_000, 3_600_000, -90_000_000, -1000, 12 * 365 * 86_400_000];
 
+/// More calls while no time passes are a loop.
+const CALLS_MAX: u64 = 200;
 /// So often at most in one run.
 const TURNED_MAX: u64 = 20;
 
@@ -71,6 +73,7 @@ pub struct Seed {
     turned_in: BTreeSet<&'static str>,
     requeues: usize,
     calls: u64,
+    most_calls: u64,
     prints: bool,
     trace: Vec<String>,
 }
@@ -112,6 +115,7 @@ impl Seed {
             turned_in: BTreeSet::new(),
             requeues: 0,
             calls: 0,
+            most_calls: 0,
             prints,
             trace: Vec::new(),
         }
@@ -127,6 +131,7 @@ impl Seed {
             steps: self.steps,
             millis: self.theirs.monotonic_ms(),
             calls: self.calls,
+            most_calls: self.most_calls,
             turns: self.turned,
             killed_in: self.killed_in.clone(),
             turned_in: self.turned_in.clone(),
@@ -248,7 +253,14 @@ impl Seed {
                 life.settle(Some(after)).await?;
                 self.turn(life)?;
             }
+            let calls = life.calls.begun.load(Ordering::SeqCst);
             life.settle(None).await?;
+            let calls = life.calls.begun.load(Ordering::SeqCst) - calls;
+            // Whatever asks again waits before; no clock moves here.
+            if calls > CALLS_MAX {
+                return Err(format!("invariant 9: {calls} calls in no time; {}", life.standing().await?));
+            }
+            self.most_calls = self.most_calls.max(calls);
             if life.calls.died.load(Ordering::SeqCst) {
                 note_states(&life.shared, &mut self.killed_in)?;
                 return Ok(End::Killed);
