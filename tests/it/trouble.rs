@@ -4,6 +4,7 @@
 mod account;
 mod bench;
 mod cancel;
+mod clock;
 mod found;
 mod gone;
 mod limits;

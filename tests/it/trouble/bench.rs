@@ -200,6 +200,11 @@ pub fn watch(server: &mut Server, millis: u64, mut each: impl FnMut(&Server)) {
 
 /// Sends requests of a company; `text` makes the text of each.
 pub fn send(server: &Server, company: &str, count: usize, text: impl Fn(usize) -> String) {
+    send_from(server, company, 0, count, text);
+}
+
+/// The same with ids that begin at a number.
+pub fn send_from(server: &Server, company: &str, from: usize, count: usize, text: impl Fn(usize) -> String) {
     let line = |number: usize| {
         let body = serde_json::json!({
             "id": format!("{company}-{number}"),
@@ -208,7 +213,7 @@ pub fn send(server: &Server, company: &str, count: usize, text: impl Fn(usize) -
         });
         format!("{body}\n")
     };
-    let lines: String = (0..count).map(line).collect();
+    let lines: String = (from..from + count).map(line).collect();
     let path = format!("/api/v1/companies/{company}/requests");
     let answer = server.post(&path, "application/x-ndjson", lines);
     assert_eq!((answer["accepted"].as_u64(), &answer["rejected"]), (Some(count as u64), &Value::from(0)));
