@@ -201,8 +201,9 @@ async fn look_back(
         return Err(Trouble::Endless);
     }
     let mut looked = Looked::Through;
-    // The oldest first, as they came to be.
-    for (batch, finding) in found.into_iter().rev() {
+    // The newest first, as the list has them: a request is taken in for the last batch that it was in. Those before
+    // ended without a result for it, and would give it back while the last one runs.
+    for (batch, finding) in found {
         match finding {
             Finding::Nothing => {}
             Finding::Shadow { of, intent } => open_shadow(shared, registry, &batch, of, intent).await?,
@@ -215,7 +216,10 @@ async fn look_back(
                 shared.store.distrust(why.clone()).await?;
                 let doubt = shared.store.doubt().unwrap_or(why);
                 shared.condition.raise(Hindrance::SafeMode, safe_mode(&doubt));
-                if !take_over(shared, registry, &batch, unsent, intent).await? {
+                // While one waits, those before it would take its requests.
+                if matches!(looked, Looked::Again)
+                    || !take_over(shared, registry, &batch, unsent, intent).await?
+                {
                     looked = Looked::Again;
                 }
             }

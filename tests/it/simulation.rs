@@ -111,3 +111,8 @@ fn a_restored_store_that_sends_before_it_has_compared_is_noticed() {
 fn a_batch_from_after_the_backup_that_is_taken_for_a_shadow_is_noticed() {
     is_noticed(Broken::TakesStrangersForShadows, "invariant 2");
 }
+
+#[test]
+fn a_request_that_is_run_again_after_a_final_failure_is_noticed() {
+    is_noticed(Broken::RetriesWhatIsFinal, "invariant 2");
+}

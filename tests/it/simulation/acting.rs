@@ -237,8 +237,7 @@ impl Sim {
             if self.dice.chance(self.rates.twins) {
                 // The provider's own fault: what it runs twice for one call is not ours to prevent.
                 let twin = self.effect_of(&call, false);
-                self.excused.insert(twin.id.as_str().to_owned());
-                self.excused.insert(seen.id.as_str().to_owned());
+                self.twins.push([&seen.id, &twin.id].map(|id| id.as_str().to_owned()));
             }
             return self.told(id, Event::Created(seen));
         }
@@ -342,7 +341,7 @@ impl Sim {
                 let until = [at.plus(Duration::from_secs(900)), FOR_EVER][self.dice.below(2)];
                 self.note(format_args!("{provider_batch} is not known until {until}"));
                 self.gone.insert(provider_batch.as_str().to_owned(), until);
-                self.excused.insert(provider_batch.as_str().to_owned());
+                self.denied.insert(provider_batch.as_str().to_owned());
             }
             let Some(seen) = self.asked(provider_batch.as_str()) else {
                 gone.push(id);
@@ -373,13 +372,13 @@ impl Sim {
         let failed = |trouble| Event::DownloadFailed { kind, trouble, at };
         if self.dice.chance(self.rates.file_gone) {
             self.note(format_args!("the provider loses {file}"));
-            self.excuse(id);
+            self.cannot_be_had(id, &[]);
             self.remote.delete_file(file.as_str());
         }
         if let Some(trouble) = self.trouble() {
             if matches!(trouble, Trouble::Refused(_)) {
                 // Nine in a row lose a file.
-                self.excuse(id);
+                self.cannot_be_had(id, &[]);
             }
             return self.told(id, failed(trouble));
         }
@@ -394,9 +393,9 @@ impl Sim {
             }
             // Torn each time, as far as the client can tell.
             let half = content.len() * 2 / 3;
-            content.truncate(half);
+            let lost = content.split_off(half);
             let torn = content.last().is_some_and(|byte| *byte != b'\n');
-            self.excuse(id);
+            self.cannot_be_had(id, if torn { &[] } else { &lost });
             self.spool.insert((id, kind as u8), content);
             return self.told(id, Event::Downloaded { kind, torn });
         }
@@ -404,10 +403,16 @@ impl Sim {
         self.told(id, Event::Downloaded { kind, torn: false })
     }
 
-    /// What a batch of ours gave need not arrive.
-    fn excuse(&mut self, id: BatchId) {
-        let batch = self.actors.get(&id).and_then(|actor| actor.batch.provider_batch.clone());
-        self.excused.extend(batch.map(|batch| batch.as_str().to_owned()));
+    /// Some of a file is not to be had: whole lines at its end, of which nobody can tell, and perhaps a good line beside
+    /// which the provider says that it failed.
+    fn cannot_be_had(&mut self, id: BatchId, lines: &[u8]) {
+        let Some(batch) = self.actors.get(&id).and_then(|actor| actor.batch.provider_batch.clone()) else {
+            return;
+        };
+        let lines = lines.split(|byte| *byte == b'\n').filter_map(jsonl::custom_id_in);
+        let lines = lines.filter_map(|id| Some((batch.as_str().to_owned(), id.parse().ok()?)));
+        let contradicted = self.contradicted.iter().filter(|(of, _)| of == batch.as_str()).cloned();
+        self.cut_off.extend(lines.chain(contradicted));
     }
 
     fn apply(&mut self, id: BatchId, kind: ResultKind, offset: u64) -> Checked {
@@ -452,6 +457,10 @@ impl Sim {
         };
         if request.group.company != batch.group.company {
             return Ok(AppliedLine::Unknown);
+        }
+        let mut outcome = outcome;
+        if let (Broken::RetriesWhatIsFinal, Err(failure)) = (self.broken, &mut outcome.result) {
+            failure.class = FailureClass::Transient;
         }
         let cost = outcome.answered.usage.map(|usage| Cost {
             micros: usage.total,

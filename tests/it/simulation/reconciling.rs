@@ -36,9 +36,9 @@ impl Sim {
         let noted: HashMap<Nonce, NotedIntent> =
             noted.into_iter().map(|noted| (noted.intent.nonce, noted)).collect();
         let mut through = true;
-        // The oldest first, as they came to be; all are judged before anything is done.
+        // The newest first; all are judged before anything is done.
         let mut found = Vec::new();
-        for batch in self.listed().iter().rev().map(read) {
+        for batch in self.listed().iter().map(read) {
             let finding = self.finding(&batch, &noted)?;
             found.push((batch, finding));
         }
@@ -46,7 +46,9 @@ impl Sim {
             match finding {
                 Finding::Nothing => {}
                 Finding::Shadow { of, intent } => self.open_shadow(&batch, of, intent)?,
-                Finding::Unknown { unsent, intent } => through &= self.take_over(&batch, unsent, intent)?,
+                Finding::Unknown { unsent, intent } => {
+                    through = through && self.take_over(&batch, unsent, intent)?
+                }
             }
         }
         if through {

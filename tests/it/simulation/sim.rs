@@ -50,6 +50,8 @@ pub enum Broken {
     SendsBeforeComparing,
     /// A batch that came after the backup counts as a shadow unless the batch here was never sent.
     TakesStrangersForShadows,
+    /// What fails every time, or was answered and is of no use, is tried again.
+    RetriesWhatIsFinal,
 }
 
 pub type Checked = Result<(), String>;
@@ -81,6 +83,13 @@ pub struct Late {
     pub endpoint: &'static str,
 }
 
+/// A request that the provider ran in one of its batches.
+pub struct Run {
+    pub batch: String,
+    /// Whether what the provider reported of it, or an operator, lets it be run again.
+    pub explained: bool,
+}
+
 struct Backup {
     store: Store,
     accepted: BTreeSet<RequestId>,
@@ -105,14 +114,18 @@ pub struct Sim {
     pub gone: BTreeMap<String, Timestamp>,
     /// An operator has said that what is gone is really gone.
     pub trusted: bool,
-    /// Provider batches whose results need not come: by the provider's fault they cannot be had, or were made twice.
-    pub excused: BTreeSet<String>,
+    /// Provider batches that the provider has denied: what ran in them need not count.
+    pub denied: BTreeSet<String>,
+    /// Provider batches that came of one create call, in pairs.
+    pub twins: Vec<[String; 2]>,
+    /// Lines that nobody could see were cut off a download.
+    pub cut_off: BTreeSet<(String, RequestId)>,
+    /// Lines beside which the provider says something else of the same request.
+    pub contradicted: BTreeSet<(String, RequestId)>,
     pub accepted: BTreeSet<RequestId>,
     pub results: BTreeMap<RequestId, Vec<u8>>,
-    /// How often an operator bought a request again.
-    pub bought_again: BTreeMap<RequestId, usize>,
-    /// Good answers by request: the provider's batches that gave one.
-    pub good: BTreeMap<RequestId, Vec<String>>,
+    /// What the provider ran and would be paid for, by request, in order.
+    pub runs: BTreeMap<RequestId, Vec<Run>>,
     /// What changed since the last check.
     pub touched: BTreeSet<BatchId>,
     pub steps: u64,
@@ -140,11 +153,13 @@ impl Sim {
             compared: true,
             gone: BTreeMap::new(),
             trusted: false,
-            excused: BTreeSet::new(),
+            denied: BTreeSet::new(),
+            twins: Vec::new(),
+            cut_off: BTreeSet::new(),
+            contradicted: BTreeSet::new(),
             accepted: BTreeSet::new(),
             results: BTreeMap::new(),
-            bought_again: BTreeMap::new(),
-            good: BTreeMap::new(),
+            runs: BTreeMap::new(),
             touched: BTreeSet::new(),
             steps: 0,
             restores: plan.restores,
@@ -335,7 +350,10 @@ impl Sim {
         let (failed, _) = self.store.reader().list_requests(&filter, None, 100).map_err(text)?;
         let ids: Vec<_> = failed.iter().map(|request| request.id).filter(|_| self.dice.chance(50)).collect();
         for id in &ids {
-            *self.bought_again.entry(*id).or_default() += 1;
+            // Whoever buys again knows what ran before.
+            for run in self.runs.get_mut(id).into_iter().flatten() {
+                run.explained = true;
+            }
         }
         self.note(format_args!("requeue {}", ids.len()));
         now(self.store.requeue(ids, self.at())).map_err(text)?;
