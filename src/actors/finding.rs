@@ -48,33 +48,6 @@ pub async fn look_back(
     Ok(false)
 }
 
-/// How the reading of a list goes on after a page.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Turn {
-    /// With the page after this batch.
-    Next(ProviderBatchId),
-    /// Not at all.
-    Ended {
-        /// Whether everything back to the time that was asked for has been seen.
-        whole: bool,
-    },
-}
-
-/// What a page says of the reading that it is part of: its last entry, what it was asked to begin after, and how far
-/// back everything is wanted. A list that does not go on where it says that there is more proves nothing.
-pub fn turn(
-    last: Option<(ProviderBatchId, Option<Timestamp>)>,
-    has_more: bool,
-    after: Option<&ProviderBatchId>,
-    since: Timestamp,
-) -> Turn {
-    let Some((last, created_at)) = last else { return Turn::Ended { whole: !has_more } };
-    if created_at.is_some_and(|at| at < since) || !has_more {
-        return Turn::Ended { whole: true };
-    }
-    if after == Some(&last) { Turn::Ended { whole: false } } else { Turn::Next(last) }
-}
-
 /// A list that lacks a batch proves something only if it is the list of our project: then our file is there, too.
 async fn is_visible(shared: &Shared, file: &FileId) -> bool {
     matches!(shared.provider.get_file(file).await, Ok(Some(_)))
@@ -129,6 +102,33 @@ async fn search(shared: &Shared, intent: &Intent) -> Result<Searched, ProviderEr
     };
     let complete = look_back(shared, since, see).await?;
     Ok(Searched { complete, found: keep(found), ours: any })
+}
+
+/// How the reading of a list goes on after a page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Turn {
+    /// With the page after this batch.
+    Next(ProviderBatchId),
+    /// Not at all.
+    Ended {
+        /// Whether everything back to the time that was asked for has been seen.
+        whole: bool,
+    },
+}
+
+/// What a page says of the reading that it is part of: its last entry, what it was asked to begin after, and how far
+/// back everything is wanted. A list that does not go on where it says that there is more proves nothing.
+pub fn turn(
+    last: Option<(ProviderBatchId, Option<Timestamp>)>,
+    has_more: bool,
+    after: Option<&ProviderBatchId>,
+    since: Timestamp,
+) -> Turn {
+    let Some((last, created_at)) = last else { return Turn::Ended { whole: !has_more } };
+    if created_at.is_some_and(|at| at < since) || !has_more {
+        return Turn::Ended { whole: true };
+    }
+    if after == Some(&last) { Turn::Ended { whole: false } } else { Turn::Next(last) }
 }
 
 /// Whether a batch in the list came of the call that `intent` was stored for.
