@@ -5,16 +5,18 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::Shared;
 use super::account::{Call, Cause, Success};
 use super::effects::observation;
 use crate::domain::batch::{BatchState, InputFile, Intent, Origin};
 use crate::domain::event::{Event, Observation};
-use crate::domain::id::{BatchId, FileId, Nonce, RequestId, Timestamp};
+use crate::domain::id::{BatchId, FileId, Nonce, ProviderBatchId, RequestId, Timestamp};
 use crate::provider::ProviderError;
 use crate::provider::jsonl::{self, LineReader, RawLine};
 use crate::provider::wire::{BatchObject, FileObject};
-use crate::store::{NotedIntent, StoreError, WATCHED_FOR};
+use crate::store::{NotedIntent, StoreError, StoreReader, WATCHED_FOR};
 
 /// Pages of a list that are read at most; more mean that the provider's paging goes in circles.
 pub const PAGES_MAX: u32 = 2000;
@@ -35,14 +37,10 @@ pub async fn look_back(
         let page = read(shared, shared.provider.list_batches(after.as_ref(), 100)).await?;
         let last = page.data.last().map(|batch| (batch.id.clone(), batch.created_at));
         page.data.into_iter().for_each(&mut see);
-        let Some((last, created_at)) = last else { return Ok(true) };
-        if created_at.is_some_and(|at| at < since) || !page.has_more {
-            return Ok(true);
+        match turn(last, page.has_more, after.as_ref(), since) {
+            Turn::Next(last) => after = Some(last),
+            Turn::Ended { whole } => return Ok(whole),
         }
-        if after.as_ref() == Some(&last) {
-            return Ok(false);
-        }
-        after = Some(last);
     }
     Ok(false)
 }
@@ -79,7 +77,12 @@ pub async fn find_file(
         if let Some(file) = page.data.into_iter().find(&wanted) {
             return Ok(Some(file));
         }
-        let Some(last) = last else { return Ok(None) };
+        let Some(last) = last else {
+            if page.has_more {
+                break;
+            }
+            return Ok(None);
+        };
         let is_older = since.is_some_and(|since| last.created_at.is_some_and(|at| at < since));
         if !page.has_more || is_older || after.as_ref() == Some(&last.id) {
             return Ok(None);
@@ -204,16 +207,7 @@ async fn prove(
 /// `proven` is whether a batch of this store was there.
 async fn search(shared: &Shared, batch: BatchId, intent: &Intent) -> Result<Searched, ProviderError> {
     let instance = shared.store.instance().to_string();
-    let nonce = intent.nonce.to_string();
-    let ours = |batch: &BatchObject| match mark(batch, "ns_nonce") {
-        // The nonce decides where there is one: the same file may have been sent before, and turned away.
-        Some(found) => found == nonce,
-        // Some servers drop metadata; then the file tells, unless that batch is known already.
-        None => {
-            batch.input_file_id.as_ref() == Some(&intent.input.id)
-                && matches!(shared.reader.batch_of_provider(&batch.id), Ok(None))
-        }
-    };
+    let ours = |batch: &BatchObject| is_of(batch, intent, &shared.reader);
     let proves = |found: &BatchObject| {
         let of = mark(found, "ns_batch").and_then(|id| id.parse::<BatchId>().ok());
         mark(found, "ns_instance") == Some(instance.as_str())
@@ -230,8 +224,48 @@ async fn search(shared: &Shared, batch: BatchId, intent: &Intent) -> Result<Sear
     Ok(Searched { complete, found: keep(found), proven })
 }
 
+/// How the reading of a list goes on after a page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Turn {
+    /// With the page after this batch.
+    Next(ProviderBatchId),
+    /// Not at all.
+    Ended {
+        /// Whether everything back to the time that was asked for has been seen.
+        whole: bool,
+    },
+}
+
+/// What a page says of the reading that it is part of: its last entry, what it was asked to begin after, and how far
+/// back everything is wanted. A list that does not go on where it says that there is more proves nothing.
+pub fn turn(
+    last: Option<(ProviderBatchId, Option<Timestamp>)>,
+    has_more: bool,
+    after: Option<&ProviderBatchId>,
+    since: Timestamp,
+) -> Turn {
+    let Some((last, created_at)) = last else { return Turn::Ended { whole: !has_more } };
+    if created_at.is_some_and(|at| at < since) || !has_more {
+        return Turn::Ended { whole: true };
+    }
+    if after == Some(&last) { Turn::Ended { whole: false } } else { Turn::Next(last) }
+}
+
+/// Whether a batch in the list came of the call that `intent` was stored for.
+pub fn is_of(batch: &BatchObject, intent: &Intent, reader: &StoreReader) -> bool {
+    match mark(batch, "ns_nonce") {
+        // The nonce decides where there is one: the same file may have been sent before, and turned away.
+        Some(found) => found == intent.nonce.to_string(),
+        // Some servers drop metadata; then the file tells, unless that batch is known already.
+        None => {
+            batch.input_file_id.as_ref() == Some(&intent.input.id)
+                && matches!(reader.batch_of_provider(&batch.id), Ok(None))
+        }
+    }
+}
+
 /// The one to keep: the one with results, else the oldest. The others are found again as shadows.
-fn keep(mut found: Vec<BatchObject>) -> Option<Observation> {
+pub fn keep(mut found: Vec<BatchObject>) -> Option<Observation> {
     if found.len() > 1 {
         let ids: Vec<_> = found.iter().map(|batch| batch.id.as_str().to_owned()).collect();
         tracing::error!(provider_batches = ?ids, "two batches came of one create call; the better one is kept, the others may cost money");
@@ -241,7 +275,7 @@ fn keep(mut found: Vec<BatchObject>) -> Option<Observation> {
 }
 
 /// What we wrote into a batch's metadata.
-fn mark<'a>(batch: &'a BatchObject, name: &str) -> Option<&'a str> {
+pub fn mark<'a>(batch: &'a BatchObject, name: &str) -> Option<&'a str> {
     batch.metadata.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
 }
 
@@ -281,9 +315,15 @@ impl Intents {
     }
 }
 
-/// What a batch in the provider's list is to us.
-pub fn judge(shared: &Shared, batch: &BatchObject, intents: &Intents) -> Result<Finding, StoreError> {
-    if shared.reader.batch_of_provider(&batch.id)?.is_some() {
+/// What a batch in the provider's list is to the store behind `reader`, by our wall clock.
+pub fn judge(
+    reader: &StoreReader,
+    instance: Uuid,
+    now: Timestamp,
+    batch: &BatchObject,
+    intents: &Intents,
+) -> Result<Finding, StoreError> {
+    if reader.batch_of_provider(&batch.id)?.is_some() {
         return Ok(Finding::Nothing);
     }
     let nonce = mark(batch, "ns_nonce").and_then(|nonce| nonce.parse::<Nonce>().ok());
@@ -295,16 +335,16 @@ pub fn judge(shared: &Shared, batch: &BatchObject, intents: &Intents) -> Result<
             intent: noted.intent.clone(),
         }));
     };
-    if mark(batch, "ns_instance") != Some(&shared.store.instance().to_string()) {
+    if mark(batch, "ns_instance") != Some(&instance.to_string()) {
         return Ok(Finding::Nothing);
     }
-    let at = batch.created_at.unwrap_or_else(|| shared.clock.now());
+    let at = batch.created_at.unwrap_or(now);
     let input = batch.input_file_id.clone().unwrap_or_else(|| FileId::new("unknown"));
     let intent = Intent { nonce, input: InputFile { id: input, upload: 0, created_at: at }, at };
     let Some(of) = mark(batch, "ns_batch").and_then(|id| id.parse::<BatchId>().ok()) else {
         return Ok(Finding::Unknown { unsent: None, intent });
     };
-    let Some(here) = shared.reader.batch(of)? else { return Ok(Finding::Unknown { unsent: None, intent }) };
+    let Some(here) = reader.batch(of)? else { return Ok(Finding::Unknown { unsent: None, intent }) };
     if here.provider_batch.as_ref() == Some(&batch.id) {
         return Ok(Finding::Nothing);
     }
@@ -317,7 +357,7 @@ pub fn judge(shared: &Shared, batch: &BatchObject, intents: &Intents) -> Result<
     // batch has come to another end meanwhile, as one that was still empty in a backup, or was given back for this
     // very finding.
     let is_noted = intents.0.contains_key(&nonce) || here.superseded.iter().any(|old| old.nonce == nonce);
-    let is_watched = at > shared.clock.now().minus(WATCHED_FOR).plus(SKEW);
+    let is_watched = at > now.minus(WATCHED_FOR).plus(SKEW);
     let at_its_end = matches!(here.state, BatchState::Cleaning { .. } | BatchState::Closed { .. });
     let never_sent = here.state.is_unsent() || (at_its_end && here.provider_batch.is_none());
     if here.origin == Origin::Cut && !is_noted && (never_sent || is_watched) {

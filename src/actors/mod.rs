@@ -31,6 +31,8 @@ mod spool;
 
 #[doc(hidden)]
 pub use effects::observation;
+#[doc(hidden)]
+pub use finding::{Finding, Intents, Turn, is_of, judge, keep, mark, turn};
 
 use std::path::PathBuf;
 use std::sync::Arc;

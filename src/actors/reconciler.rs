@@ -19,17 +19,17 @@ use crate::domain::batch::{Batch, BatchState, Cancel, Intent, Origin, Running, T
 use crate::domain::effect::Effect;
 use crate::domain::event::ObservedStatus;
 use crate::domain::id::{BatchId, RequestId, Timestamp};
-use crate::domain::request::{Failure, FailureClass};
+use crate::domain::request::{Failure, FailureClass, RequestStatus};
 use crate::domain::step::{Change, Step};
 use crate::panics;
 use crate::provider::ProviderError;
 use crate::provider::wire::BatchObject;
-use crate::store::{NotedIntent, StoreError, WATCHED_FOR};
+use crate::store::{NotedIntent, StoreError, StoreReader, WATCHED_FOR};
 
 /// So far back the provider's list is compared at least.
 const LOOK_BACK: Duration = Duration::from_secs(48 * 3600);
-/// And at most: no provider keeps files longer.
-const LOOK_BACK_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// And where nothing was ever compared: no provider keeps files longer.
+const LOOK_BACK_FIRST: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How far two clocks may be apart.
 const SKEW: Duration = Duration::from_secs(3600);
 /// How often intents of late are looked for, at the least.
@@ -149,8 +149,8 @@ impl From<ProviderError> for Trouble {
 async fn compare(shared: &Arc<Shared>, registry: &Addr<Registry>) -> Result<Looked, Trouble> {
     let began = shared.clock.now();
     let reader = shared.reader.clone();
-    let noted = blocking(move || reader.reconciled()).await?.unwrap_or(began);
-    let since = noted.min(began.minus(LOOK_BACK)).max(began.minus(LOOK_BACK_MAX)).minus(SKEW);
+    let noted = blocking(move || reader.reconciled()).await?;
+    let since = compared_since(noted, began);
     let looked = look_back(shared, registry, since).await?;
     if matches!(looked, Looked::Through) {
         shared.store.note_reconciled(began.minus(SKEW)).await?;
@@ -158,14 +158,18 @@ async fn compare(shared: &Arc<Shared>, registry: &Addr<Registry>) -> Result<Look
     Ok(looked)
 }
 
+/// How far back the first comparison goes. What was noted is not cut to our clock: where that is years ahead, nothing
+/// in the list would be new enough.
+#[doc(hidden)]
+pub fn compared_since(noted: Option<Timestamp>, began: Timestamp) -> Timestamp {
+    noted.map_or(began.minus(LOOK_BACK_FIRST), |noted| noted.min(began.minus(LOOK_BACK))).minus(SKEW)
+}
+
 /// Later looks: as far back as there are intents that were given up, or that a call may have had two effects for.
 async fn watch(shared: &Arc<Shared>, registry: &Addr<Registry>) -> Result<Looked, Trouble> {
     while shared.store.forget_intents(shared.clock.now()).await? > 0 {}
     let began = shared.clock.now();
-    let intents = intents(shared).await?.into_iter();
-    let late = began.minus(2 * SKEW);
-    let watched = intents.filter(|noted| noted.superseded || noted.intent.at > late);
-    let Some(oldest) = watched.map(|noted| noted.intent.input.created_at).min() else {
+    let Some(oldest) = watched_since(&intents(shared).await?, began) else {
         return Ok(Looked::Through);
     };
     let looked = look_back(shared, registry, oldest).await?;
@@ -173,6 +177,14 @@ async fn watch(shared: &Arc<Shared>, registry: &Addr<Registry>) -> Result<Looked
         shared.store.note_reconciled(began.minus(SKEW)).await?;
     }
     Ok(looked)
+}
+
+/// How far back the intents are watched; none where there are none to watch.
+#[doc(hidden)]
+pub fn watched_since(intents: &[NotedIntent], began: Timestamp) -> Option<Timestamp> {
+    let late = began.minus(2 * SKEW);
+    let watched = intents.iter().filter(|noted| noted.superseded || noted.intent.at > late);
+    watched.map(|noted| noted.intent.input.created_at).min()
 }
 
 async fn intents(shared: &Arc<Shared>) -> Result<Vec<NotedIntent>, StoreError> {
@@ -188,7 +200,14 @@ async fn look_back(
     let intents = Intents::new(intents(shared).await?);
     let mut found: Vec<(BatchObject, Finding)> = Vec::new();
     let mut failed = None;
-    let through = finding::look_back(shared, since, |batch| match finding::judge(shared, &batch, &intents) {
+    let (instance, now) = (shared.store.instance(), shared.clock.now());
+    // The list begins with the newest: where our clock is ahead of it, the provider's counts.
+    let mut newest = None;
+    let mut judge = |batch: &BatchObject| {
+        let now = now.min(*newest.get_or_insert(batch.created_at.unwrap_or(now)));
+        finding::judge(&shared.reader, instance, now, batch, &intents)
+    };
+    let through = finding::look_back(shared, since, |batch| match judge(&batch) {
         Ok(Finding::Nothing) => {}
         Ok(finding) => found.push((batch, finding)),
         Err(err) => failed = Some(err),
@@ -201,8 +220,9 @@ async fn look_back(
         return Err(Trouble::Endless);
     }
     let mut looked = Looked::Through;
-    // The oldest first, as they came to be.
-    for (batch, finding) in found.into_iter().rev() {
+    // The newest first, as the list has them: a request is taken in for the last batch that it was in. Those before
+    // ended without a result for it, and would give it back while the last one runs.
+    for (batch, finding) in found {
         match finding {
             Finding::Nothing => {}
             Finding::Shadow { of, intent } => open_shadow(shared, registry, &batch, of, intent).await?,
@@ -215,7 +235,10 @@ async fn look_back(
                 shared.store.distrust(why.clone()).await?;
                 let doubt = shared.store.doubt().unwrap_or(why);
                 shared.condition.raise(Hindrance::SafeMode, safe_mode(&doubt));
-                if !take_over(shared, registry, &batch, unsent, intent).await? {
+                // While one waits, those before it would take its requests.
+                if matches!(looked, Looked::Again)
+                    || !take_over(shared, registry, &batch, unsent, intent).await?
+                {
                     looked = Looked::Again;
                 }
             }
@@ -277,6 +300,16 @@ async fn take_over(
     }
     let Some(ids) = requests_of(shared, found).await? else { return Ok(false) };
     let (reader, some) = (shared.reader.clone(), ids.clone());
+    let holders = blocking(move || holders(&reader, &some)).await?;
+    for id in &holders {
+        let detail = "the provider has a later batch with some of its requests";
+        let failure = Failure::new(FailureClass::Transient, "batch_known_elsewhere", detail);
+        registry.do_send(GiveBack { id: *id, failure });
+    }
+    if !holders.is_empty() {
+        return Ok(false);
+    }
+    let (reader, some) = (shared.reader.clone(), ids.clone());
     let first = blocking(move || {
         for id in some {
             if let Some(request) = reader.request(id)? {
@@ -312,6 +345,23 @@ async fn take_over(
         "batch {} of the provider was not known here and is taken over as batch {id}", found.id);
     registry.do_send(Host { id, fresh: false });
     Ok(true)
+}
+
+/// The batches that were cut here and have some of `ids`: in the backup they had not yet moved on to the batch that was
+/// found. They give them back, or come to their end, first.
+#[doc(hidden)]
+pub fn holders(reader: &StoreReader, ids: &[RequestId]) -> Result<Vec<BatchId>, StoreError> {
+    let mut holders = Vec::new();
+    for id in ids {
+        let Some(request) = reader.request(*id)? else { continue };
+        if let (RequestStatus::BatchingInProgress, Some(batch)) = (request.status, request.batch)
+            && !holders.contains(&batch)
+            && reader.batch(batch)?.is_some_and(|batch| batch.origin == Origin::Cut && batch.state.is_live())
+        {
+            holders.push(batch);
+        }
+    }
+    Ok(holders)
 }
 
 /// The requests that a batch at the provider was made of: those of its input file, or, where that is gone, those of

@@ -167,6 +167,14 @@ pub enum FailureClass {
 }
 
 impl FailureClass {
+    /// Whether it may go well another time, and nothing was bought that would be bought again.
+    pub const fn may_pass(self) -> bool {
+        match self {
+            Self::Transient | Self::Account | Self::Capacity => true,
+            Self::Permanent | Self::Unusable | Self::Lost => false,
+        }
+    }
+
     /// The class as the API names it.
     pub const fn label(self) -> &'static str {
         match self {

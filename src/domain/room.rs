@@ -119,9 +119,14 @@ impl Room {
         });
         match self.closed {
             None => free,
-            Some(closed) if closed.until > now || closed.probe.is_some() => Some(0),
+            Some(closed) if self.is_shut(closed, now) || closed.probe.is_some() => Some(0),
             Some(closed) => Some(free.map_or(closed.probe_max, |free| free.min(closed.probe_max)).max(1)),
         }
+    }
+
+    /// Whether the gate waits still. What was learned after `now` was learned by a clock that was turned back since.
+    fn is_shut(&self, closed: Closed, now: Timestamp) -> bool {
+        closed.until > now && self.learned.is_none_or(|learned| learned.at <= now)
     }
 
     /// Whether `batch` with its `tokens` may be created at `now`. A batch of one request cannot be made smaller.
@@ -130,7 +135,7 @@ impl Room {
             return match closed.probe {
                 Some(probe) if probe == batch => Admission::Now,
                 Some(_) => Admission::NotBefore(now.plus(LOOK_AGAIN)),
-                None if closed.until > now => Admission::NotBefore(closed.until),
+                None if self.is_shut(closed, now) => Admission::NotBefore(closed.until),
                 None if tokens <= closed.probe_max || single => Admission::Now,
                 None => Admission::TooBig,
             };
@@ -239,6 +244,15 @@ mod tests {
         assert!(room.closed.is_some());
         room.admitted(batch(4));
         assert_eq!(room.closed, None);
+    }
+
+    #[test]
+    fn a_gate_that_was_closed_by_a_clock_that_is_turned_back_does_not_stay_closed() {
+        let mut room = Room::default();
+        room.refused(100, at(1_000_000), FIRST);
+        assert_eq!(room.admits(batch(1), 10, false, at(1_000_030)), Admission::NotBefore(at(1_000_060)));
+        assert_eq!(room.admits(batch(1), 10, false, at(30)), Admission::Now);
+        assert_eq!(room.for_a_cut(at(30), 1), Some(50));
     }
 
     #[test]

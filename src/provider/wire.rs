@@ -123,7 +123,8 @@ pub struct BatchObject {
 pub struct Page<T> {
     /// The entries, newest first.
     pub data: Vec<T>,
-    /// Whether there may be a next page. False for an empty page, whatever the provider says.
+    /// Whether there may be a next page. An empty page that says so is the end for whoever only reads on, and no proof
+    /// that nothing follows.
     pub has_more: bool,
 }
 
@@ -269,8 +270,8 @@ impl<T: Entry> Page<T> {
             }
         };
         let data = entries.iter().map(T::from_value).collect::<Result<Vec<T>, WireError>>()?;
-        let more = map.is_some_and(|map| more(map, data.len(), asked));
-        Ok(Self { has_more: more && !data.is_empty(), data })
+        let has_more = map.is_some_and(|map| more(map, data.len(), asked));
+        Ok(Self { has_more, data })
     }
 }
 
@@ -282,7 +283,7 @@ fn more(map: &Map<String, Value>, got: usize, asked: u32) -> bool {
     let paging = map.get("paging").and_then(Value::as_object).unwrap_or(map);
     let cursor =
         text(paging, "next_cursor").or_else(|| text(map, "nextLink")).or_else(|| text(map, "next_link"));
-    cursor.is_some() || u32::try_from(got).is_ok_and(|got| got >= asked)
+    got > 0 && (cursor.is_some() || u32::try_from(got).is_ok_and(|got| got >= asked))
 }
 
 /// The provider's words about a call that it did not do.
@@ -499,7 +500,8 @@ mod tests {
         assert!(page(json!({"value": [one]}), 1).unwrap().has_more);
         assert!(page(json!({"data": [one], "paging": {"next_cursor": "c"}}), 20).unwrap().has_more);
         assert!(!page(json!([one]), 1).unwrap().has_more);
-        assert!(!page(json!({"data": [], "has_more": true}), 20).unwrap().has_more);
+        assert!(page(json!({"data": [], "has_more": true}), 20).unwrap().has_more);
+        assert!(!page(json!({"data": [], "paging": {"next_cursor": "c"}}), 20).unwrap().has_more);
         assert!(!page(json!({"data": null}), 20).unwrap().has_more);
         assert!(page(json!({"data": [one, {"status": "completed"}]}), 20).is_err());
         assert!(page(json!({"error": {"message": "no"}}), 20).is_err());

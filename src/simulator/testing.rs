@@ -328,6 +328,12 @@ impl Provider {
         &self.ledger
     }
 
+    /// The requests that were run in a batch, by their custom ids.
+    pub fn runs_of(&self, id: &str) -> Vec<String> {
+        let ran = self.ledger.iter().filter(|(_, batches)| batches.last().is_some_and(|last| last == id));
+        ran.map(|(custom_id, _)| custom_id.clone()).collect()
+    }
+
     /// The batches that were admitted and have not ended, with their input.
     pub fn running(&self, now: i64) -> impl Iterator<Item = (&str, &[u8])> {
         let running = self.world.batches().filter(move |batch| {

@@ -78,6 +78,12 @@ pub(super) fn apply_line(
             Some(Provisional(None)) => {
                 tx.write(Tree::Outstanding, member, &Provisional(Some((failure, outcome.answered))))?;
             }
+            // A line that says that it was answered, or fails every time, counts before one that says it may go well
+            // another time: that one would buy it again.
+            Some(Provisional(Some((before, _)))) if before.class.may_pass() && !failure.class.may_pass() => {
+                batch.anomalies.repeated += 1;
+                tx.write(Tree::Outstanding, member, &Provisional(Some((failure, outcome.answered))))?;
+            }
             Some(Provisional(Some(_))) | None => batch.anomalies.repeated += 1,
         },
     }

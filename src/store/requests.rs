@@ -8,6 +8,7 @@ use super::{Store, StoreError, StoreReader};
 use crate::domain::batch::Counts;
 use crate::domain::id::{BatchId, CompanyId, RequestId, Timestamp};
 use crate::domain::request::{Answered, Group, Request, RequestStatus, Source};
+use crate::domain::retry;
 use crate::domain::session::SessionState;
 
 /// The client's word for a request, by which a repeat is recognised.
@@ -128,16 +129,25 @@ impl Store {
             .commit(250, move |tx| {
                 let end = Key::new().time(now.plus(std::time::Duration::from_millis(1))).done();
                 let due = tx.scan(Tree::Backoff, &[], Some(&end), 250)?;
-                for (key, _) in &due {
+                let far = Key::new().time(now.plus(2 * retry::Policy::BACKOFF_MAX)).done();
+                let far = tx.scan(Tree::Backoff, &far, None, 250 - due.len())?;
+                let mut released = 0;
+                for (key, _) in due.iter().chain(&far) {
                     let id = keys::request_at_end(key)
                         .ok_or_else(|| StoreError::Codec("a back-off key is too short".to_owned()))?;
                     let mut request = load(tx, id)?;
+                    let is_due = request.not_before.is_none_or(|at| at <= now);
+                    // Whoever failed waits no longer than that: the clock was turned back. Others wait as they asked.
+                    if !is_due && request.failure.is_none() {
+                        continue;
+                    }
+                    released += 1;
                     dequeue(tx, &request)?;
                     let since = request.not_before.take().unwrap_or(now);
                     enqueue(tx, &mut request, since)?;
                     save(tx, &request)?;
                 }
-                Ok(due.len())
+                Ok(released)
             })
             .await
     }

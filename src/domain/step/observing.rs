@@ -50,7 +50,8 @@ pub(super) fn not_known(
     at: Timestamp,
 ) -> Step {
     let before = missing.unwrap_or(Missing { since: at, times: 0 });
-    let missing = Missing { times: before.times.saturating_add(1), ..before };
+    // A time that is still to come was stored by a clock that was turned back since.
+    let missing = Missing { times: before.times.saturating_add(1), since: before.since.min(at) };
     if missing.times < Policy::NOT_KNOWN_MIN || at.since(missing.since) < Policy::NOT_KNOWN_FOR {
         let step = observing(intent, running, wait, Some(missing));
         return match missing.times {
@@ -91,7 +92,7 @@ pub(super) fn settling(before: &Ended, since: Timestamp, seen: &Observation, at:
 
 /// The batch has ended and may have results.
 fn over(ended: Ended, at: Timestamp, since: Option<Timestamp>) -> Step {
-    let first = since.unwrap_or(at);
+    let first = since.unwrap_or(at).min(at);
     if ended.lacks_files() && at.since(first) < Policy::SETTLE {
         let step = go(BatchState::Settling { ended, since: first }).with([Effect::Observe]);
         return match since {

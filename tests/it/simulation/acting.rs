@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nightshift::actors::observation;
+use nightshift::actors::{is_of, keep, mark, observation};
 use nightshift::domain::batch::{Batch, BatchState, InputFile, Intent, ResultKind};
 use nightshift::domain::effect::Effect;
 use nightshift::domain::event::{Event, Observation, Trouble};
@@ -29,7 +29,7 @@ pub fn read(object: &Value) -> BatchObject {
 impl Sim {
     /// Puts an effect off.
     fn again(&mut self, id: BatchId, seconds: u64, effect: Effect) -> Checked {
-        let due = self.at().plus(Duration::from_secs(seconds));
+        let due = self.mono().plus(Duration::from_secs(seconds));
         if let Some(actor) = self.actors.get_mut(&id) {
             actor.effects.push_back((due, effect));
         }
@@ -52,7 +52,7 @@ impl Sim {
             return Some(Trouble::Refused(Failure::new(FailureClass::Permanent, "http_400", "no")));
         }
         if self.dice.chance(rates.account) {
-            self.paused_until = self.at().plus(Duration::from_secs(60));
+            self.paused_until = self.mono().plus(Duration::from_secs(60));
             return Some(Trouble::Account { why: "401".to_owned() });
         }
         self.dice.chance(rates.local).then(|| Trouble::Local { why: "the disk is full".to_owned() })
@@ -60,14 +60,14 @@ impl Sim {
 
     /// Whether something may be sent.
     fn may_send(&self) -> bool {
-        self.compared && self.at() >= self.paused_until
+        self.compared && self.mono() >= self.paused_until
     }
 
     /// Runs the first effect of the batch that is due.
     pub fn act(&mut self, id: BatchId) -> Checked {
-        let at = self.at();
+        let (at, mono) = (self.at(), self.mono());
         let Some(actor) = self.actors.get_mut(&id) else { return Ok(()) };
-        let Some(first) = actor.effects.iter().position(|(due, _)| *due <= at) else { return Ok(()) };
+        let Some(first) = actor.effects.iter().position(|(due, _)| *due <= mono) else { return Ok(()) };
         let Some((_, effect)) = actor.effects.remove(first) else { return Ok(()) };
         let batch = actor.batch.clone();
         self.note(format_args!("{id} does {effect:?}"));
@@ -96,10 +96,12 @@ impl Sim {
                 self.remote.delete_file(file.as_str());
                 self.told(id, Event::Fenced)
             }
+            // An operator may have come before.
+            Effect::Unpark if !matches!(batch.state, BatchState::Parked { .. }) => Ok(()),
             Effect::Unpark => self.happened(id, Event::Unparked),
             Effect::Observe => Ok(()),
             Effect::PauseAccount { .. } => {
-                self.paused_until = at.plus(Duration::from_secs(120));
+                self.paused_until = mono.plus(Duration::from_secs(120));
                 Ok(())
             }
             Effect::CancelRemote => self.cancel_remote(id, &batch),
@@ -191,9 +193,11 @@ impl Sim {
     /// The create call as it reaches the provider.
     pub fn effect_of(&mut self, call: &Late, late: bool) -> Observation {
         let mut metadata = Map::new();
-        metadata.insert("ns_instance".to_owned(), json!(self.store.instance().to_string()));
-        metadata.insert("ns_batch".to_owned(), json!(call.batch.to_string()));
-        metadata.insert("ns_nonce".to_owned(), json!(call.nonce));
+        if !self.drops_metadata {
+            metadata.insert("ns_instance".to_owned(), json!(self.store.instance().to_string()));
+            metadata.insert("ns_batch".to_owned(), json!(call.batch.to_string()));
+            metadata.insert("ns_nonce".to_owned(), json!(call.nonce));
+        }
         let created = self.remote.create(&call.input, call.endpoint, metadata, self.millis(), late);
         self.note(format_args!("the provider creates {} of {}", created["id"], call.batch));
         observation(read(&created))
@@ -211,8 +215,6 @@ impl Sim {
         if let Some(trouble) = self.trouble() {
             return self.told(id, failed(trouble));
         }
-        // A file that is lost while a call is uncertain is another matter: then it may take until another batch of ours
-        // is in the list.
         let loses = self.dice.chance(self.rates.file_gone);
         if loses {
             self.note(format_args!("the provider loses {}", call.input));
@@ -233,24 +235,36 @@ impl Sim {
             return self.happened(id, Event::Created(seen));
         }
         if !self.dice.chance(self.rates.uncertain) {
-            let seen = self.effect_of(&call, false);
-            if self.dice.chance(self.rates.twins) {
-                // The provider's own fault: what it runs twice for one call is not ours to prevent.
-                let twin = self.effect_of(&call, false);
-                self.excused.insert(twin.id.as_str().to_owned());
-                self.excused.insert(seen.id.as_str().to_owned());
-            }
+            let seen = self.with_a_twin(&call);
             return self.told(id, Event::Created(seen));
         }
         match self.dice.below(3) {
             // The effect is there, the answer is not.
             0 => {
-                self.effect_of(&call, false);
+                self.with_a_twin(&call);
             }
             1 => {}
             _ => self.late.push(call),
         }
         self.told(id, failed(uncertain))
+    }
+
+    /// The effect of a call, or two of them, of which one may be answered with and the other be seen a good while later.
+    fn with_a_twin(&mut self, call: &Late) -> Observation {
+        let first = self.effect_of(call, false);
+        if !self.dice.chance(self.rates.twins) {
+            return first;
+        }
+        // The provider's own fault: what it runs twice for one call is not ours to prevent.
+        let second = self.effect_of(call, false);
+        self.twins.push([&first.id, &second.id].map(|id| id.as_str().to_owned()));
+        if self.dice.chance(50) {
+            return first;
+        }
+        let until = self.mono().plus(Duration::from_secs([60, 900, 3600][self.dice.below(3)]));
+        self.note(format_args!("{} is in no list until {until}", first.id));
+        self.unlisted.insert(first.id.as_str().to_owned(), until);
+        second
     }
 
     /// A create call of a while ago has its effect now.
@@ -262,29 +276,43 @@ impl Sim {
     }
 
     fn sweep(&mut self, id: BatchId, batch: &Batch, intent: &Intent) -> Checked {
-        let (at, millis) = (self.at(), self.millis());
+        let (mono, millis) = (self.mono(), self.millis());
         let gone = matches!(batch.state, BatchState::Fencing { gone: true, .. });
-        let since = self.actors.get_mut(&id).map(|actor| *actor.uncertain_since.get_or_insert(at));
-        let grace_over = since.is_some_and(|since| at.since(since) >= GRACE);
+        let since = self.actors.get_mut(&id).map(|actor| *actor.uncertain_since.get_or_insert(mono));
+        let grace_over = since.is_some_and(|since| mono.since(since) >= GRACE);
+        if self.dice.chance(self.rates.file_gone) {
+            self.note(format_args!("the provider loses {} of a call that is looked for", intent.input.id));
+            self.remote.delete_file(intent.input.id.as_str());
+        }
         let mut complete = self.trouble().is_none();
         let mut found: Vec<BatchObject> = Vec::new();
         if complete {
-            let nonce = intent.nonce.to_string();
-            let all: Vec<_> = self.listed().iter().map(read).collect();
-            // Any batch of ours shows that the list is that of our project.
-            complete =
-                gone || !all.is_empty() || self.remote.file(intent.input.id.as_str(), millis).is_some();
-            found.extend(all.into_iter().filter(|batch| mark(batch, "ns_nonce") == Some(nonce.as_str())));
+            let (list, whole) = self.look_back(intent.input.created_at);
+            let instance = self.store.instance().to_string();
+            // Anything of ours shows that the list is that of our project.
+            let ours = list.iter().any(|batch| mark(batch, "ns_instance") == Some(instance.as_str()));
+            let shown = |sim: &Self| {
+                sim.remote.files(millis).iter().any(|file| {
+                    file["id"] == intent.input.id.as_str()
+                        || file["filename"].as_str().is_some_and(|name| name.starts_with("ns-"))
+                })
+            };
+            complete = whole && (gone || ours || shown(self));
+            let reader = self.store.reader();
+            let by_file = self.broken != Broken::ForgetsFiles;
+            let is_of = |batch: &BatchObject| {
+                is_of(batch, intent, &reader) && (by_file || mark(batch, "ns_nonce").is_some())
+            };
+            found.extend(list.into_iter().filter(is_of));
         }
-        found.sort_by_key(|batch| (batch.output_file_id.is_none(), batch.created_at));
-        let found = found.into_iter().next().map(observation);
+        let found = keep(found);
         let is_found = found.is_some();
         self.told(id, Event::Swept { complete, grace_over, found })?;
         if !is_found && let Some(actor) = self.actors.get_mut(&id) {
             // The next search waits a while.
             for (due, effect) in &mut actor.effects {
                 if matches!(effect, Effect::Sweep(_)) {
-                    *due = at.plus(GRACE / 4);
+                    *due = mono.plus(GRACE / 4);
                 }
             }
         }
@@ -293,17 +321,20 @@ impl Sim {
 
     /// The provider's list of batches, newest first.
     pub fn listed(&mut self) -> Vec<Value> {
-        let (at, millis) = (self.at(), self.millis());
+        let (mono, millis) = (self.mono(), self.millis());
         let mut all = self.remote.batches(millis);
-        let gone = &self.gone;
-        all.retain(|batch| gone.get(batch["id"].as_str().unwrap()).is_none_or(|until| *until <= at));
+        let left_out = [&self.gone, &self.unlisted];
+        all.retain(|batch| {
+            let id = batch["id"].as_str().unwrap();
+            left_out.iter().all(|left_out| left_out.get(id).is_none_or(|until| *until <= mono))
+        });
         all
     }
 
     /// The provider's word on one batch.
     fn asked(&mut self, provider_batch: &str) -> Option<Observation> {
-        let at = self.at();
-        if self.gone.get(provider_batch).is_some_and(|until| *until > at) {
+        let mono = self.mono();
+        if self.gone.get(provider_batch).is_some_and(|until| *until > mono) {
             return None;
         }
         let millis = self.millis();
@@ -318,7 +349,7 @@ impl Sim {
         let millis = self.millis();
         // A 409 is no matter: the batch itself tells.
         self.remote.cancel(provider_batch.as_str(), millis);
-        let at = self.at();
+        let at = self.steady(id);
         match self.asked(provider_batch.as_str()) {
             Some(seen) => self.told(id, Event::Observed { seen, at }),
             None => self.told(id, Event::NotKnown { at }),
@@ -327,7 +358,7 @@ impl Sim {
 
     /// The provider's word on every batch that is worth asking about.
     pub fn poll(&mut self) -> Checked {
-        let at = self.at();
+        let mono = self.mono();
         let observed = self.actors.values().filter(|actor| actor.batch.state.is_observed());
         let asked: Vec<_> = observed
             .filter_map(|actor| Some((actor.batch.id, actor.batch.provider_batch.clone()?)))
@@ -339,10 +370,10 @@ impl Sim {
                 continue;
             }
             if self.dice.chance(self.rates.batch_gone) && !self.gone.contains_key(provider_batch.as_str()) {
-                let until = [at.plus(Duration::from_secs(900)), FOR_EVER][self.dice.below(2)];
+                let until = [mono.plus(Duration::from_secs(900)), FOR_EVER][self.dice.below(2)];
                 self.note(format_args!("{provider_batch} is not known until {until}"));
                 self.gone.insert(provider_batch.as_str().to_owned(), until);
-                self.excused.insert(provider_batch.as_str().to_owned());
+                self.denied.insert(provider_batch.as_str().to_owned());
             }
             let Some(seen) = self.asked(provider_batch.as_str()) else {
                 gone.push(id);
@@ -353,16 +384,24 @@ impl Sim {
             let before = actor.before.replace(seen.clone());
             // An answer of before may come once more; one about another batch is not heeded.
             let seen = before.filter(|before| stale && before.id == seen.id).unwrap_or(seen);
+            let at = self.steady(id);
+            let shows_nothing =
+                seen.output.is_none() && seen.error.is_none() && seen.completed_lines.unwrap_or(0) == 0;
             self.happened(id, Event::Observed { seen, at })?;
+            let observed = self.actors.get(&id).is_some_and(|actor| actor.batch.state.is_observed());
+            if shows_nothing && !observed {
+                self.denied.insert(provider_batch.as_str().to_owned());
+            }
         }
         let suspicious = gone.len() > 1 || gone.iter().any(|id| Some(*id) == newest);
         if suspicious && !self.trusted {
-            self.paused_until = at.plus(Duration::from_secs(60));
+            self.paused_until = mono.plus(Duration::from_secs(60));
             // Now and then an operator says that they are really gone.
             self.trusted = self.dice.chance(20);
             return Ok(());
         }
         for id in gone {
+            let at = self.steady(id);
             self.happened(id, Event::NotKnown { at })?;
         }
         Ok(())
@@ -373,13 +412,13 @@ impl Sim {
         let failed = |trouble| Event::DownloadFailed { kind, trouble, at };
         if self.dice.chance(self.rates.file_gone) {
             self.note(format_args!("the provider loses {file}"));
-            self.excuse(id);
+            self.cannot_be_had(id, &[]);
             self.remote.delete_file(file.as_str());
         }
         if let Some(trouble) = self.trouble() {
             if matches!(trouble, Trouble::Refused(_)) {
                 // Nine in a row lose a file.
-                self.excuse(id);
+                self.cannot_be_had(id, &[]);
             }
             return self.told(id, failed(trouble));
         }
@@ -394,9 +433,9 @@ impl Sim {
             }
             // Torn each time, as far as the client can tell.
             let half = content.len() * 2 / 3;
-            content.truncate(half);
+            let lost = content.split_off(half);
             let torn = content.last().is_some_and(|byte| *byte != b'\n');
-            self.excuse(id);
+            self.cannot_be_had(id, if torn { &[] } else { &lost });
             self.spool.insert((id, kind as u8), content);
             return self.told(id, Event::Downloaded { kind, torn });
         }
@@ -404,10 +443,16 @@ impl Sim {
         self.told(id, Event::Downloaded { kind, torn: false })
     }
 
-    /// What a batch of ours gave need not arrive.
-    fn excuse(&mut self, id: BatchId) {
-        let batch = self.actors.get(&id).and_then(|actor| actor.batch.provider_batch.clone());
-        self.excused.extend(batch.map(|batch| batch.as_str().to_owned()));
+    /// Some of a file is not to be had: whole lines at its end, of which nobody can tell, and perhaps a good line beside
+    /// which the provider says that it failed.
+    fn cannot_be_had(&mut self, id: BatchId, lines: &[u8]) {
+        let Some(batch) = self.actors.get(&id).and_then(|actor| actor.batch.provider_batch.clone()) else {
+            return;
+        };
+        let lines = lines.split(|byte| *byte == b'\n').filter_map(jsonl::custom_id_in);
+        let lines = lines.filter_map(|id| Some((batch.as_str().to_owned(), id.parse().ok()?)));
+        let contradicted = self.contradicted.iter().filter(|(of, _)| of == batch.as_str()).cloned();
+        self.cut_off.extend(lines.chain(contradicted));
     }
 
     fn apply(&mut self, id: BatchId, kind: ResultKind, offset: u64) -> Checked {
@@ -453,6 +498,10 @@ impl Sim {
         if request.group.company != batch.group.company {
             return Ok(AppliedLine::Unknown);
         }
+        let mut outcome = outcome;
+        if let (Broken::RetriesWhatIsFinal, Err(failure)) = (self.broken, &mut outcome.result) {
+            failure.class = FailureClass::Transient;
+        }
         let cost = outcome.answered.usage.map(|usage| Cost {
             micros: usage.total,
             currency: "USD".to_owned(),
@@ -489,9 +538,4 @@ impl Sim {
         self.advance(id, closed.step.effects);
         if self.dice.chance(self.rates.crash) { self.crash() } else { Ok(()) }
     }
-}
-
-/// What we wrote into a batch's metadata.
-pub fn mark<'a>(batch: &'a BatchObject, name: &str) -> Option<&'a str> {
-    batch.metadata.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
 }

@@ -1,17 +1,43 @@
 //! The invariants: what a step touched after each step, everything now and then and at the end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use nightshift::domain::id::RequestId;
 use nightshift::domain::request::RequestStatus;
-use nightshift::provider::jsonl::{self, Decoded};
-use serde_json::json;
+use nightshift::provider::jsonl;
+use serde_json::{Value, json};
 
-use super::sim::{Checked, Sim, text};
+use super::sim::{Checked, Run, Sim, text};
 
 fn custom_ids(lines: &[u8]) -> impl Iterator<Item = RequestId> {
     let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines.filter_map(|line| jsonl::custom_id_in(line)?.parse().ok())
+}
+
+/// What the provider says of a request, in its own words: the later word counts where it says several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Reported {
+    /// There is no line, or none that can be read.
+    Nothing,
+    /// It may go well another time.
+    Again,
+    /// An answer, or a failure that stays one.
+    Final,
+}
+
+/// Read without the program's own reader, by the contract: 408, 409, 429, 5xx, no status at all and what has no
+/// answer may be tried again. A broken line that names its request was an answer, and paid for.
+fn reported_in(line: &[u8]) -> Option<(RequestId, Reported)> {
+    let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
+    let Ok(line) = serde_json::from_slice::<Value>(line) else {
+        return Some((jsonl::custom_id_in(line)?.parse().ok()?, Reported::Final));
+    };
+    let id = line["custom_id"].as_str()?.parse().ok()?;
+    let said = match line["response"]["status_code"].as_u64() {
+        None | Some(0 | 408 | 409 | 429 | 500..=599) => Reported::Again,
+        Some(_) => Reported::Final,
+    };
+    Some((id, said))
 }
 
 impl Sim {
@@ -26,41 +52,61 @@ impl Sim {
         Ok(())
     }
 
-    /// I2: whoever got a good answer is not run again.
+    /// I2, by the provider's ledger: a request is run once, and once more for each run that the provider itself
+    /// reported as one to be tried again.
     fn look_at_results(&mut self, batch: &str) -> Checked {
         let millis = self.millis();
-        let [output, error] = self.remote.results(batch);
-        let content = output.as_ref().and_then(|file| self.remote.content(file, millis)).unwrap_or_default();
-        let mut good = BTreeSet::new();
-        for line in content.split(|byte| *byte == b'\n') {
-            if let Decoded::Line { custom_id, outcome, .. } = jsonl::decode_line(line)
-                && outcome.result.is_ok()
-                && let Ok(id) = custom_id.parse::<RequestId>()
-            {
-                good.insert(id);
+        let files = self.remote.results(batch);
+        let mut reported: BTreeMap<RequestId, Reported> = BTreeMap::new();
+        for file in files.iter().flatten() {
+            for line in self.remote.content(file, millis).unwrap_or_default().split(|byte| *byte == b'\n') {
+                if let Some((id, said)) = reported_in(line) {
+                    let all = reported.entry(id).or_insert(said);
+                    *all = (*all).max(said);
+                }
             }
         }
-        for id in good {
-            let before = self.good.entry(id).or_default();
-            before.push(batch.to_owned());
-            let known = self.accepted.contains(&id);
-            let counted = before.iter().filter(|batch| !self.excused.contains(*batch)).count();
-            let again = self.bought_again.get(&id).copied().unwrap_or(0);
-            if known && counted > 1 + again {
-                return Err(format!("invariant 2: {id} was run again after a good answer: {before:?}"));
-            }
+        for id in self.remote.runs_of(batch) {
+            let id: RequestId = id.parse().map_err(text)?;
+            let said = reported.get(&id).copied().unwrap_or(Reported::Nothing);
+            let run = Run { batch: batch.to_owned(), explained: said < Reported::Final };
+            self.runs.entry(id).or_default().push(run);
+            self.check_paid(id)?;
         }
         if self.dice.chance(self.rates.odd_lines) {
-            self.odd_lines(output, error);
+            let [output, error] = files;
+            self.odd_lines(batch, output, error);
+        }
+        Ok(())
+    }
+
+    /// Whether the last run of a request was due.
+    fn check_paid(&self, id: RequestId) -> Checked {
+        // What came after a backup is forgotten with it; nobody here can send that again.
+        let (Some(runs), true) = (self.runs.get(&id), self.accepted.contains(&id)) else { return Ok(()) };
+        let before = &runs[..runs.len() - 1];
+        let is_explained = |run: &&Run| {
+            run.explained
+                || self.denied.contains(&run.batch)
+                || self.cut_off.contains(&(run.batch.clone(), id))
+        };
+        let explained = before.iter().filter(is_explained).count();
+        // A pair is the provider's fault, and allows for one run more, whichever of the two that is.
+        let ran_in = |batch: &String| runs.iter().any(|run| run.batch == *batch);
+        let pairs = self.twins.iter().filter(|pair| pair.iter().any(ran_in)).count();
+        if runs.len() > 1 + explained + pairs {
+            let batches: Vec<_> = runs.iter().map(|run| (&run.batch, run.explained)).collect();
+            return Err(format!("invariant 2: {id} was run again without a reason: {batches:?}"));
         }
         Ok(())
     }
 
     /// Lines that nobody asked for: of another company's request, and a failure beside a success.
-    fn odd_lines(&mut self, output: Option<String>, error: Option<String>) {
+    fn odd_lines(&mut self, batch: &str, output: Option<String>, error: Option<String>) {
         let accepted: Vec<_> = self.accepted.iter().copied().collect();
         let (Some(output), false) = (output, accepted.is_empty()) else { return };
         let foreign = accepted[self.dice.below(accepted.len())];
+        self.contradicted.insert((batch.to_owned(), foreign));
         let failed =
             json!({"custom_id": foreign.to_string(), "response": null, "error": {"code": "server_error"}});
         self.remote.edit(&output, |bytes| {
@@ -71,6 +117,7 @@ impl Sim {
         if let Some(error) = error {
             let content = self.remote.content(&output, self.millis()).unwrap_or_default();
             let first = custom_ids(content).last().unwrap_or(foreign);
+            self.contradicted.insert((batch.to_owned(), first));
             let failed =
                 json!({"custom_id": first.to_string(), "response": {"status_code": 500, "body": {}}});
             self.remote.edit(&error, |bytes| bytes.extend(format!("{failed}\n").into_bytes()));
@@ -128,15 +175,20 @@ impl Sim {
     /// No request is in two batches that run.
     fn check_running(&mut self) -> Checked {
         let millis = self.millis();
-        let mut running: BTreeMap<RequestId, &str> = BTreeMap::new();
+        let mut running: BTreeMap<RequestId, Vec<&str>> = BTreeMap::new();
         for (batch, input) in self.remote.running(millis) {
-            if self.excused.contains(batch) {
+            if self.denied.contains(batch) {
                 continue;
             }
             for id in custom_ids(input).filter(|id| self.accepted.contains(id)) {
-                if let Some(other) = running.insert(id, batch) {
-                    return Err(format!("invariant 2: {id} is in {other} and {batch}, which both run"));
-                }
+                running.entry(id).or_default().push(batch);
+            }
+        }
+        for (id, batches) in running.into_iter().filter(|(_, batches)| batches.len() > 1) {
+            let runs = |batch: &String| batches.contains(&batch.as_str());
+            let pairs = self.twins.iter().filter(|pair| pair.iter().any(runs)).count();
+            if batches.len() > 1 + pairs {
+                return Err(format!("invariant 2: {id} is in several that run: {batches:?}"));
             }
         }
         Ok(())

@@ -57,6 +57,8 @@ pub struct Rates {
     pub stale: usize,
     /// A result file has lines that nobody asked for.
     pub odd_lines: usize,
+    /// A list of batches does not come to its end.
+    pub lists: usize,
     /// A request that no batch with it is admitted for.
     pub poison: usize,
 }
@@ -67,6 +69,12 @@ pub struct Plan {
     pub behaviour: Behaviour,
     /// Whether an old backup is restored once.
     pub restores: bool,
+    /// Whether batches come back without their metadata.
+    pub drops_metadata: bool,
+    /// At which page a list breaks off, and how.
+    pub broken_list: (usize, usize),
+    /// Whether our wall clock is set now and then.
+    pub jumps: bool,
 }
 
 /// Draws the faults of a run: each kind is there or not, so that the rare ones are not hidden by the frequent ones.
@@ -86,6 +94,7 @@ pub fn plan(seed: u64, dice: &mut Dice) -> Plan {
         stale: rate(15),
         odd_lines: rate(40),
         poison: rate(8),
+        lists: rate(100),
     };
     let mut rule = |mut fault: Value, most: usize| {
         let percent = if dice.chance(40) { 1 + dice.below(most) } else { 0 };
@@ -139,5 +148,24 @@ pub fn plan(seed: u64, dice: &mut Dice) -> Plan {
         enqueued_token_limit: dice.chance(25).then_some(60),
         faults: FaultPlan::parse(&text).unwrap(),
     };
-    Plan { rates, behaviour, restores: dice.chance(30) }
+    let (restores, drops_metadata, jumps) = (dice.chance(30), dice.chance(20), dice.chance(30));
+    // Where metadata is dropped, nothing tells a store from an old backup which batches came after it.
+    let restores = restores && !drops_metadata;
+    let broken_list = (dice.below(3), dice.below(4));
+    Plan { rates, behaviour, restores, drops_metadata, broken_list, jumps }
+}
+
+/// A run in which nothing goes wrong but for the first batch, which may be turned away, and the restore of a backup.
+pub fn calm(turns_away: bool) -> Plan {
+    let fault = json!({"fault": "fail", "code": "something_new", "times": 1, "probability": 1.0});
+    let text = if turns_away { json!({"batches": [fault]}) } else { json!({}) }.to_string();
+    let behaviour = Behaviour {
+        instance: 1,
+        turnaround: 7_200_000,
+        window: 86_400_000,
+        enqueued_token_limit: None,
+        faults: FaultPlan::parse(&text).unwrap(),
+    };
+    let (rates, broken_list) = (Rates::default(), (0, 0));
+    Plan { rates, behaviour, restores: true, drops_metadata: false, broken_list, jumps: false }
 }

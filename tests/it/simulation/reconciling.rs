@@ -1,29 +1,21 @@
 //! What the reconciler does, with the same store functions: it compares the provider's list with the store.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
-use nightshift::actors::observation;
-use nightshift::domain::batch::{
-    Batch, BatchState, Cancel, InputFile, Intent, Origin, ProviderIdentity, Running, Then,
-};
+use nightshift::actors::reconciler::{compared_since, holders, watched_since};
+use nightshift::actors::{Finding, Intents, Turn, judge, observation, turn};
+use nightshift::domain::batch::{Batch, BatchState, Cancel, Intent, Origin, ProviderIdentity, Running, Then};
 use nightshift::domain::effect::Effect;
 use nightshift::domain::event::{Event, ObservedStatus};
-use nightshift::domain::id::{BatchId, FileId, Nonce, RequestId, Timestamp};
+use nightshift::domain::id::{BatchId, FileId, ProviderBatchId, RequestId, Timestamp};
 use nightshift::domain::request::{Failure, FailureClass};
 use nightshift::domain::step::{Change, Step};
 use nightshift::provider::jsonl;
-use nightshift::provider::wire::BatchObject;
-use nightshift::store::{NotedIntent, WATCHED_FOR};
+use nightshift::provider::wire::{BatchObject, Page};
+use nightshift::store::WATCHED_FOR;
+use serde_json::json;
 
-use super::acting::{mark, read};
 use super::sim::{Broken, Checked, Sim, now, text};
-
-enum Finding {
-    Nothing,
-    Shadow { of: BatchId, intent: Intent },
-    Unknown { unsent: Option<BatchId>, intent: Intent },
-}
 
 impl Sim {
     /// One look. Only one that comes through lets things be sent after a start.
@@ -31,61 +23,96 @@ impl Sim {
         if self.dice.chance(self.rates.later) {
             return Ok(());
         }
-        let since = Timestamp::from_secs(0);
-        let noted = self.store.reader().intents_since(since, 10_000).map_err(text)?;
-        let noted: HashMap<Nonce, NotedIntent> =
-            noted.into_iter().map(|noted| (noted.intent.nonce, noted)).collect();
+        let began = self.at();
+        if self.compared {
+            while now(self.store.forget_intents(began)).map_err(text)? > 0 {}
+        }
+        let noted = self.store.reader().intents_since(began.minus(WATCHED_FOR), 10_000).map_err(text)?;
+        let since = if self.compared {
+            watched_since(&noted, began)
+        } else {
+            Some(compared_since(self.store.reader().reconciled().map_err(text)?, began))
+        };
+        let Some(since) = since else { return Ok(()) };
+        let (list, whole) = self.look_back(since);
+        if !whole {
+            return Ok(());
+        }
+        let intents = Intents::new(noted);
         let mut through = true;
-        // The oldest first, as they came to be; all are judged before anything is done.
+        // All are judged before anything is done.
         let mut found = Vec::new();
-        for batch in self.listed().iter().rev().map(read) {
-            let finding = self.finding(&batch, &noted)?;
+        let newest = list.first().and_then(|batch| batch.created_at).unwrap_or(began);
+        for batch in list {
+            let finding = self.finding(&batch, began.min(newest), &intents)?;
             found.push((batch, finding));
+        }
+        if self.broken == Broken::TakesOverTheOldestFirst {
+            found.reverse();
         }
         for (batch, finding) in found {
             match finding {
                 Finding::Nothing => {}
                 Finding::Shadow { of, intent } => self.open_shadow(&batch, of, intent)?,
-                Finding::Unknown { unsent, intent } => through &= self.take_over(&batch, unsent, intent)?,
+                Finding::Unknown { unsent, intent } => {
+                    through = through && self.take_over(&batch, unsent, intent)?;
+                }
             }
         }
         if through {
             self.compared = true;
-            let at = self.at().minus(Duration::from_secs(3600));
+            let at = began.minus(Duration::from_secs(3600));
             now(self.store.note_reconciled(at)).map_err(text)?;
         }
         Ok(())
     }
 
-    fn finding(&self, batch: &BatchObject, noted: &HashMap<Nonce, NotedIntent>) -> Result<Finding, String> {
+    /// Reads the list back to `since`, newest first; says whether it came so far.
+    pub fn look_back(&mut self, since: Timestamp) -> (Vec<BatchObject>, bool) {
+        const SHOWN: usize = 2;
+        // The program reads more of them before it gives up.
+        const PAGES: usize = 60;
+        let all = self.listed();
+        let trouble = self.dice.chance(self.rates.lists).then_some(self.broken_list);
+        let (mut seen, mut after, mut from): (Vec<BatchObject>, Option<ProviderBatchId>, usize) =
+            (Vec::new(), None, 0);
+        for number in 0..PAGES {
+            let next = all.len().min(from + SHOWN);
+            let has_more = next < all.len();
+            let shown = match trouble.filter(|(at, _)| has_more && number >= *at) {
+                None => from..next,
+                // A call fails in the middle, and with it the search.
+                Some((_, 0)) => return (Vec::new(), false),
+                // Nothing is there, and more is to come.
+                Some((_, 1)) => from..from,
+                // The page before comes again, and again.
+                Some((_, 2)) => from.saturating_sub(SHOWN)..from.max(SHOWN),
+                // It begins anew.
+                Some(_) => 0..SHOWN,
+            };
+            from = shown.end;
+            let page = json!({"object": "list", "data": all[shown], "has_more": has_more}).to_string();
+            let page = Page::<BatchObject>::from_json(page.as_bytes(), 100).unwrap();
+            let last = page.data.last().map(|batch| (batch.id.clone(), batch.created_at));
+            seen.extend(page.data);
+            match turn(last, page.has_more, after.as_ref(), since) {
+                Turn::Next(last) => after = Some(last),
+                Turn::Ended { whole } => return (seen, whole || self.broken == Broken::TakesPartsForWhole),
+            }
+        }
+        (seen, false)
+    }
+
+    fn finding(&self, batch: &BatchObject, at: Timestamp, intents: &Intents) -> Result<Finding, String> {
         let reader = self.store.reader();
-        if reader.batch_of_provider(&batch.id).map_err(text)?.is_some() {
-            return Ok(Finding::Nothing);
-        }
-        let nonce: Nonce = mark(batch, "ns_nonce").ok_or("no nonce")?.parse().map_err(text)?;
-        let of: BatchId = mark(batch, "ns_batch").ok_or("no batch")?.parse().map_err(text)?;
-        let at = batch.created_at.ok_or("no time")?;
-        let input = batch.input_file_id.clone().unwrap_or_else(|| FileId::new("unknown"));
-        let intent = Intent { nonce, input: InputFile { id: input, upload: 0, created_at: at }, at };
-        let Some(here) = reader.batch(of).map_err(text)? else {
-            return Ok(Finding::Unknown { unsent: None, intent });
-        };
-        let is_looked_for = !matches!(here.state, BatchState::Observing { .. })
-            && here.state.intent().is_some_and(|now| now.nonce == nonce);
-        if here.provider_batch.as_ref() == Some(&batch.id) || is_looked_for {
-            return Ok(Finding::Nothing);
-        }
-        let is_noted = noted.contains_key(&nonce) || here.superseded.iter().any(|old| old.nonce == nonce);
-        let is_watched = at > self.at().minus(WATCHED_FOR).plus(Duration::from_secs(3600));
-        let is_sent_from_here = self.broken == Broken::TakesStrangersForShadows && !here.state.is_unsent();
-        if here.origin == Origin::Cut
-            && !is_noted
-            && (here.state.is_unsent() || is_watched)
-            && !is_sent_from_here
+        let finding = judge(&reader, self.store.instance(), at, batch, intents).map_err(text)?;
+        if let (Broken::TakesStrangersForShadows, Finding::Unknown { unsent: Some(of), intent }) =
+            (self.broken, &finding)
+            && reader.batch(*of).map_err(text)?.is_some_and(|here| !here.state.is_unsent())
         {
-            return Ok(Finding::Unknown { unsent: Some(of), intent });
+            return Ok(Finding::Shadow { of: *of, intent: intent.clone() });
         }
-        Ok(Finding::Shadow { of, intent })
+        Ok(finding)
     }
 
     fn open_shadow(&mut self, found: &BatchObject, of: BatchId, intent: Intent) -> Checked {
@@ -101,6 +128,16 @@ impl Sim {
         self.host(id, None)
     }
 
+    fn give_back(&mut self, id: BatchId) -> Checked {
+        let here = self.store.reader().batch(id).map_err(text)?;
+        let dissolving = |state: &BatchState| matches!(state, BatchState::Dissolving { .. });
+        if here.is_some_and(|batch| batch.state.is_unsent() && !dissolving(&batch.state)) {
+            let failure = Failure::new(FailureClass::Transient, "batch_known_elsewhere", "");
+            self.happened(id, Event::GivenBack(failure))?;
+        }
+        Ok(())
+    }
+
     /// False where that has to wait.
     fn take_over(
         &mut self,
@@ -109,17 +146,19 @@ impl Sim {
         intent: Intent,
     ) -> Result<bool, String> {
         if let Some(id) = unsent {
-            let here = |sim: &Self| sim.store.reader().batch(id).map_err(text);
-            let dissolving = |state: &BatchState| matches!(state, BatchState::Dissolving { .. });
-            if here(self)?.is_some_and(|batch| batch.state.is_unsent() && !dissolving(&batch.state)) {
-                let failure = Failure::new(FailureClass::Transient, "batch_known_elsewhere", "");
-                self.happened(id, Event::GivenBack(failure))?;
-            }
-            if here(self)?.is_some_and(|batch| batch.state.is_live()) {
+            self.give_back(id)?;
+            if self.store.reader().batch(id).map_err(text)?.is_some_and(|batch| batch.state.is_live()) {
                 return Ok(false);
             }
         }
         let Some(ids) = self.requests_of(found) else { return Ok(false) };
+        let holders = holders(&self.store.reader(), &ids).map_err(text)?;
+        if !holders.is_empty() && self.broken != Broken::LeavesRequestsWhereTheyWere {
+            for id in holders {
+                self.give_back(id)?;
+            }
+            return Ok(false);
+        }
         let reader = self.store.reader();
         let first = ids.iter().find_map(|id| reader.request(*id).ok().flatten());
         let Some(first) = first else { return Ok(true) };

@@ -50,6 +50,39 @@ pub enum Broken {
     SendsBeforeComparing,
     /// A batch that came after the backup counts as a shadow unless the batch here was never sent.
     TakesStrangersForShadows,
+    /// What fails every time, or was answered and is of no use, is tried again.
+    RetriesWhatIsFinal,
+    /// After a restore the requests go to the oldest batch that they were in.
+    TakesOverTheOldestFirst,
+    /// And what had them in the backup is sent all the same.
+    LeavesRequestsWhereTheyWere,
+    /// A list that broke off proves that what it did not show is not there.
+    TakesPartsForWhole,
+    /// A batch without metadata is nobody's.
+    ForgetsFiles,
+}
+
+impl Broken {
+    /// Has happen what the rule is for, where that is rare.
+    pub fn needs(self, plan: &mut Plan) {
+        match self {
+            Self::TakesPartsForWhole => {
+                plan.broken_list = (0, 1);
+                plan.rates.lists = 100;
+                plan.rates.uncertain = 60;
+            }
+            Self::Nothing
+            | Self::ResendsWithoutSearch
+            | Self::ForgetsIntents
+            | Self::TakesLinesOfOthers
+            | Self::SendsBeforeComparing
+            | Self::TakesStrangersForShadows
+            | Self::RetriesWhatIsFinal
+            | Self::TakesOverTheOldestFirst
+            | Self::LeavesRequestsWhereTheyWere
+            | Self::ForgetsFiles => {}
+        }
+    }
 }
 
 pub type Checked = Result<(), String>;
@@ -71,6 +104,8 @@ pub struct Actor {
     pub uncertain_since: Option<Timestamp>,
     /// What the provider said before.
     pub before: Option<Observation>,
+    /// When it began, by the wall clock and by the monotonic one.
+    pub began: (Timestamp, Timestamp),
 }
 
 /// A create call that has its effect later.
@@ -79,6 +114,13 @@ pub struct Late {
     pub nonce: String,
     pub input: String,
     pub endpoint: &'static str,
+}
+
+/// A request that the provider ran in one of its batches.
+pub struct Run {
+    pub batch: String,
+    /// Whether what the provider reported of it, or an operator, lets it be run again.
+    pub explained: bool,
 }
 
 struct Backup {
@@ -91,7 +133,10 @@ pub struct Sim {
     pub rates: Rates,
     pub broken: Broken,
     pub store: Store,
+    /// The provider's clock, which is also our monotonic one.
     pub clock: ManualClock,
+    /// How far our wall clock is ahead of it, in milliseconds.
+    ahead: i64,
     pub remote: Provider,
     pub actors: BTreeMap<BatchId, Actor>,
     /// Result files at home, which outlive a crash.
@@ -103,20 +148,31 @@ pub struct Sim {
     pub compared: bool,
     /// Batches that the provider says it does not know, until when.
     pub gone: BTreeMap<String, Timestamp>,
+    /// Batches that are in no list, until when.
+    pub unlisted: BTreeMap<String, Timestamp>,
+    /// What a batch was marked with is not kept.
+    pub drops_metadata: bool,
+    /// At which page a list breaks off, and how.
+    pub broken_list: (usize, usize),
     /// An operator has said that what is gone is really gone.
     pub trusted: bool,
-    /// Provider batches whose results need not come: by the provider's fault they cannot be had, or were made twice.
-    pub excused: BTreeSet<String>,
+    /// Provider batches that the provider has denied, or whose files it did not show: what ran in them need not count.
+    pub denied: BTreeSet<String>,
+    /// Provider batches that came of one create call, in pairs.
+    pub twins: Vec<[String; 2]>,
+    /// Lines that nobody could see were cut off a download.
+    pub cut_off: BTreeSet<(String, RequestId)>,
+    /// Lines beside which the provider says something else of the same request.
+    pub contradicted: BTreeSet<(String, RequestId)>,
     pub accepted: BTreeSet<RequestId>,
     pub results: BTreeMap<RequestId, Vec<u8>>,
-    /// How often an operator bought a request again.
-    pub bought_again: BTreeMap<RequestId, usize>,
-    /// Good answers by request: the provider's batches that gave one.
-    pub good: BTreeMap<RequestId, Vec<String>>,
+    /// What the provider ran and would be paid for, by request, in order.
+    pub runs: BTreeMap<RequestId, Vec<Run>>,
     /// What changed since the last check.
     pub touched: BTreeSet<BatchId>,
     pub steps: u64,
     restores: bool,
+    jumps: bool,
     backup: Option<Backup>,
     ids: u128,
     hash: u64,
@@ -132,6 +188,7 @@ impl Sim {
             broken,
             store: now(Store::in_memory(uuid::Uuid::from_u128(1))).unwrap(),
             clock: ManualClock::new(start),
+            ahead: 0,
             remote: Provider::new(plan.behaviour),
             actors: BTreeMap::new(),
             spool: BTreeMap::new(),
@@ -139,15 +196,21 @@ impl Sim {
             paused_until: start,
             compared: true,
             gone: BTreeMap::new(),
+            unlisted: BTreeMap::new(),
+            drops_metadata: plan.drops_metadata,
+            broken_list: plan.broken_list,
             trusted: false,
-            excused: BTreeSet::new(),
+            denied: BTreeSet::new(),
+            twins: Vec::new(),
+            cut_off: BTreeSet::new(),
+            contradicted: BTreeSet::new(),
             accepted: BTreeSet::new(),
             results: BTreeMap::new(),
-            bought_again: BTreeMap::new(),
-            good: BTreeMap::new(),
+            runs: BTreeMap::new(),
             touched: BTreeSet::new(),
             steps: 0,
             restores: plan.restores,
+            jumps: plan.jumps,
             backup: None,
             ids: 1,
             hash: 0xcbf2_9ce4_8422_2325,
@@ -170,8 +233,31 @@ impl Sim {
         self.hash
     }
 
+    /// Our wall clock.
     pub fn at(&self) -> Timestamp {
+        Timestamp::from_millis(self.clock.now().as_millis() + self.ahead)
+    }
+
+    /// Our monotonic clock.
+    pub fn mono(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// The time that a batch's actor goes by: no jump is in it.
+    pub fn steady(&self, id: BatchId) -> Timestamp {
+        let mono = self.mono();
+        self.actors.get(&id).map_or(mono, |actor| actor.began.0.plus(mono.since(actor.began.1)))
+    }
+
+    /// Our wall clock is set.
+    fn jump(&mut self) {
+        if !self.jumps {
+            return;
+        }
+        let in_2038 = 2_147_483_640_000 - self.millis();
+        let hour = 3_600_000;
+        self.ahead = [0, 25 * hour, -2 * hour, in_2038, in_2038 + 9_000_000 * 1000][self.dice.below(5)];
+        self.note(format_args!("the wall clock is set to {}", self.at()));
     }
 
     pub fn millis(&self) -> i64 {
@@ -181,7 +267,7 @@ impl Sim {
     pub fn id(&mut self) -> [u8; 16] {
         self.ids += 1;
         // As a UUIDv7 begins with its time.
-        let time = u128::try_from(self.millis()).unwrap() << 80;
+        let time = u128::try_from(self.at().as_millis()).unwrap() << 80;
         (time | self.ids).to_be_bytes()
     }
 
@@ -254,10 +340,10 @@ impl Sim {
         if let Some(fresh) = fresh {
             effects = vec![fresh];
         }
-        let at = self.at();
-        let effects = effects.into_iter().map(|effect| due(at, effect)).collect();
+        let began = (self.at(), self.mono());
+        let effects = effects.into_iter().map(|effect| due(began, effect)).collect();
         self.note(format_args!("hosts {id} {}", batch.state.label()));
-        self.actors.insert(id, Actor { batch, effects, uncertain_since: None, before: None });
+        self.actors.insert(id, Actor { batch, effects, uncertain_since: None, before: None, began });
         self.touched.insert(id);
         Ok(())
     }
@@ -266,7 +352,7 @@ impl Sim {
     pub fn crash(&mut self) -> Checked {
         self.note(format_args!("crash"));
         self.actors.clear();
-        self.paused_until = self.at();
+        self.paused_until = self.mono();
         self.compared = false;
         for id in self.store.reader().live_batches().map_err(text)? {
             self.host(id, None)?;
@@ -295,7 +381,7 @@ impl Sim {
 
     /// The step is stored: what there is to do now.
     pub fn advance(&mut self, id: BatchId, effects: Vec<Effect>) {
-        let at = self.at();
+        let at = (self.at(), self.mono());
         self.steps += 1;
         self.touched.insert(id);
         let Some(actor) = self.actors.get_mut(&id) else { return };
@@ -341,7 +427,10 @@ impl Sim {
         let (failed, _) = self.store.reader().list_requests(&filter, None, 100).map_err(text)?;
         let ids: Vec<_> = failed.iter().map(|request| request.id).filter(|_| self.dice.chance(50)).collect();
         for id in &ids {
-            *self.bought_again.entry(*id).or_default() += 1;
+            // Whoever buys again knows what ran before.
+            for run in self.runs.get_mut(id).into_iter().flatten() {
+                run.explained = true;
+            }
         }
         self.note(format_args!("requeue {}", ids.len()));
         now(self.store.requeue(ids, self.at())).map_err(text)?;
@@ -366,6 +455,7 @@ impl Sim {
         self.accepted = backup.accepted;
         // A restore takes longer than lists lag and than calls are under way.
         self.remote.catch_up_lists();
+        self.unlisted.clear();
         self.late.clear();
         self.spool.clear();
         let reader = self.store.reader();
@@ -390,13 +480,13 @@ impl Sim {
     }
 
     fn ready(&self) -> Vec<BatchId> {
-        let at = self.at();
-        let is_due = |actor: &&Actor| actor.effects.iter().any(|(due, _)| *due <= at);
+        let mono = self.mono();
+        let is_due = |actor: &&Actor| actor.effects.iter().any(|(due, _)| *due <= mono);
         self.actors.values().filter(is_due).map(|actor| actor.batch.id).collect()
     }
 
     fn turn(&mut self) -> Checked {
-        match self.dice.below(40) {
+        match self.dice.below(41) {
             0..=19 => {
                 let ready = self.ready();
                 if ready.is_empty() {
@@ -419,6 +509,7 @@ impl Sim {
             35 | 36 => self.reconcile()?,
             37 => self.requeue()?,
             38 => self.unpark()?,
+            39 => self.jump(),
             _ => self.backup()?,
         }
         Ok(())
@@ -426,6 +517,10 @@ impl Sim {
 
     /// From its first to its last step, with the faults ending on the way.
     pub fn play(&mut self) -> Checked {
+        let plan = (self.restores, self.drops_metadata, self.jumps, self.rates);
+        self.note(format_args!("restores, drops metadata, jumps: {plan:?}"));
+        // As the first start leaves it.
+        now(self.store.note_reconciled(self.at().minus(Duration::from_secs(3600)))).map_err(text)?;
         self.accept();
         self.open_batches()?;
         for turn in 0..TURNS {
@@ -438,12 +533,53 @@ impl Sim {
         self.finish()
     }
 
+    /// The store goes back to where its requests were in one batch, while they are in another one at the provider.
+    pub fn play_moved_on(&mut self) -> Checked {
+        self.accept();
+        self.work_until(|state| *state == BatchState::Sealed)?;
+        self.backup()?;
+        for id in self.live(|_| true) {
+            let cancel = Cancel { by: "ops".to_owned(), at: self.at(), then: Then::Requeue };
+            self.happened(id, Event::CancelAsked(cancel))?;
+        }
+        self.work_until(|state| matches!(state, BatchState::Observing { .. }))?;
+        self.backup()?;
+        self.finish()
+    }
+
+    /// The store goes back to before a batch that was turned away and sent again: the provider has both.
+    pub fn play_sent_again(&mut self) -> Checked {
+        self.accept();
+        self.backup()?;
+        self.work_until(|state| matches!(state, BatchState::Observing { wait, .. } if wait.refusals > 0))?;
+        self.backup()?;
+        self.finish()
+    }
+
+    /// Works without choice until a batch has come to such a state.
+    fn work_until(&mut self, there: impl Fn(&BatchState) -> bool) -> Checked {
+        for _ in 0..200 {
+            if self.actors.values().any(|actor| there(&actor.batch.state)) {
+                return Ok(());
+            }
+            if let Some(id) = self.ready().first() {
+                self.act(*id)?;
+            } else {
+                self.open_batches()?;
+                self.poll()?;
+                self.advance_clock(Duration::from_secs(60))?;
+            }
+        }
+        Err("no batch came to where it should".to_owned())
+    }
+
     /// No more faults: everything must come to its end.
     fn finish(&mut self) -> Checked {
         self.note(format_args!("the faults end"));
         self.rates = Rates::default();
         self.remote.end_faults();
         self.gone.retain(|_, until| *until == FOR_EVER);
+        self.unlisted.clear();
         self.trusted = true;
         // Clients go on.
         self.accept();
@@ -494,11 +630,11 @@ impl Sim {
 /// Until then what is gone for ever is gone.
 pub const FOR_EVER: Timestamp = Timestamp::from_secs(9_000_000_000);
 
-/// When an effect may be run.
-fn due(at: Timestamp, effect: Effect) -> (Timestamp, Effect) {
+/// When an effect may be run, on the monotonic clock, where the wall clock and that one stand at `now`.
+fn due(now: (Timestamp, Timestamp), effect: Effect) -> (Timestamp, Effect) {
     match effect {
-        Effect::WakeAt(until) => (until.max(at), effect),
-        effect => (at, effect),
+        Effect::WakeAt(until) => (now.1.plus(step::wait_for(until, now.0)), effect),
+        effect => (now.1, effect),
     }
 }
 
