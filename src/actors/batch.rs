@@ -193,7 +193,9 @@ impl BatchActor {
             }),
             Effect::WakeAt(at) => {
                 let after = step::wait_for(at, shared.clock.now());
-                later(ctx, &shared.clock, after, |this, ctx| this.happened(&Event::WaitEnded, ctx));
+                later(ctx, &shared.clock, after, |this, ctx| {
+                    this.in_turn(ctx, |this, ctx| this.happened(&Event::WaitEnded, ctx));
+                });
             }
             Effect::UploadInput { upload } => {
                 self.spawn(ctx, async move { effects::upload(&shared, &batch, upload, false).await });
@@ -248,9 +250,30 @@ impl BatchActor {
             if let Event::Observed { at, .. } | Event::NotKnown { at } = &mut event {
                 *at = this.steady_now();
             }
-            this.happened(&event, ctx);
+            if let Some(turn) = this.in_turn(ctx, move |this, ctx| this.happened(&event, ctx)) {
+                this.running = Some(turn);
+            }
         }));
         self.running = Some(running);
+    }
+
+    /// Runs `then` once no commit is waited for. actix polls the calls of an actor once more when a message has just
+    /// begun such a wait: two steps would start from the same record, and the second not be stored.
+    fn in_turn(
+        &mut self,
+        ctx: &mut Context<Self>,
+        then: impl FnOnce(&mut Self, &mut Context<Self>) + 'static,
+    ) -> Option<SpawnHandle> {
+        if !ctx.waiting() {
+            then(self, ctx);
+            return None;
+        }
+        let turn = actix::fut::wrap_future::<_, Self>(std::future::ready(()));
+        Some(ctx.spawn(turn.map(|(), this, ctx| {
+            if let Some(turn) = this.in_turn(ctx, then) {
+                this.running = Some(turn);
+            }
+        })))
     }
 
     fn fill(&mut self, ctx: &mut Context<Self>) {
@@ -272,17 +295,29 @@ impl BatchActor {
         let (shared, batch) = (self.shared.clone(), self.batch.clone());
         let whole = self.whole.take().filter(|(of, _)| *of == kind).map(|(_, stamp)| stamp);
         let read = async move { effects::read_chunk(&shared, batch, kind, offset, whole).await };
-        ctx.spawn(read.into_actor(self).map(move |chunk, this, ctx| match chunk {
+        ctx.spawn(read.into_actor(self).map(move |chunk, this, ctx| {
+            this.in_turn(ctx, move |this, ctx| this.chunk_read(kind, offset, chunk, ctx));
+        }));
+    }
+
+    fn chunk_read(
+        &mut self,
+        kind: ResultKind,
+        offset: u64,
+        chunk: Result<Chunk, ChunkError>,
+        ctx: &mut Context<Self>,
+    ) {
+        match chunk {
             Ok(Chunk { lines, to, end, whole }) => {
-                this.whole = Some((kind, whole));
-                this.store_lines(&Event::LinesRead { kind, from: offset, to, end }, lines, ctx);
+                self.whole = Some((kind, whole));
+                self.store_lines(&Event::LinesRead { kind, from: offset, to, end }, lines, ctx);
             }
-            Err(ChunkError::Gone) => this.happened(&Event::CopyLost { kind }, ctx),
+            Err(ChunkError::Gone) => self.happened(&Event::CopyLost { kind }, ctx),
             Err(ChunkError::Failed(err)) => {
-                tracing::error!(batch.id = %this.batch.id, error = %err, "a result file of batch {} cannot be read here", this.batch.id);
+                tracing::error!(batch.id = %self.batch.id, error = %err, "a result file of batch {} cannot be read here", self.batch.id);
                 ctx.stop();
             }
-        }));
+        }
     }
 
     fn store_lines(&mut self, event: &Event, lines: Vec<AppliedLine>, ctx: &mut Context<Self>) {

@@ -14,13 +14,12 @@ fn opened(nightshift: &Nightshift) -> usize {
 #[test]
 fn a_tick_that_came_while_nothing_could_be_sent_is_made_up_for_when_that_is_over() {
     with_a_creator(async |nightshift| {
-        nightshift.request(1, "demo", |_| ()).await;
-        // It is due for its age, which is a matter of the timer alone.
-        nightshift.clock.advance(Duration::from_secs(3600));
-        nightshift.creator.send(Nudge).await.unwrap();
         let condition = &nightshift.shared.condition;
         condition.raise(Hindrance::Checking, "the store is being checked");
         condition.raise(Hindrance::Reconciling, "the lists are being compared");
+        nightshift.request(1, "demo", |_| ()).await;
+        // It is due for its age, which is a matter of the timer alone.
+        nightshift.clock.advance(Duration::from_secs(3600));
         nightshift.creator.send(Tick).await.unwrap();
         condition.clear(Hindrance::Checking);
         nightshift.creator.send(Nudge).await.unwrap();

@@ -187,6 +187,7 @@ pub struct Nightshift {
     pub shared: Arc<Shared>,
     pub clock: Arc<ManualClock>,
     pub creator: actix::Addr<Creator>,
+    pub registry: actix::Addr<Registry>,
     routes: BoxedFilter<(Response,)>,
     _spool: tempfile::TempDir,
 }
@@ -216,8 +217,8 @@ impl Nightshift {
         let intake = Intake::new(shared.clone(), creator.clone()).start();
         registry.send(Resume { creator: creator.clone() }).await.unwrap().unwrap();
         let admin = Some(Secret::new(ADMIN));
-        let api = http::Api::new(registry, intake, shared.clone(), admin).unwrap();
-        Self { shared, clock, creator, routes: http::routes(api), _spool: spool }
+        let api = http::Api::new(registry.clone(), intake, shared.clone(), admin).unwrap();
+        Self { shared, clock, creator, registry, routes: http::routes(api), _spool: spool }
     }
 
     pub fn now(&self) -> Timestamp {

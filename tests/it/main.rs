@@ -30,4 +30,5 @@ mod sdk;
 mod service;
 mod simulation;
 mod trouble;
+mod turns;
 mod whole;

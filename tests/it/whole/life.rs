@@ -1,10 +1,10 @@
 //! One seed: the lives of the program from start to kill, and who moves the clock.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -76,6 +76,25 @@ pub struct Seed {
     most_calls: u64,
     prints: bool,
     trace: Vec<String>,
+    log: Log,
+}
+
+/// The end of what the program says.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<VecDeque<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let mut end = self.0.lock().unwrap();
+        end.extend(bytes);
+        let over = end.len().saturating_sub(16 << 10);
+        end.drain(..over);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// How a life ended.
@@ -118,6 +137,7 @@ impl Seed {
             most_calls: 0,
             prints,
             trace: Vec::new(),
+            log: Log::default(),
         }
     }
 
@@ -141,7 +161,9 @@ impl Seed {
     /// The last things that happened.
     pub fn trace(&self) -> String {
         let from = self.trace.len().saturating_sub(40);
-        format!("{:?}\n{}", self.plan, self.trace[from..].join("\n"))
+        let log: Vec<u8> = self.log.0.lock().unwrap().iter().copied().collect();
+        let log = String::from_utf8_lossy(&log);
+        format!("{:?}\n{}\n{log}", self.plan, self.trace[from..].join("\n"))
     }
 
     fn note(&mut self, what: std::fmt::Arguments<'_>) {
@@ -160,8 +182,16 @@ impl Seed {
     /// One life, on a thread of its own: what actix keeps for a thread dies with it.
     fn live(&mut self) -> Result<End, String> {
         self.lives += 1;
+        let log = self.log.clone();
         let lived = std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
+                let subscriber = tracing_subscriber::fmt()
+                    .with_max_level(tracing::Level::INFO)
+                    .with_ansi(false)
+                    .without_time()
+                    .with_writer(move || log.clone())
+                    .finish();
+                let _logs = tracing::subscriber::set_default(subscriber);
                 let runtime = tokio::runtime::Builder::new_current_thread()
                     .enable_all()
                     // What was begun before is done when one more piece of work is.
