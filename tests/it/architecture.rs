@@ -16,7 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("telemetry", &[]),
     ("serving", &[]),
     ("store", &["domain"]),
-    ("provider", &["domain", "disk"]),
+    ("provider", &["domain", "disk", "clock"]),
     ("import", &["domain"]),
     ("actors", &["domain", "store", "provider", "import", "clock", "condition", "disk", "panics"]),
     ("http", &["actors", "domain", "store", "serving", "config", "clock", "condition", "panics"]),
