@@ -48,6 +48,9 @@ const DRAIN: Duration = Duration::from_secs(7);
 /// After so long the process leaves, whatever still runs: every state is safe to leave in.
 const LEAVE: Duration = Duration::from_secs(9);
 
+/// The system's number of the signal for a file that grows beyond its limit, on Linux.
+const SIGXFSZ: i32 = 25;
+
 /// Why the program cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
@@ -642,6 +645,9 @@ fn signals() -> Result<watch::Receiver<u32>, AppError> {
     let fail = |err: std::io::Error| AppError::System(err.to_string());
     let mut terminate = signal(SignalKind::terminate()).map_err(fail)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(fail)?;
+    // With a handler, whatever it does, a write beyond a limit on the size of files (ulimit -f) is an error that can be
+    // told; without one the system ends the process at once.
+    drop(signal(SignalKind::from_raw(SIGXFSZ)).map_err(fail)?);
     let (count, counted) = watch::channel(0);
     // On a thread of the runtime's own: opening the store blocks this one.
     tokio::spawn(async move {

@@ -493,17 +493,48 @@ fn a_result_file_that_was_removed_cut_or_altered_before_it_was_applied_is_fetche
     }
 }
 
+/// A server below a limit of the system.
+fn limited(limit: &str, folder: &Path, provider: &Provider, port: u16, set: &[&str]) -> Server {
+    let mut command = Command::new("prlimit");
+    command.args([limit, env!("CARGO_BIN_EXE_nightshift")]).current_dir(folder);
+    let usual = nightshift(folder);
+    command.envs(usual.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    provider.point(&mut command, port, set);
+    Server::spawn(command, port)
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_is_an_error_that_is_told_and_nothing_acknowledged_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = Provider::start(folder.path(), "1s", "{}");
+    let port = free_port();
+    let careless = ["creation.enabled=false", "data.ballast=0"];
+    let mut server = limited("--fsize=33554432", folder.path(), &provider, port, &careless);
+    let mut acknowledged = 0;
+    while let Ok((200, answer)) = send(&server, acknowledged, 250) {
+        acknowledged += 250;
+        assert_eq!(answer["accepted"], 250);
+        assert!(acknowledged < 200_000, "the limit is not reached");
+    }
+    let left = server.left(PATIENCE).expect("it leaves");
+    assert_eq!(left.code(), Some(74), "{left:?}: {}", server.tail());
+    assert!(acknowledged > 0);
+    let mut server = provider.server(folder.path(), port, &[]);
+    let pending = server.summary().iter().sum::<u64>();
+    assert!(pending >= acknowledged as u64, "{pending} of {acknowledged}");
+    assert_known(&server, acknowledged.min(1000));
+    server.wait_until_done(pending, Duration::from_secs(120));
+    assert!(server.terminate().success());
+    provider.assert_ran_once(usize::try_from(pending).unwrap());
+    verify(folder.path());
+}
+
 #[test]
 fn with_few_file_descriptors_it_works_or_says_what_is_wrong() {
     let folder = tempfile::tempdir().unwrap();
     let provider = Provider::start(folder.path(), "1s", "{}");
     let port = free_port();
-    let mut command = Command::new("prlimit");
-    command.args(["--nofile=32:32", env!("CARGO_BIN_EXE_nightshift")]).current_dir(folder.path());
-    let usual = nightshift(folder.path());
-    command.envs(usual.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    provider.point(&mut command, port, &[]);
-    let mut server = Server::spawn(command, port);
+    let mut server = limited("--nofile=32:32", folder.path(), &provider, port, &[]);
     // More connections than there are descriptors: the surplus is shed, and neither store nor spool lacks any.
     let held: Vec<_> = (0..40).map(|_| std::net::TcpStream::connect(("127.0.0.1", port))).collect();
     server.wait_until(Duration::from_secs(2), |_| false);
