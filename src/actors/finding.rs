@@ -162,7 +162,7 @@ pub async fn sweep(shared: &Shared, batch: BatchId, intent: Intent, looking: Loo
     Event::Swept { complete, grace_over: looked_for >= shared.grace, found }
 }
 
-/// Everything rests until it is known whether this is our project: what is sent now might go to another one.
+/// The account pauses until it is known whether this is our project: what is sent now might go to another one.
 fn unproven(shared: &Shared, intent: &Intent) {
     if shared.account.paused().is_some_and(|paused| paused.cause == Cause::Gone) {
         return;

@@ -385,8 +385,6 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// A kill or a full disk while sled writes a snapshot leaves an empty file that blocks every later open
-/// (stack.md section 3). It holds nothing, and nobody else can be writing it: we hold the lock.
 /// Makes an empty store, which has its name only once it is whole: sled could not open half of one, and nobody could
 /// tell it from a damaged one.
 fn make(dir: &Path) -> Result<(), StoreError> {
@@ -459,6 +457,8 @@ fn sync(dir: &Path, file: &File) -> Result<(), StoreError> {
     synced.map_err(|err| StoreError::SyncFailed(err.to_string()))
 }
 
+/// A kill or a full disk while sled writes a snapshot leaves an empty file that blocks every later open
+/// (stack.md section 3). It holds nothing, and nobody else can be writing it: we hold the lock.
 fn remove_half_made_snapshots(dir: &Path) -> Result<(), StoreError> {
     for entry in std::fs::read_dir(dir).map_err(|err| StoreError::folder(dir, err))? {
         let entry = entry.map_err(|err| StoreError::folder(dir, err))?;
