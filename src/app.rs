@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use secrecy::SecretString;
+use sha2::{Digest as _, Sha256};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
 
 use crate::actors::account::Account;
 use crate::actors::creator::{Creator, Nudge};
@@ -23,9 +25,9 @@ use crate::actors::registry::{Registry, Resume};
 use crate::actors::{Shared, Switches};
 use crate::clock::{Clock, Ids, SharedClock, SystemClock};
 use crate::condition::{Condition, Hindrance, safe_mode};
-use crate::config::{ImportSource, Location, ProviderKind, Settings};
+use crate::config::{ImportSource, Location, ProviderKind, Secret, Settings};
 use crate::disk::{self, Bounds, Disk};
-use crate::domain::batch::ProviderIdentity;
+use crate::domain::batch::{Credentials, ProviderIdentity};
 use crate::domain::cut::Limits;
 use crate::domain::{retry, step};
 use crate::http;
@@ -373,11 +375,13 @@ fn share(
     spool: PathBuf,
 ) -> Result<Shared, AppError> {
     let pace = pace(settings, &store.reader(), clock.as_ref())?;
+    let store_instance = store.instance();
     Ok(Shared {
         reader: store.reader(),
         store,
         provider,
         identity: identity(settings),
+        made_with: credentials(settings, store_instance),
         clock,
         ids,
         condition: disk.condition(),
@@ -411,6 +415,25 @@ fn share(
         polling_calls_max: usize::try_from(settings.polling.max_calls).unwrap_or(usize::MAX),
         settle: settings.analysis.settle,
     })
+}
+
+/// With what calls are made. The store's own id is in it, so that it says nothing outside of this store.
+fn credentials(settings: &Settings, instance: Uuid) -> Credentials {
+    let provider = &settings.provider;
+    let key = provider.api_key.as_ref().filter(|_| provider.kind == ProviderKind::OpenAi);
+    let mut print = Sha256::new();
+    print.update(instance.as_bytes());
+    for part in [key.map(Secret::expose), provider.organization.as_deref(), provider.project.as_deref()] {
+        let part = part.unwrap_or_default();
+        print.update((part.len() as u64).to_be_bytes());
+        print.update(part);
+    }
+    let print: [u8; 32] = print.finalize().into();
+    let mut credentials = Credentials::default();
+    for (to, from) in credentials.0.iter_mut().zip(print) {
+        *to = from;
+    }
+    credentials
 }
 
 /// Which provider is configured.

@@ -4,23 +4,21 @@
 //! so at once. What clears a pause depends on what it was for: a key that reads is a good key, but only an admitted
 //! batch proves that there is money.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::clock::{Clock, within};
-use crate::domain::id::{BatchId, Timestamp};
+use crate::domain::batch::Credentials;
+use crate::domain::id::Timestamp;
 use crate::provider::ProviderError;
 
 /// A pause is never tried later than this after the try before.
 const PROBE_WAIT_MAX: Duration = Duration::from_secs(600);
-/// How long an operator's word holds that key and project are right, and what the provider does not know is really gone.
+/// How long an operator's word holds that batches which the provider does not know are really gone.
 const TRUST: Duration = Duration::from_secs(2 * 3600);
-
-/// So many batches of this process are remembered: those of two days and more at the provider's own limit.
-const SENT_MAX: usize = 100_000;
 
 /// Why the account is paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +31,8 @@ pub enum Cause {
     Admission,
     /// Known batches are gone: that looks like another key or project.
     Gone,
-    /// A create call is looked for in a list that shows nothing of ours: that looks like another key or project, too.
+    /// A create call is looked for that was made with another key, in a list that nothing proves to be that of the same
+    /// project.
     Unproven,
 }
 
@@ -72,8 +71,6 @@ pub enum Success {
     Admitted,
     /// Known batches are there.
     Known,
-    /// The list that is searched is that of our project.
-    Proven,
 }
 
 /// The pause as people see it.
@@ -100,10 +97,11 @@ struct Paused {
 struct State {
     paused: Option<Paused>,
     trusted_until: u64,
-    /// Batches whose input file this process has begun to send.
-    sent: BTreeSet<BatchId>,
-    /// There were more than are remembered.
-    sent_more: bool,
+    /// What create calls were made with that are looked for, and that may be of another project. It stands beside the
+    /// pause: neither ends the other.
+    unproven: BTreeMap<Credentials, Pause>,
+    /// What was found to be of the project that we see.
+    proven: BTreeSet<Credentials>,
 }
 
 /// Whether the account may be used.
@@ -173,6 +171,9 @@ impl Account {
 
     fn may(&self, now: u64, call: Call) -> Result<(), Duration> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if call == Call::Send && !state.unproven.is_empty() {
+            return Err(PROBE_WAIT_MAX);
+        }
         let Some(paused) = &mut state.paused else { return Ok(()) };
         match (paused.shown.cause, call) {
             (Cause::Money | Cause::Admission | Cause::Gone | Cause::Unproven, Call::Read) => return Ok(()),
@@ -198,7 +199,7 @@ impl Account {
             Cause::Money => matches!(success, Success::Created | Success::Admitted),
             Cause::Admission => success == Success::Admitted,
             Cause::Gone => success == Success::Known,
-            Cause::Unproven => success == Success::Proven,
+            Cause::Unproven => false,
         };
         if over {
             tracing::info!(cause = paused.shown.cause.label(), "the account at the provider works again");
@@ -214,35 +215,56 @@ impl Account {
         }
     }
 
-    /// An operator says that it may go on; says whether it was paused.
+    /// An operator says that it may go on; says whether it was paused. Of batches that are gone that means that they
+    /// really are, and of other keys that they are of this project.
     pub fn resume(&self, clock: &dyn Clock) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let was = state.paused.take().is_some();
-        if was {
+        let paused = state.paused.take();
+        if paused.as_ref().is_some_and(|paused| paused.shown.cause == Cause::Gone) {
             let trust = u64::try_from(TRUST.as_millis()).unwrap_or(u64::MAX);
             state.trusted_until = clock.monotonic_ms().saturating_add(trust);
         }
+        let unproven = std::mem::take(&mut state.unproven);
+        let was = paused.is_some() || !unproven.is_empty();
+        state.proven.extend(unproven.into_keys());
         drop(state);
         self.changes.send_modify(|changes| *changes += 1);
         was
     }
 
-    /// An input file of this batch is about to be sent with our key.
-    pub fn sends(&self, batch: BatchId) {
+    /// Whether what was made with `other` is known to be of the project that we see.
+    pub fn is_proven(&self, other: Credentials) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).proven.contains(&other)
+    }
+
+    /// The provider shows us what was made with `other`.
+    pub fn prove(&self, other: Credentials) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.sent.insert(batch);
-        if state.sent.len() > SENT_MAX {
-            // The ids grow with time: the oldest goes.
-            state.sent.pop_first();
-            state.sent_more = true;
+        state.proven.insert(other);
+        if state.unproven.remove(&other).is_some() {
+            tracing::info!("the provider shows what was made with an earlier key: it is the same project");
+            drop(state);
+            self.changes.send_modify(|changes| *changes += 1);
         }
     }
 
-    /// Whether it shows that our key is that of the project to which `batch` was sent, if the provider has something
-    /// of `other`: not if it is there only because this process sent it with the same key.
-    pub fn proves(&self, other: BatchId, batch: BatchId) -> bool {
+    /// Nothing is sent until `other` is proven: what is sent now might go to another project.
+    pub fn doubt(&self, clock: &dyn Clock, other: Credentials, why: &str) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.unproven.entry(other).or_insert_with(|| {
+            tracing::error!(
+                cause = Cause::Unproven.label(),
+                "the account at the provider is paused: {why}. Nothing is failed; set the right key and project, or say with `nightshift resume` that they are right"
+            );
+            Pause { cause: Cause::Unproven, why: why.to_owned(), since: clock.now(), tried: 0 }
+        });
+    }
+
+    /// Whether what is sent now might go to another project.
+    pub fn is_in_doubt(&self) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.sent.contains(&batch) || !(state.sent_more || state.sent.contains(&other))
+        let is_gone = |paused: &Paused| paused.shown.cause == Cause::Gone;
+        !state.unproven.is_empty() || state.paused.as_ref().is_some_and(is_gone)
     }
 
     /// Whether an operator has lately said that what is gone is gone.
@@ -254,7 +276,8 @@ impl Account {
     /// The pause, if there is one.
     pub fn paused(&self) -> Option<Pause> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.paused.as_ref().map(|paused| paused.shown.clone())
+        let paused = state.paused.as_ref().map(|paused| &paused.shown);
+        paused.or_else(|| state.unproven.values().next()).cloned()
     }
 }
 
@@ -298,7 +321,6 @@ mod tests {
         assert!(!ends(Cause::Money, Success::Read) && ends(Cause::Money, Success::Created));
         assert!(!ends(Cause::Admission, Success::Created) && ends(Cause::Admission, Success::Admitted));
         assert!(!ends(Cause::Gone, Success::Admitted) && ends(Cause::Gone, Success::Known));
-        assert!(!ends(Cause::Unproven, Success::Known) && ends(Cause::Unproven, Success::Proven));
     }
 
     #[test]
@@ -315,13 +337,26 @@ mod tests {
     }
 
     #[test]
-    fn what_this_process_sent_proves_nothing_of_what_an_earlier_one_sent() {
-        let (account, _) = account();
-        let [old, older, new] = [1, 2, 3].map(|number| BatchId::from_bytes([number; 16]));
-        account.sends(new);
-        assert!(account.proves(older, old) && !account.proves(new, old));
-        account.sends(old);
-        assert!(account.proves(new, old), "both were sent with the same key");
+    fn doubt_ends_by_its_own_proof_or_an_operators_word_about_it_and_by_no_other_success() {
+        let (account, clock) = account();
+        let [old, older] = [1, 2].map(|number| Credentials([number; 16]));
+        let sends = || account.may(clock.monotonic_ms(), Call::Send).is_ok();
+        account.doubt(&clock, old, "");
+        account.doubt(&clock, older, "");
+        account.pause(&clock, Cause::Key, "");
+        account.succeeded(Success::Read);
+        assert!(!sends() && account.is_in_doubt(), "a key that is taken may be that of another project");
+        account.prove(old);
+        assert!(!sends() && account.is_proven(old) && !account.is_proven(older));
+        account.prove(older);
+        assert!(sends() && account.paused().is_none());
+
+        let (account, clock) = self::account();
+        account.pause(&clock, Cause::Money, "");
+        assert!(account.resume(&clock));
+        account.doubt(&clock, old, "");
+        assert!(!account.is_trusted(&clock) && !account.is_proven(old), "that was a word about money");
+        assert!(account.resume(&clock) && account.is_proven(old) && !account.is_trusted(&clock));
     }
 
     #[tokio::test]

@@ -214,12 +214,13 @@ impl BatchActor {
             Effect::Sweep(intent) => {
                 let first = self.uncertain_since.is_none();
                 let since_ms = *self.uncertain_since.get_or_insert_with(|| shared.clock.monotonic_ms());
-                let gone = matches!(batch.state, BatchState::Fencing { gone: true, .. });
-                let looking = Looking { since_ms, first, gone, told: self.told_unproven };
-                self.spawn(ctx, async move { finding::sweep(&shared, batch.id, intent, looking).await });
+                // The last search has told all when it comes to that.
+                let told = self.told_unproven || matches!(batch.state, BatchState::Fencing { .. });
+                let looking = Looking { since_ms, first, told };
+                self.spawn(ctx, async move { finding::sweep(&shared, intent, looking).await });
             }
-            Effect::Fence(file) => {
-                self.spawn(ctx, async move { effects::fence(&shared, &file).await });
+            Effect::Fence(intent) => {
+                self.spawn(ctx, async move { effects::fence(&shared, &intent).await });
             }
             Effect::Unpark => self.happened(&Event::Unparked, ctx),
             // The registry knows from `Moved`; the poller asks with its next tick.

@@ -85,19 +85,6 @@ impl Actor for Creator {
     }
 }
 
-/// It is time to look at everything that waits, as when the timer says so.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Tick;
-
-impl Handler<Tick> for Creator {
-    type Result = ();
-
-    fn handle(&mut self, _: Tick, ctx: &mut Context<Self>) {
-        self.look(false, ctx);
-    }
-}
-
 /// Something new waits, or a batch is full: perhaps there is enough for another one.
 #[derive(Message)]
 #[rtype(result = "()")]

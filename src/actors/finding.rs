@@ -8,9 +8,9 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::Shared;
-use super::account::{Call, Cause, Success};
+use super::account::{Call, Success};
 use super::effects::observation;
-use crate::domain::batch::{BatchState, InputFile, Intent, Origin};
+use crate::domain::batch::{BatchState, Credentials, InputFile, Intent, Origin};
 use crate::domain::event::{Event, Observation};
 use crate::domain::id::{BatchId, FileId, Nonce, ProviderBatchId, RequestId, Timestamp};
 use crate::provider::ProviderError;
@@ -67,7 +67,7 @@ pub async fn read<T>(
 /// The first file in the provider's list, newest first, that is `wanted`; those from before `since` are not looked at.
 pub async fn find_file(
     shared: &Shared,
-    since: Option<Timestamp>,
+    since: Timestamp,
     wanted: impl Fn(&FileObject) -> bool,
 ) -> Result<Option<FileObject>, ProviderError> {
     let mut after: Option<FileId> = None;
@@ -83,7 +83,7 @@ pub async fn find_file(
             }
             return Ok(None);
         };
-        let is_older = since.is_some_and(|since| last.created_at.is_some_and(|at| at < since));
+        let is_older = last.created_at.is_some_and(|at| at < since);
         if !page.has_more || is_older || after.as_ref() == Some(&last.id) {
             return Ok(None);
         }
@@ -97,29 +97,31 @@ pub fn file_name(shared: &Shared, batch: BatchId, upload: u32) -> String {
     format!("ns-{}-{batch}-{upload}.jsonl", shared.store.instance())
 }
 
-/// Whose input file it is, if it is one of this store.
-fn batch_of_file(shared: &Shared, file: &FileObject) -> Option<BatchId> {
-    let ours = format!("ns-{}-", shared.store.instance());
-    let (batch, _) = file.filename.as_deref()?.strip_prefix(&ours)?.rsplit_once('-')?;
-    batch.parse().ok()
-}
-
-/// A list that lacks a batch proves something only if it is the list of our project: then the input file is there,
-/// too, or at least another file of ours. A server that cannot show files shows none.
-async fn shows_our_files(shared: &Shared, batch: BatchId, intent: &Intent) -> Result<bool, ProviderError> {
-    match read(shared, shared.provider.get_file(&intent.input.id)).await {
-        Ok(Some(_)) => return Ok(true),
-        Ok(None) | Err(ProviderError::Refused { .. }) => {}
+/// Whether the provider's list, as we see it, is that of the project in which the call was made. If not, nothing is sent
+/// until it is: what was looked for there in vain may be there all the same.
+pub async fn is_proven(shared: &Shared, intent: &Intent) -> Result<bool, ProviderError> {
+    let (account, other) = (&shared.account, intent.made_with);
+    if other == shared.made_with || account.is_proven(other) {
+        return Ok(true);
+    }
+    // Another key of the same project sees the same files. Any other file of ours would prove nothing: this store may
+    // have been used with both projects.
+    let shown = match read(shared, shared.provider.get_file(&intent.input.id)).await {
+        Ok(file) => file.is_some(),
+        Err(ProviderError::Refused { .. }) => false,
         Err(err) => return Err(err),
-    }
-    let proves = |file: &FileObject| {
-        batch_of_file(shared, file).is_some_and(|other| shared.account.proves(other, batch))
     };
-    match find_file(shared, None, proves).await {
-        Ok(found) => Ok(found.is_some()),
-        Err(ProviderError::Refused { .. }) => Ok(false),
-        Err(err) => Err(err),
+    if shown {
+        account.prove(other);
+    } else {
+        let why = format!(
+            "a create call is looked for that was made with another key or project, and the provider does not show its \
+             input file {}: is this the right key and project? If it is, the file was deleted or has expired",
+            intent.input.id
+        );
+        account.doubt(shared.clock.as_ref(), other, &why);
     }
+    Ok(shown)
 }
 
 /// What the batch that looks for its creation knows of its search.
@@ -129,30 +131,22 @@ pub struct Looking {
     pub since_ms: u64,
     /// The first search of a process begins at once, later ones a while after.
     pub first: bool,
-    /// Whether the input file was deleted already.
-    pub gone: bool,
-    /// Whether it was told already that the list is not proven to be ours.
+    /// Whether it was told already that the list is not proven to be ours, or need not be.
     pub told: bool,
 }
 
-/// Searches the provider's list once for an uncertain creation of `batch`.
-pub async fn sweep(shared: &Shared, batch: BatchId, intent: Intent, looking: Looking) -> Event {
+/// Searches the provider's list once for an uncertain creation.
+pub async fn sweep(shared: &Shared, intent: Intent, looking: Looking) -> Event {
     if !looking.first {
         let pause = (shared.grace / 4).clamp(Duration::from_millis(500), Duration::from_secs(60));
         shared.clock.sleep(pause).await;
     }
     crash_point!("sweep.before_search");
-    let searched = prove(shared, batch, &intent, looking.gone).await;
+    let searched = search(shared, &intent).await;
     crash_point!("sweep.after_search");
     let (complete, found) = match searched {
-        Ok(Searched { proven: false, .. }) => {
-            unproven(shared, &intent);
-            if !looking.told {
-                return Event::ListUnproven;
-            }
-            (false, None)
-        }
-        Ok(Searched { complete, found, .. }) => (complete, found),
+        Ok(Searched { proven: false, .. }) if !looking.told => return Event::ListUnproven,
+        Ok(Searched { complete, found, proven }) => (complete && proven, found),
         Err(err) => {
             tracing::warn!(nonce = %intent.nonce, error = %err, "the search for an uncertain batch did not get through");
             (false, None)
@@ -160,19 +154,6 @@ pub async fn sweep(shared: &Shared, batch: BatchId, intent: Intent, looking: Loo
     };
     let looked_for = Duration::from_millis(shared.clock.monotonic_ms().saturating_sub(looking.since_ms));
     Event::Swept { complete, grace_over: looked_for >= shared.grace, found }
-}
-
-/// The account pauses until it is known whether this is our project: what is sent now might go to another one.
-fn unproven(shared: &Shared, intent: &Intent) {
-    if shared.account.paused().is_some_and(|paused| paused.cause == Cause::Gone) {
-        return;
-    }
-    let why = format!(
-        "a create call is looked for, and the provider shows neither its input file {} nor anything else of this \
-         store: is this the right key and project? If it is, the file was deleted or has expired",
-        intent.input.id
-    );
-    shared.account.pause(shared.clock.as_ref(), Cause::Unproven, &why);
 }
 
 struct Searched {
@@ -184,44 +165,20 @@ struct Searched {
     proven: bool,
 }
 
-/// Searches, and sees whether what it does not find proves anything.
-async fn prove(
-    shared: &Shared,
-    batch: BatchId,
-    intent: &Intent,
-    gone: bool,
-) -> Result<Searched, ProviderError> {
-    let searched = search(shared, batch, intent).await?;
-    let ours = searched.proven || searched.found.is_some();
-    // Where the input file was fenced, the searches before were proven.
-    let asks = searched.complete && !gone && !shared.account.is_trusted(shared.clock.as_ref());
-    // The input file alone may be gone: deleted by hand, expired, or deleted here after the backup that this store was
-    // restored from.
-    let shown = ours || (asks && shows_our_files(shared, batch, intent).await?);
-    if shown {
-        shared.account.succeeded(Success::Proven);
-    }
-    Ok(Searched { proven: shown || !asks, ..searched })
-}
-
-/// `proven` is whether a batch of this store was there.
-async fn search(shared: &Shared, batch: BatchId, intent: &Intent) -> Result<Searched, ProviderError> {
-    let instance = shared.store.instance().to_string();
-    let ours = |batch: &BatchObject| is_of(batch, intent, &shared.reader);
-    let proves = |found: &BatchObject| {
-        let of = mark(found, "ns_batch").and_then(|id| id.parse::<BatchId>().ok());
-        mark(found, "ns_instance") == Some(instance.as_str())
-            && of.is_none_or(|of| shared.account.proves(of, batch))
-    };
+async fn search(shared: &Shared, intent: &Intent) -> Result<Searched, ProviderError> {
     let mut found: Vec<BatchObject> = Vec::new();
-    let since = intent.input.created_at;
-    let mut proven = false;
     let see = |batch: BatchObject| {
-        proven |= proves(&batch);
-        found.extend(Some(batch).filter(&ours));
+        if is_of(&batch, intent, &shared.reader) {
+            found.push(batch);
+        }
     };
-    let complete = look_back(shared, since, see).await?;
-    Ok(Searched { complete, found: keep(found), proven })
+    let complete = look_back(shared, intent.input.created_at, see).await?;
+    let found = keep(found);
+    if found.is_some() {
+        shared.account.prove(intent.made_with);
+    }
+    let proven = found.is_some() || !complete || is_proven(shared, intent).await?;
+    Ok(Searched { complete, found, proven })
 }
 
 /// How the reading of a list goes on after a page.
@@ -340,7 +297,9 @@ pub fn judge(
     }
     let at = batch.created_at.unwrap_or(now);
     let input = batch.input_file_id.clone().unwrap_or_else(|| FileId::new("unknown"));
-    let intent = Intent { nonce, input: InputFile { id: input, upload: 0, created_at: at }, at };
+    let input = InputFile { id: input, upload: 0, created_at: at };
+    // Nobody looks for what was found, so it is of no interest with what it was made.
+    let intent = Intent { nonce, input, at, made_with: Credentials::default() };
     let Some(of) = mark(batch, "ns_batch").and_then(|id| id.parse::<BatchId>().ok()) else {
         return Ok(Finding::Unknown { unsent: None, intent });
     };

@@ -44,7 +44,7 @@ use actix::prelude::*;
 use crate::clock::{Ids, SharedClock};
 use crate::condition::Condition;
 use crate::disk::Disk;
-use crate::domain::batch::ProviderIdentity;
+use crate::domain::batch::{Credentials, ProviderIdentity};
 use crate::domain::cut::Limits;
 use crate::domain::price::PriceTable;
 use crate::domain::{retry, step};
@@ -111,6 +111,8 @@ pub struct Shared {
     pub provider: Arc<dyn Provider>,
     /// Which provider that is.
     pub identity: ProviderIdentity,
+    /// With what calls are made now.
+    pub made_with: Credentials,
     /// The time.
     pub clock: SharedClock,
     /// New ids.

@@ -18,6 +18,10 @@ pub struct InputFile {
     pub created_at: Timestamp,
 }
 
+/// What a call was made with: a print of key, organization and project, from which none of them can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct Credentials(pub [u8; 16]);
+
 /// Stored before a create call is sent, so that a batch that comes of it can be told for ours.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Intent {
@@ -27,6 +31,9 @@ pub struct Intent {
     pub input: InputFile,
     /// When it was stored.
     pub at: Timestamp,
+    /// What the call is made with: only a list that is read with the same, or with what shows the same files, can tell
+    /// that nothing came of it.
+    pub made_with: Credentials,
 }
 
 /// Where a running batch stands at the provider.

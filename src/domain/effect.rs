@@ -32,8 +32,8 @@ pub enum Effect {
     CreateBatch(Intent),
     /// Search the provider's list for the intent's batch.
     Sweep(Intent),
-    /// Delete the input file and see that it is gone.
-    Fence(FileId),
+    /// Delete the intent's input file and see that it is gone.
+    Fence(Intent),
     /// Try a parked batch again: whoever starts the program anew has had a look.
     Unpark,
     /// Have the provider asked about the batch.

@@ -275,7 +275,7 @@ pub fn resume(state: &BatchState, orders: Orders) -> Vec<Effect> {
         S::Ready { wait, .. } => vec![wait.until.map_or(Effect::MakeIntent, Effect::WakeAt)],
         S::Creating { intent, .. } | S::Uncertain { intent, .. } => vec![Effect::Sweep(intent.clone())],
         S::Fencing { intent, gone: true } => vec![Effect::Sweep(intent.clone())],
-        S::Fencing { intent, gone: false } => vec![Effect::Fence(intent.input.id.clone())],
+        S::Fencing { intent, gone: false } => vec![Effect::Fence(intent.clone())],
         S::Parked { .. } => vec![Effect::Unpark],
         S::Observing { .. } if orders.cancel.is_some() => vec![Effect::CancelRemote, Effect::Observe],
         S::Observing { .. } | S::Settling { .. } => vec![Effect::Observe],

@@ -8,7 +8,9 @@ use super::batches::{AppliedLine, Fate, Provisional};
 use super::engine::Writes;
 use super::keys::{self, Key, Tree};
 use super::{NewRequest, SessionIn, Store, StoreError, codec};
-use crate::domain::batch::{Batch, InputFile, Intent, Problem, ProviderIdentity, Running, Terminal};
+use crate::domain::batch::{
+    Batch, Credentials, InputFile, Intent, Problem, ProviderIdentity, Running, Terminal,
+};
 use crate::domain::company::Company;
 use crate::domain::cut::Limits;
 use crate::domain::event::{Event, Observation, ObservedStatus};
@@ -380,7 +382,12 @@ async fn turned_away(store: &Store, id: BatchId, revision: Revision, at: Timesta
         Event::Released,
         Event::Uploaded(input.clone()),
     ];
-    let intent = Intent { nonce: Nonce::new(uuid::Uuid::from_bytes(*id.as_bytes())), input, at };
+    let intent = Intent {
+        nonce: Nonce::new(uuid::Uuid::from_bytes(*id.as_bytes())),
+        input,
+        at,
+        made_with: Credentials([5; 16]),
+    };
     events.push(Event::IntentMade(intent));
     events.push(Event::Created(seen(ObservedStatus::Running(Running::Validating))));
     events.push(Event::Observed { seen: seen(ObservedStatus::Ended(Terminal::Failed)), at });

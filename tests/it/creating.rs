@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use nightshift::actors::creator::{Nudge, Tick};
+use nightshift::actors::creator::Nudge;
 use nightshift::condition::Hindrance;
 
 use crate::harness::{Nightshift, with_a_creator};
@@ -20,7 +20,6 @@ fn a_tick_that_came_while_nothing_could_be_sent_is_made_up_for_when_that_is_over
         nightshift.request(1, "demo", |_| ()).await;
         // It is due for its age, which is a matter of the timer alone.
         nightshift.clock.advance(Duration::from_secs(3600));
-        nightshift.creator.send(Tick).await.unwrap();
         condition.clear(Hindrance::Checking);
         nightshift.creator.send(Nudge).await.unwrap();
         assert_eq!(opened(&nightshift), 0);

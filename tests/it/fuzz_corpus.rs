@@ -133,3 +133,20 @@ fn the_corpus_is_small_and_each_of_its_folders_has_a_target() {
         assert!(binary.exists(), "{} is missing", binary.display());
     }
 }
+
+#[test]
+fn the_corpus_has_records_as_they_are_written_now() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/records.hex");
+    let golden = std::fs::read_to_string(golden).unwrap();
+    let corpus = corpus("record");
+    for (kind, name) in (0_u8..).zip(["request", "batch", "session"]) {
+        let hex = golden.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap();
+        let seed = corpus.iter().find(|(path, _)| path.ends_with(name)).map(|(_, bytes)| bytes).unwrap();
+        let seed: String = seed.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            seed,
+            format!("{kind:02x}{}", hex.trim()),
+            "write tests/corpus/record/{name} anew from the golden file"
+        );
+    }
+}

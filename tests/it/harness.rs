@@ -18,7 +18,9 @@ use nightshift::clock::{Clock, Ids, ManualClock, SharedClock};
 use nightshift::condition::Condition;
 use nightshift::config::Secret;
 use nightshift::disk::{Bounds, Disk};
-use nightshift::domain::batch::{Batch, InputFile, Intent, ProviderIdentity, ResultKind, Running, Terminal};
+use nightshift::domain::batch::{
+    Batch, Credentials, InputFile, Intent, ProviderIdentity, ResultKind, Running, Terminal,
+};
 use nightshift::domain::company::Company;
 use nightshift::domain::cut::Limits;
 use nightshift::domain::event::{Event, Observation, ObservedStatus};
@@ -357,6 +359,7 @@ fn share(store: Store, clock: SharedClock, spool: &Path) -> Shared {
         store,
         // Port 1 of this machine: nobody listens there.
         provider: Arc::new(OpenAi::new(Options::new("http://127.0.0.1:1/v1"), clock.clone()).unwrap()),
+        made_with: Credentials::default(),
         identity: ProviderIdentity { kind: "simulator".to_owned(), ..ProviderIdentity::default() },
         ids: Ids::new(clock.clone()),
         clock,
@@ -437,7 +440,7 @@ impl Driven<'_> {
         self.step(Event::Released).await;
         self.step(Event::Uploaded(input.clone())).await;
         let nonce = Nonce::new(uuid(4, self.number));
-        self.step(Event::IntentMade(Intent { nonce, input, at })).await;
+        self.step(Event::IntentMade(Intent { nonce, input, at, made_with: Credentials::default() })).await;
         self.step(Event::Created(self.seen(ObservedStatus::Running(Running::Validating)))).await;
         let seen = self.seen(ObservedStatus::Running(Running::InProgress));
         self.step(Event::Observed { seen, at: self.nightshift.now() }).await;

@@ -10,8 +10,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use nightshift::clock::{Clock, ManualClock};
 use nightshift::domain::batch::{
-    Batch, BatchState, Cancel, InputFile, Intent, Origin, Problem, ProviderIdentity, ResultKind, Running,
-    Terminal, Then,
+    Batch, BatchState, Cancel, Credentials, InputFile, Intent, Origin, Problem, ProviderIdentity, ResultKind,
+    Running, Terminal, Then,
 };
 use nightshift::domain::cut::Limits;
 use nightshift::domain::effect::Effect;
@@ -381,12 +381,15 @@ impl World {
                     }
                 }
                 let nonce = Nonce::from_bytes(self.id());
-                self.happened(id, Event::IntentMade(Intent { nonce, input, at }))
+                self.happened(
+                    id,
+                    Event::IntentMade(Intent { nonce, input, at, made_with: Credentials::default() }),
+                )
             }
             Effect::CreateBatch(intent) => self.create(id, &intent, dice),
             Effect::Sweep(intent) => self.sweep(id, &intent, dice),
-            Effect::Fence(file) => {
-                let index = self.remote.file(&file);
+            Effect::Fence(intent) => {
+                let index = self.remote.file(&intent.input.id);
                 self.remote.files[index].deleted = true;
                 self.happened(id, Event::Fenced)
             }

@@ -142,7 +142,7 @@ pub(super) fn swept(
     let sweeps = if complete { sweeps.saturating_add(1) } else { sweeps };
     if complete && grace_over && sweeps >= policy.sweeps_min {
         return go(BatchState::Fencing { intent: intent.clone(), gone: false })
-            .with([Effect::Fence(intent.input.id.clone())])
+            .with([Effect::Fence(intent.clone())])
             .telling(format!(
                 "not found in {sweeps} complete searches; deleting the input file before it is sent again"
             ));
@@ -154,8 +154,8 @@ pub(super) fn swept(
 pub(super) fn list_unproven(intent: &Intent, sweeps: u32) -> Step {
     go(BatchState::Uncertain { intent: intent.clone(), sweeps }).with([Effect::Sweep(intent.clone())]).telling(
         format!(
-            "the provider shows neither the input file {} nor anything else of this store, so it may be the wrong key \
-             or project; if both are right, `nightshift resume` says so and the search can come to its end",
+            "the call was made with another key or project, and the provider does not show its input file {}; if the \
+             key and project of now are right, `nightshift resume` says so and the search can come to its end",
             intent.input.id
         ),
     )

@@ -1,7 +1,7 @@
 //! The machine, event by event.
 
 use super::*;
-use crate::domain::batch::{Closing, InputFile, Problem, ResultKind, Running, Terminal};
+use crate::domain::batch::{Closing, Credentials, InputFile, Problem, ResultKind, Running, Terminal};
 use crate::domain::event::{Observation, ObservedStatus, Trouble};
 use crate::domain::id::Nonce;
 use crate::domain::request::{Failure, FailureClass};
@@ -18,7 +18,12 @@ fn input(upload: u32) -> InputFile {
 }
 
 fn intent(upload: u32) -> Intent {
-    Intent { nonce: Nonce::from_bytes([7; 16]), input: input(upload), at: at(1) }
+    Intent {
+        nonce: Nonce::from_bytes([7; 16]),
+        input: input(upload),
+        at: at(1),
+        made_with: Credentials::default(),
+    }
 }
 
 fn creating() -> BatchState {
@@ -100,7 +105,7 @@ fn not_found_takes_three_complete_searches_and_the_grace_and_then_the_old_file_g
         assert!(matches!(state, BatchState::Uncertain { .. }));
     }
     let step = take(&state, &swept(true, true));
-    assert_eq!(step.effects, [Effect::Fence(FileId::new("file-1"))]);
+    assert_eq!(step.effects, [Effect::Fence(intent(1))]);
     let step = take(&step.next, &Event::Fenced);
     assert_eq!(step.effects, [Effect::Sweep(intent(1))]);
     let step = take(&step.next, &swept(false, true));

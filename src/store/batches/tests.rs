@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::domain::batch::{
-    Cancel, InputFile, Intent, Problem, ProviderIdentity, Running, Terminal, Then, Wait,
+    Cancel, Credentials, InputFile, Intent, Problem, ProviderIdentity, Running, Terminal, Then, Wait,
 };
 use crate::domain::event::{Event, Observation, ObservedStatus, Trouble};
 use crate::domain::id::Nonce;
@@ -80,7 +80,7 @@ fn seen(number: u8, status: ObservedStatus) -> Observation {
 
 fn intent(number: u8) -> Intent {
     let input = InputFile { id: FileId::new(format!("file-{number}")), upload: 1, created_at: NOW };
-    Intent { nonce: Nonce::from_bytes([number; 16]), input, at: NOW }
+    Intent { nonce: Nonce::from_bytes([number; 16]), input, at: NOW, made_with: Credentials::default() }
 }
 
 /// Cuts a batch of what waits and takes it to the provider.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use nightshift::domain::batch::{
-    Batch, BatchState, InputFile, Intent, ProviderIdentity, ResultKind, Running, Terminal,
+    Batch, BatchState, Credentials, InputFile, Intent, ProviderIdentity, ResultKind, Running, Terminal,
 };
 use nightshift::domain::cut::Limits;
 use nightshift::domain::event::{Event, Observation, ObservedStatus};
@@ -189,7 +189,7 @@ async fn advance(store: &Store, batch: Batch) -> Batch {
         }
         BatchState::Ready { input, .. } => {
             let nonce = Nonce::from_bytes(*id.as_bytes());
-            Event::IntentMade(Intent { nonce, input: input.clone(), at })
+            Event::IntentMade(Intent { nonce, input: input.clone(), at, made_with: Credentials::default() })
         }
         BatchState::Creating { .. } => {
             Event::Created(seen(ObservedStatus::Running(Running::InProgress), false))

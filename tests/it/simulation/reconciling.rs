@@ -1,8 +1,6 @@
 //! What the reconciler does, with the same store functions: it compares the provider's list with the store.
 
-use std::time::Duration;
-
-use nightshift::actors::reconciler::{compared_since, holders, watched_since};
+use nightshift::actors::reconciler::{compared_at, compared_since, holders, watched_since};
 use nightshift::actors::{Finding, Intents, Turn, judge, observation, turn};
 use nightshift::domain::batch::{Batch, BatchState, Cancel, Intent, Origin, ProviderIdentity, Running, Then};
 use nightshift::domain::effect::Effect;
@@ -12,7 +10,6 @@ use nightshift::domain::request::{Failure, FailureClass};
 use nightshift::domain::step::{Change, Step};
 use nightshift::provider::jsonl;
 use nightshift::provider::wire::{BatchObject, Page};
-use nightshift::store::WATCHED_FOR;
 use serde_json::json;
 
 use super::sim::{Broken, Checked, Sim, now, text};
@@ -23,15 +20,16 @@ impl Sim {
         if self.dice.chance(self.rates.later) {
             return Ok(());
         }
-        let began = self.at();
+        let (wall, mono) = (self.at(), u64::try_from(self.mono().as_millis()).unwrap());
+        let began = self.theirs.cap(wall, mono);
         if self.compared {
             while now(self.store.forget_intents(began)).map_err(text)? > 0 {}
         }
-        let noted = self.store.reader().intents_since(began.minus(WATCHED_FOR), 10_000).map_err(text)?;
+        let noted = self.store.reader().intents_since(Timestamp::from_secs(0), 10_000).map_err(text)?;
         let since = if self.compared {
             watched_since(&noted, began)
         } else {
-            Some(compared_since(self.store.reader().reconciled().map_err(text)?, began))
+            Some(compared_since(self.store.reader().reconciled().map_err(text)?, wall))
         };
         let Some(since) = since else { return Ok(()) };
         let (list, whole) = self.look_back(since);
@@ -42,9 +40,10 @@ impl Sim {
         let mut through = true;
         // All are judged before anything is done.
         let mut found = Vec::new();
-        let newest = list.first().and_then(|batch| batch.created_at).unwrap_or(began);
+        self.theirs.saw(list.first().and_then(|batch| batch.created_at), mono);
+        let began = self.theirs.cap(wall, mono);
         for batch in list {
-            let finding = self.finding(&batch, began.min(newest), &intents)?;
+            let finding = self.finding(&batch, began, &intents)?;
             found.push((batch, finding));
         }
         if self.broken == Broken::TakesOverTheOldestFirst {
@@ -61,8 +60,7 @@ impl Sim {
         }
         if through {
             self.compared = true;
-            let at = began.minus(Duration::from_secs(3600));
-            now(self.store.note_reconciled(at)).map_err(text)?;
+            now(self.store.note_reconciled(compared_at(began))).map_err(text)?;
         }
         Ok(())
     }

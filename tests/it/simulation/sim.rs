@@ -5,6 +5,7 @@ use std::fmt::Arguments;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use nightshift::actors::reconciler::{Theirs, compared_at};
 use nightshift::clock::{Clock, ManualClock};
 use nightshift::domain::batch::{Batch, BatchState, Cancel, ProviderIdentity, Then};
 use nightshift::domain::cut::Limits;
@@ -146,6 +147,7 @@ pub struct Sim {
     pub paused_until: Timestamp,
     /// Whether the provider's list was compared since the start.
     pub compared: bool,
+    pub theirs: Theirs,
     /// Batches that the provider says it does not know, until when.
     pub gone: BTreeMap<String, Timestamp>,
     /// Batches that are in no list, until when.
@@ -195,6 +197,7 @@ impl Sim {
             late: Vec::new(),
             paused_until: start,
             compared: true,
+            theirs: Theirs::default(),
             gone: BTreeMap::new(),
             unlisted: BTreeMap::new(),
             drops_metadata: plan.drops_metadata,
@@ -354,6 +357,7 @@ impl Sim {
         self.actors.clear();
         self.paused_until = self.mono();
         self.compared = false;
+        self.theirs = Theirs::default();
         for id in self.store.reader().live_batches().map_err(text)? {
             self.host(id, None)?;
         }
@@ -520,7 +524,7 @@ impl Sim {
         let plan = (self.restores, self.drops_metadata, self.jumps, self.rates);
         self.note(format_args!("restores, drops metadata, jumps: {plan:?}"));
         // As the first start leaves it.
-        now(self.store.note_reconciled(self.at().minus(Duration::from_secs(3600)))).map_err(text)?;
+        now(self.store.note_reconciled(compared_at(self.at()))).map_err(text)?;
         self.accept();
         self.open_batches()?;
         for turn in 0..TURNS {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nightshift::domain::batch::{BatchState, InputFile, Intent, Orders, Running, Wait};
+use nightshift::domain::batch::{BatchState, Credentials, InputFile, Intent, Orders, Running, Wait};
 use nightshift::domain::event::Event;
 use nightshift::domain::id::{FileId, Nonce, Timestamp};
 use nightshift::domain::step::{Policy, step};
@@ -85,7 +85,8 @@ fn what_stays_gone_for_half_an_hour_is_lost() {
         Policy { backoff: Duration::from_secs(60), capacity_backoff: Duration::from_secs(60), sweeps_min: 3 };
     let at = |secs: i64| Timestamp::from_secs(1_800_000_000 + secs);
     let input = InputFile { id: FileId::new("file-1"), upload: 1, created_at: at(0) };
-    let intent = Intent { nonce: Nonce::new(uuid::Uuid::nil()), input, at: at(0) };
+    let intent =
+        Intent { nonce: Nonce::new(uuid::Uuid::nil()), input, at: at(0), made_with: Credentials::default() };
     let mut state =
         BatchState::Observing { intent, running: Running::InProgress, wait: Wait::default(), missing: None };
     for minutes in [0, 5, 10, 15, 20, 29] {
