@@ -100,9 +100,10 @@ impl Room {
         }
     }
 
-    /// The learned limit at `now`: a tenth more for each day without a refusal.
+    /// The learned limit at `now`: a tenth more for each day without a refusal. One that was learned by a clock that was
+    /// far ahead would not grow for years, so it counts for nothing; the next refusal teaches it anew.
     pub fn limit(&self, now: Timestamp) -> Option<u64> {
-        let learned = self.learned?;
+        let learned = self.learned.filter(|learned| learned.at <= now.plus(DAY))?;
         let days = now.since(learned.at).as_secs() / DAY.as_secs();
         // After a year it has grown to what no provider has.
         (0..days.min(365)).try_fold(learned.tokens, |tokens, _| tokens.checked_add(tokens / 10 + 1))
@@ -287,6 +288,13 @@ mod tests {
         assert_eq!(room.admits(batch(1), 1001, false, at(0)), Admission::TooBig);
         let crumbs = Room { enqueued: 980, ..room };
         assert_eq!(crumbs.for_a_cut(at(0), 1), Some(0));
+    }
+
+    #[test]
+    fn what_a_clock_learned_that_was_far_ahead_counts_for_nothing() {
+        let learned = |at| Room { learned: Some(Learned { tokens: 10, at }), ..Room::default() };
+        assert_eq!(learned(at(60)).limit(at(0)), Some(10), "two clocks may differ a little");
+        assert_eq!(learned(at(0).plus(DAY * 300)).limit(at(0)), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nightshift::store::Store;
 use serde_json::Value;
 
-use crate::process::{Server, free_port, nightshift, read, run, text};
+use crate::process::{Server, free_port, nightshift, read, run, text, until_it_is_free};
 
 /// Each must be hit: what a batch goes through from its opening to its end.
 const STEPS: [&str; 10] = [
@@ -74,9 +74,7 @@ fn steps_in_store(data: &std::path::Path) -> Vec<&'static str> {
         let live = reader.live_batches().unwrap();
         live.into_iter().map(|id| reader.batch(id).unwrap().unwrap().state.label()).collect()
     });
-    // The store's thread lets go of the folder when it has ended; a server could not start before.
-    let lock = std::fs::File::open(data.join("LOCK")).unwrap();
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    until_it_is_free(data);
     steps
 }
 

@@ -35,6 +35,13 @@ pub fn program(binary: &Path, data: &Path) -> Command {
     command
 }
 
+/// Returns when nobody holds a data folder any more: the store's thread lets go of it only when it has ended.
+pub fn until_it_is_free(data: &Path) {
+    if let Ok(lock) = std::fs::File::open(data.join("LOCK")) {
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    }
+}
+
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()

@@ -2,7 +2,7 @@
 //! simulator behind a door that the test can shut.
 
 mod account;
-mod bench;
+pub mod bench;
 mod cancel;
 mod clock;
 mod found;

@@ -8,7 +8,7 @@
 mod checks;
 mod life;
 mod plan;
-mod remote;
+mod watched;
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;

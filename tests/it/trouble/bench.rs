@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nightshift::clock::SystemClock;
+use nightshift::clock::{SharedClock, SystemClock};
 use nightshift::simulator::{FaultPlan, Options, Simulator};
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -45,9 +45,16 @@ pub struct Provider {
 impl Provider {
     /// One with its state in `state`; `set` changes how it behaves.
     pub fn start(state: &Path, faults: &str, set: impl FnOnce(&mut Options)) -> Self {
+        Self::start_by(Arc::new(SystemClock::new()), state, faults, |options| {
+            options.turnaround = Duration::from_secs(2);
+            options.tick = Duration::from_millis(200);
+            set(options);
+        })
+    }
+
+    /// The same by a clock of the test's.
+    pub fn start_by(clock: SharedClock, state: &Path, faults: &str, set: impl FnOnce(&mut Options)) -> Self {
         let mut options = Options::new(state);
-        options.turnaround = Duration::from_secs(2);
-        options.tick = Duration::from_millis(200);
         options.faults = FaultPlan::parse(faults).unwrap();
         set(&mut options);
         let door = Arc::new(Mutex::new(Door { rule: Box::new(|_| None), calls: Vec::new() }));
@@ -57,7 +64,7 @@ impl Provider {
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let simulator = Simulator::open(options, Arc::new(SystemClock::new())).unwrap();
+                let simulator = Simulator::open(options, clock).unwrap();
                 let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
                 let listener = tokio::net::TcpListener::bind(loopback).await.unwrap();
                 told.send(listener.local_addr().unwrap()).unwrap();
@@ -130,16 +137,36 @@ fn guarded(
     seen.or(simulator.routes()).unify().boxed()
 }
 
+/// What a simulator has booked.
+#[derive(Default)]
+pub struct Ledger {
+    /// The batches that were created.
+    pub created: Vec<String>,
+    /// What was run, by custom id: the batches in which it was.
+    pub runs: BTreeMap<String, Vec<String>>,
+}
+
+impl Ledger {
+    /// Reads the one in a simulator's folder.
+    pub fn read(state: &Path) -> Self {
+        let mut ledger = Self::default();
+        for line in read(&state.join("ledger.jsonl")).lines() {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let text = |name: &str| line[name].as_str().unwrap().to_owned();
+            match line["event"].as_str() {
+                Some("batch_created") => ledger.created.push(text("batch")),
+                Some("line_run") => ledger.runs.entry(text("custom_id")).or_default().push(text("batch")),
+                _ => {}
+            }
+        }
+        ledger
+    }
+}
+
 /// How often each line was run, by the ledger in a simulator's folder.
 pub fn runs(state: &Path) -> BTreeMap<String, u32> {
-    let mut runs = BTreeMap::new();
-    for line in read(&state.join("ledger.jsonl")).lines() {
-        let line: Value = serde_json::from_str(line).unwrap();
-        if line["event"] == "line_run" {
-            *runs.entry(line["custom_id"].as_str().unwrap().to_owned()).or_default() += 1;
-        }
-    }
-    runs
+    let runs = Ledger::read(state).runs.into_iter();
+    runs.map(|(id, batches)| (id, u32::try_from(batches.len()).unwrap())).collect()
 }
 
 /// Asserts that `count` requests ran and none of them twice.

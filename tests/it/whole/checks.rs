@@ -8,12 +8,11 @@ use nightshift::domain::request::{Request, RequestStatus, Source};
 use nightshift::store::{RequestFilter, Store, StoreReader};
 
 use super::life::{Seed, text};
+use crate::process::until_it_is_free;
+use crate::trouble::bench::Ledger;
 
 pub fn all(seed: &Seed) -> Result<(), String> {
-    // The store's thread lets go of the folder when it has ended.
-    let lock = std::fs::File::open(seed.data().join("LOCK")).map_err(text)?;
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).map_err(text)?;
-    drop(lock);
+    until_it_is_free(&seed.data());
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let store = Store::open(&seed.data(), uuid::Uuid::nil(), Box::new(|_| {})).await.map_err(text)?;
@@ -75,7 +74,7 @@ fn nothing_is_paid_twice(
     reader: &StoreReader,
     requests: &BTreeMap<RequestId, Request>,
 ) -> Result<(), String> {
-    let ledger = seed.remote.ledger();
+    let ledger = Ledger::read(&seed.remote.state);
     let mut ours: BTreeMap<String, BatchId> = BTreeMap::new();
     for remote in ledger.created {
         let known = reader.batch_of_provider(&ProviderBatchId::new(&remote)).map_err(text)?;

@@ -3,26 +3,24 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use nightshift::actors::Shared;
-use nightshift::app::{self, AppError, Application, Surroundings};
+use nightshift::app::{self, Application, Surroundings};
 use nightshift::clock::{Clock, ManualClock};
 use nightshift::config::{self, Settings};
-use nightshift::domain::id::{FileId, ProviderBatchId, Timestamp};
-use nightshift::provider::wire::{BatchObject, FileObject, Page};
-use nightshift::provider::{Downloaded, NewBatch, Provider, ProviderError};
-use nightshift::store::StoreError;
+use nightshift::domain::id::Timestamp;
 use serde_json::{Value, json};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 
 use super::Sum;
 use super::plan::{Plan, plan};
-use super::remote::Remote;
+use super::watched::{Calls, Watched};
+use crate::process::until_it_is_free;
 use crate::simulation::plan::Dice;
+use crate::trouble::bench::Provider;
 
 /// 2026-11-24T08:00:00Z
 const START: i64 = 1_795_507_200_000;
@@ -53,7 +51,7 @@ pub fn text(err: impl std::fmt::Display) -> String {
 }
 
 pub struct Seed {
-    pub remote: Remote,
+    pub remote: Provider,
     /// The ids of requests whose acceptance was told.
     pub acknowledged: BTreeSet<String>,
     plan: Plan,
@@ -115,7 +113,14 @@ impl Seed {
         let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
         let folder = folder.unwrap();
         let theirs = Arc::new(ManualClock::new(Timestamp::from_millis(START)));
-        let remote = Remote::start(&folder.path().join("provider"), &plan, number, theirs.clone());
+        let remote =
+            Provider::start_by(theirs.clone(), &folder.path().join("provider"), &plan.faults, |options| {
+                options.turnaround = plan.turnaround;
+                options.window = plan.window;
+                options.tick = Duration::from_millis(20);
+                options.enqueued_token_limit = plan.token_limit;
+                options.instance = Some(number);
+            });
         let settings = settings(folder.path(), &remote.url, &plan);
         Self {
             remote,
@@ -242,25 +247,15 @@ impl Seed {
         Ok(end)
     }
 
-    /// Starts the program; the thread of the store before it may take a moment to let go of the folder.
     async fn start(&self, clock: &Arc<ManualClock>, calls: &Arc<Calls>) -> Result<Application, String> {
-        let began = std::time::Instant::now();
-        loop {
-            let calls = calls.clone();
-            let surroundings = Surroundings {
-                clock: clock.clone(),
-                around_provider: Box::new(move |inner| Arc::new(Watched { inner, calls })),
-            };
-            match app::start(&self.settings, surroundings).await {
-                Ok(application) => return Ok(application),
-                Err(AppError::Store(StoreError::InUse { .. }))
-                    if began.elapsed() < Duration::from_secs(10) =>
-                {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-                Err(err) => return Err(format!("it does not start: {err}")),
-            }
-        }
+        until_it_is_free(&self.data());
+        let calls = calls.clone();
+        let surroundings = Surroundings {
+            clock: clock.clone(),
+            around_provider: Box::new(move |inner| Arc::new(Watched::new(inner, calls))),
+        };
+        let started = app::start(&self.settings, surroundings).await;
+        started.map_err(|err| format!("it does not start: {err}"))
     }
 
     async fn drive(&mut self, life: &mut Life) -> Result<End, String> {
@@ -514,117 +509,5 @@ impl Life {
         let status = response.status().as_u16();
         let body = response.text().await.map_err(text)?;
         Ok((status, serde_json::from_str(&body).unwrap_or(Value::Null)))
-    }
-}
-
-/// The calls to the provider.
-#[derive(Default)]
-struct Calls {
-    begun: AtomicU64,
-    ended: AtomicU64,
-    changed: Notify,
-    /// The answer to the call that comes as this one from now kills; 0 kills never.
-    deadly: AtomicUsize,
-    /// Only uploads and creations count for that.
-    costly_only: AtomicBool,
-    died: AtomicBool,
-}
-
-impl Calls {
-    /// Whether the program dies with this answer.
-    fn kills(&self, costly: bool) -> bool {
-        let left = self.deadly.load(Ordering::SeqCst);
-        if left == 0 || (self.costly_only.load(Ordering::SeqCst) && !costly) {
-            return false;
-        }
-        self.deadly.store(left - 1, Ordering::SeqCst);
-        left == 1
-    }
-
-    fn under_way(&self) -> bool {
-        self.begun.load(Ordering::SeqCst) > self.ended.load(Ordering::SeqCst)
-    }
-}
-
-/// Counts a call, until it is dropped: it may be broken off.
-struct Counted<'a>(&'a Calls);
-
-impl<'a> Counted<'a> {
-    fn new(calls: &'a Calls) -> Self {
-        calls.begun.fetch_add(1, Ordering::SeqCst);
-        Self(calls)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.ended.fetch_add(1, Ordering::SeqCst);
-        self.0.changed.notify_waiters();
-    }
-}
-
-/// The client, with a count of its calls.
-struct Watched {
-    inner: Arc<dyn Provider>,
-    calls: Arc<Calls>,
-}
-
-impl Watched {
-    async fn through<T>(&self, costly: bool, call: impl Future<Output = T>) -> T {
-        let counted = Counted::new(&self.calls);
-        let answer = call.await;
-        if self.calls.kills(costly) {
-            self.calls.died.store(true, Ordering::SeqCst);
-            drop(counted);
-            return std::future::pending().await;
-        }
-        answer
-    }
-}
-
-#[async_trait]
-impl Provider for Watched {
-    async fn upload_file(&self, path: &Path, filename: &str) -> Result<FileObject, ProviderError> {
-        self.through(true, self.inner.upload_file(path, filename)).await
-    }
-
-    async fn list_files(
-        &self,
-        after: Option<&FileId>,
-        limit: u32,
-    ) -> Result<Page<FileObject>, ProviderError> {
-        self.through(false, self.inner.list_files(after, limit)).await
-    }
-
-    async fn get_file(&self, id: &FileId) -> Result<Option<FileObject>, ProviderError> {
-        self.through(false, self.inner.get_file(id)).await
-    }
-
-    async fn download_file(&self, id: &FileId, to: &Path) -> Result<Downloaded, ProviderError> {
-        self.through(false, self.inner.download_file(id, to)).await
-    }
-
-    async fn delete_file(&self, id: &FileId) -> Result<(), ProviderError> {
-        self.through(false, self.inner.delete_file(id)).await
-    }
-
-    async fn create_batch(&self, new: &NewBatch) -> Result<BatchObject, ProviderError> {
-        self.through(true, self.inner.create_batch(new)).await
-    }
-
-    async fn get_batch(&self, id: &ProviderBatchId) -> Result<Option<BatchObject>, ProviderError> {
-        self.through(false, self.inner.get_batch(id)).await
-    }
-
-    async fn list_batches(
-        &self,
-        after: Option<&ProviderBatchId>,
-        limit: u32,
-    ) -> Result<Page<BatchObject>, ProviderError> {
-        self.through(false, self.inner.list_batches(after, limit)).await
-    }
-
-    async fn cancel_batch(&self, id: &ProviderBatchId) -> Result<BatchObject, ProviderError> {
-        self.through(false, self.inner.cancel_batch(id)).await
     }
 }
