@@ -1,6 +1,6 @@
-//! The admin and ingest API: one table of routes, each with who may call it.
+//! The admin and ingest API.
 //!
-//! One filter takes every call and a table decides, so that a path that is not there, a method that it does not
+//! One filter takes every call and a table of routes decides, so that a path that is not there, a method that it does not
 //! have and a caller who may not are told apart on every route alike. Whatever is not in the table is denied.
 
 pub mod auth;
@@ -12,6 +12,8 @@ mod legacy;
 mod lines;
 mod query;
 mod reply;
+#[doc(hidden)]
+pub mod table;
 mod view;
 
 use std::net::SocketAddr;
@@ -38,7 +40,8 @@ use crate::store::{Report, Role, StoreError};
 use auth::Auth;
 use lines::Body;
 use query::Query;
-use reply::{ApiError, good};
+use reply::{Answer, ApiError};
+use table::{Access, Entry, Found, Params, Route};
 
 /// A body of a call that is not a stream.
 const SMALL_BODY_BYTES_MAX: u64 = 1 << 20;
@@ -67,75 +70,6 @@ impl Api {
         let auth = Arc::new(Auth::load(&shared.reader, admin_token.as_ref())?);
         Ok(Self { registry, intake, shared, auth })
     }
-}
-
-/// Who may call a route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Access {
-    /// Anybody.
-    Open,
-    /// Admins and viewers.
-    Read,
-    /// Admins.
-    Write,
-    /// Admins, and the company itself.
-    Ingest,
-    /// Admins, viewers, and the company itself.
-    Own,
-}
-
-/// What a path leads to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Route<'a> {
-    Health,
-    Ready,
-    Summary,
-    Requests,
-    Request(&'a str),
-    Requeue,
-    Batches,
-    Batch(&'a str),
-    Cancel(&'a str),
-    Provider,
-    Resume,
-    Companies,
-    Switches,
-    Inner,
-    Verify,
-    IngestRequests(&'a str),
-    IngestSessions(&'a str),
-    Session(&'a str, &'a str),
-}
-
-/// Every route: its path, its method, who may call it.
-fn route<'a>(path: &[&'a str]) -> Option<(Route<'a>, &'static str, Access)> {
-    Some(match *path {
-        ["healthz"] => (Route::Health, "GET", Access::Open),
-        ["readyz"] => (Route::Ready, "GET", Access::Open),
-        ["api", "admin", "legacy", "summary"] => (Route::Summary, "GET", Access::Read),
-        ["api", "admin", "legacy", "requests"] => (Route::Requests, "GET", Access::Read),
-        ["api", "admin", "legacy", "requests", "requeue"] => (Route::Requeue, "POST", Access::Write),
-        ["api", "admin", "legacy", "requests", id] => (Route::Request(id), "GET", Access::Read),
-        ["api", "admin", "legacy", "batches"] => (Route::Batches, "GET", Access::Read),
-        ["api", "admin", "legacy", "batches", id] => (Route::Batch(id), "GET", Access::Read),
-        ["api", "admin", "legacy", "batches", id, "cancel"] => (Route::Cancel(id), "POST", Access::Write),
-        ["api", "admin", "legacy", "provider"] => (Route::Provider, "GET", Access::Read),
-        ["api", "admin", "legacy", "provider", "resume"] => (Route::Resume, "POST", Access::Write),
-        ["api", "admin", "legacy", "companies"] => (Route::Companies, "GET", Access::Read),
-        ["api", "admin", "legacy", "switches"] => (Route::Switches, "GET", Access::Read),
-        ["api", "admin", "legacy", "health"] => (Route::Inner, "GET", Access::Read),
-        ["api", "admin", "legacy", "verify"] => (Route::Verify, "GET", Access::Read),
-        ["api", "v1", "companies", company, "requests"] => {
-            (Route::IngestRequests(company), "POST", Access::Ingest)
-        }
-        ["api", "v1", "companies", company, "sessions"] => {
-            (Route::IngestSessions(company), "POST", Access::Ingest)
-        }
-        ["api", "v1", "companies", company, "sessions", id] => {
-            (Route::Session(company, id), "GET", Access::Own)
-        }
-        _ => return None,
-    })
 }
 
 /// All routes as one filter.
@@ -172,7 +106,7 @@ impl Call {
         let started = Instant::now();
         let id = self.request_id();
         let mut reply = match self.run(body).await {
-            Ok((status, body)) => good(status, &body),
+            Ok(answer) => answer.reply(),
             Err(err) => err.reply(&id),
         };
         let status = reply.status().as_u16();
@@ -197,7 +131,7 @@ impl Call {
         }
     }
 
-    async fn run(&self, body: Body) -> Result<(StatusCode, Value), ApiError> {
+    async fn run(&self, body: Body) -> Result<Answer, ApiError> {
         let decoded: Vec<String> = self
             .path
             .as_str()
@@ -206,19 +140,18 @@ impl Call {
             .map(|part| query::decode(&part.replace('+', "%2B")))
             .collect::<Result<_, _>>()?;
         let parts: Vec<&str> = decoded.iter().map(String::as_str).collect();
-        let found = route(&parts);
-        if let Some((_, _, Access::Open)) = found {
-        } else {
-            // Before anything else is told: without a token one does not even learn which paths there are.
-            let role = self.role()?;
-            let Some((route, method, access)) = found else { return Err(no_such_path()) };
-            self.check_method(method)?;
-            self.may(&role, access, route)?;
-            return self.dispatch(route, body).await;
+        let found = table::find(&parts);
+        if found.as_ref().is_some_and(Found::is_open) {
+            let Some(found) = found else { return Err(no_such_path()) };
+            let entry = self.of_method(&found)?;
+            return self.dispatch(entry.route, found.params, body).await;
         }
-        let Some((route, method, _)) = found else { return Err(no_such_path()) };
-        self.check_method(method)?;
-        self.dispatch(route, body).await
+        // Before anything else is told: without a token one does not even learn which paths there are.
+        let role = self.role()?;
+        let Some(found) = found else { return Err(no_such_path()) };
+        let entry = self.of_method(&found)?;
+        may(&role, entry.access, found.params)?;
+        self.dispatch(entry.route, found.params, body).await
     }
 
     fn role(&self) -> Result<Role, ApiError> {
@@ -226,59 +159,23 @@ impl Call {
         self.api.auth.role(&self.headers, peer, self.api.shared.clock.now())
     }
 
-    fn check_method(&self, method: &'static str) -> Result<(), ApiError> {
-        if self.method.as_str() == method || (method == "GET" && self.method == Method::HEAD) {
-            return Ok(());
-        }
-        let detail = format!("this path takes {method}");
-        Err(ApiError {
-            allow: Some(method),
-            ..ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
+    fn of_method(&self, found: &Found<'_>) -> Result<&'static Entry, ApiError> {
+        found.of(self.method.as_str()).ok_or_else(|| {
+            let allowed = found.allowed();
+            let detail = format!("this path takes {allowed}");
+            ApiError {
+                headers: HeaderValue::from_str(&allowed)
+                    .map(|allowed| ("allow", allowed))
+                    .into_iter()
+                    .collect(),
+                ..ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
+            }
         })
     }
 
-    fn may(&self, role: &Role, access: Access, route: Route<'_>) -> Result<(), ApiError> {
-        let allowed = match (role, access) {
-            (Role::Admin, _) | (_, Access::Open) | (Role::Viewer, Access::Read | Access::Own) => true,
-            (Role::Company(own), Access::Ingest | Access::Own) => {
-                let asked = match route {
-                    Route::IngestRequests(company)
-                    | Route::IngestSessions(company)
-                    | Route::Session(company, _) => company,
-                    Route::Health
-                    | Route::Ready
-                    | Route::Summary
-                    | Route::Requests
-                    | Route::Request(_)
-                    | Route::Requeue
-                    | Route::Batches
-                    | Route::Batch(_)
-                    | Route::Cancel(_)
-                    | Route::Provider
-                    | Route::Resume
-                    | Route::Companies
-                    | Route::Inner
-                    | Route::Switches
-                    | Route::Verify => "",
-                };
-                // A company learns nothing about which others there are.
-                if asked != own.as_str() {
-                    return Err(unknown_company(asked));
-                }
-                true
-            }
-            (Role::Viewer, Access::Write | Access::Ingest)
-            | (Role::Company(_), Access::Read | Access::Write) => false,
-        };
-        if allowed {
-            return Ok(());
-        }
-        let detail = format!("the role {} may not do this", role.label());
-        Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", detail))
-    }
-
-    async fn dispatch(&self, route: Route<'_>, body: Body) -> Result<(StatusCode, Value), ApiError> {
+    async fn dispatch(&self, route: Route, params: Params<'_>, body: Body) -> Result<Answer, ApiError> {
         let api = &self.api;
+        let (company, id) = (params.company.unwrap_or_default(), params.id.unwrap_or_default());
         let query = Query::parse(&self.query)?;
         // Health checks may carry what their programs like; the lists say themselves what they know.
         if !matches!(route, Route::Health | Route::Ready | Route::Summary | Route::Requests | Route::Batches)
@@ -287,10 +184,10 @@ impl Call {
         }
         let shown = match route {
             Route::Health => json!({ "ok": true }),
-            Route::Ready => return Ok(ready(api)),
+            Route::Ready => return Ok(ready(api).into()),
             Route::Summary => legacy::summary(api, &query).await?,
             Route::Requests => legacy::requests(api, &query).await?,
-            Route::Request(id) => legacy::request(api, id).await?,
+            Route::Request => legacy::request(api, id).await?,
             Route::Requeue => {
                 self.expect_json()?;
                 takes_in(api)?;
@@ -298,8 +195,8 @@ impl Call {
                 legacy::requeue(api, &body).await?
             }
             Route::Batches => legacy::batches(api, &query).await?,
-            Route::Batch(id) => legacy::batch(api, id).await?,
-            Route::Cancel(id) => {
+            Route::Batch => legacy::batch(api, id).await?,
+            Route::Cancel => {
                 let body = read_whole(body, SMALL_BODY_BYTES_MAX).await?;
                 if !body.is_empty() {
                     self.expect_json()?;
@@ -312,22 +209,22 @@ impl Call {
             Route::Switches => legacy::switches(api),
             Route::Inner => legacy::health(),
             Route::Verify => verify(api).await?,
-            Route::IngestRequests(company) => {
+            Route::IngestRequests => {
                 takes_in(api)?;
                 let company = self.company(company).await?;
-                return ingest::requests(api, &company, &self.headers, body).await;
+                return Ok(ingest::requests(api, &company, &self.headers, body).await?.into());
             }
-            Route::IngestSessions(company) => {
+            Route::IngestSessions => {
                 takes_in(api)?;
                 let company = self.company(company).await?;
-                return ingest::sessions(api, &company, &self.headers, body).await;
+                return Ok(ingest::sessions(api, &company, &self.headers, body).await?.into());
             }
-            Route::Session(company, id) => {
+            Route::Session => {
                 let company = self.company(company).await?;
                 self.session(company, id).await?
             }
         };
-        Ok((StatusCode::OK, shown))
+        Ok((StatusCode::OK, shown).into())
     }
 
     fn expect_json(&self) -> Result<(), ApiError> {
@@ -363,6 +260,28 @@ impl Call {
             .ok_or_else(|| ApiError::not_found("unknown_session", format!("there is no session {id}")))?;
         Ok(json!({ "ok": true, "session": view::session(&session, analysis.as_deref()) }))
     }
+}
+
+/// Whether a role may do what a route does; a company only what is its own.
+fn may(role: &Role, access: Access, params: Params<'_>) -> Result<(), ApiError> {
+    let allowed = match (role, access) {
+        (Role::Admin, _) | (_, Access::Open) | (Role::Viewer, Access::Read | Access::OwnRead) => true,
+        (Role::Company(own), Access::OwnRead | Access::OwnWrite) => {
+            let asked = params.company.unwrap_or_default();
+            // A company learns nothing about which others there are.
+            if asked != own.as_str() {
+                return Err(unknown_company(asked));
+            }
+            true
+        }
+        (Role::Viewer, Access::Write | Access::OwnWrite)
+        | (Role::Company(_), Access::Read | Access::Write) => false,
+    };
+    if allowed {
+        return Ok(());
+    }
+    let detail = format!("the role {} may not do this", role.label());
+    Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", detail))
 }
 
 fn no_such_path() -> ApiError {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use warp::http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use warp::http::{Response as Plain, StatusCode};
 use warp::reply::Response;
@@ -21,16 +21,16 @@ pub struct ApiError {
     pub detail: String,
     /// Seconds to wait before another try.
     pub retry_after: Option<u64>,
-    /// The methods that the path has, for 405.
-    pub allow: Option<&'static str>,
     /// What was stored before the error, as fields of the reply.
     pub done: Option<Map<String, Value>>,
+    /// More headers.
+    pub headers: Vec<(&'static str, HeaderValue)>,
 }
 
 impl ApiError {
     /// An error.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), retry_after: None, allow: None, done: None }
+        Self { status, code, detail: detail.into(), retry_after: None, done: None, headers: Vec::new() }
     }
 
     /// 422: understood, and not possible.
@@ -68,8 +68,8 @@ impl ApiError {
         if let Some(seconds) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if let Some(allow) = self.allow {
-            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        for (name, value) in &self.headers {
+            headers.insert(*name, value.clone());
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"nightshift\""));
@@ -105,9 +105,29 @@ impl From<actix::MailboxError> for ApiError {
     }
 }
 
-/// A good reply.
-pub fn good(status: StatusCode, body: &Value) -> Response {
-    bytes(status, "application/json", body)
+/// What a call is answered with.
+pub struct Answer {
+    status: StatusCode,
+    body: Value,
+    /// More headers.
+    pub headers: Vec<(&'static str, HeaderValue)>,
+}
+
+impl From<(StatusCode, Value)> for Answer {
+    fn from((status, body): (StatusCode, Value)) -> Self {
+        Self { status, body, headers: Vec::new() }
+    }
+}
+
+impl Answer {
+    /// The reply.
+    pub fn reply(self) -> Response {
+        let mut reply = bytes(self.status, "application/json", &self.body);
+        for (name, value) in self.headers {
+            reply.headers_mut().insert(name, value);
+        }
+        reply
+    }
 }
 
 fn bytes(status: StatusCode, content_type: &'static str, body: &Value) -> Response {
