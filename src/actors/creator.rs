@@ -121,11 +121,26 @@ async fn open_due(
     })
     .await?;
     let now = shared.clock.now();
+    let limits = shared.limits_now();
     let due = groups.into_iter().filter_map(|waits| {
-        let due = cut::due(&waits.waiting, &shared.limits, now)?;
-        (waits.filling.is_none() && !(only_full && due == Due::Age)).then_some((waits, due))
+        let due = cut::due(&waits.waiting, &limits, now)?;
+        waits.filling.is_none().then_some((waits, due))
     });
-    let due: Vec<_> = due.collect();
+    let mut due: Vec<_> = due.collect();
+    if only_full && due.iter().all(|(_, due)| *due == Due::Age) {
+        return Ok(());
+    }
+    if due.is_empty() {
+        return Ok(());
+    }
+    // Where a full batch is cut, whoever has waited long enough has its turn as well, and before it: else a company
+    // with a million requests would have its next batch before another one's first.
+    let worker = shared.clone();
+    let held = blocking(move || held_by_company(&worker)).await?;
+    due.sort_by_cached_key(|(waits, _)| {
+        let held = held.get(&waits.group.company).copied().unwrap_or_default();
+        (held, waits.waiting.oldest)
+    });
     let mut sharers: HashMap<String, HashSet<CompanyId>> = HashMap::new();
     for (waits, _) in &due {
         let companies = sharers.entry(waits.group.model.clone()).or_default();
@@ -134,10 +149,11 @@ async fn open_due(
     for (waits, due) in due {
         let mut batch = empty(shared, waits.group);
         let sharers = sharers.get(&batch.group.model).map_or(1, HashSet::len) as u64;
+        let newcomer = !held.contains_key(&batch.group.company);
         let (reader, asked) = (shared.reader.clone(), batch.clone());
         // Read anew for each: the one before may have taken some.
         let room = blocking(move || reader.room(&asked)).await?;
-        batch.tokens_max = room.for_a_cut(now, sharers);
+        batch.tokens_max = room.for_a_cut(now, sharers, newcomer);
         // Four bytes are a token, more or less. What is too little for one request would only wait once it is cut.
         let one = room.corrected(waits.waiting.bytes / waits.waiting.requests.max(1) / 4);
         if batch.tokens_max.is_some_and(|max| max < one) && room.reserved.saturating_add(room.enqueued) > 0 {
@@ -164,6 +180,17 @@ async fn open_due(
         }
     }
     Ok(())
+}
+
+/// How many tokens of live batches each company holds; a company without a live batch is not in it.
+fn held_by_company(shared: &Shared) -> Result<HashMap<CompanyId, u64>, StoreError> {
+    let mut held: HashMap<CompanyId, u64> = HashMap::new();
+    for id in shared.reader.live_batches()? {
+        let Some(batch) = shared.reader.batch(id)? else { continue };
+        let tokens = held.entry(batch.group.company).or_default();
+        *tokens = tokens.saturating_add(batch.held_tokens);
+    }
+    Ok(held)
 }
 
 fn empty(shared: &Shared, group: Group) -> Batch {

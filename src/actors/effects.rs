@@ -78,7 +78,7 @@ async fn try_upload(
         .await
         .map_err(|err| Trouble::Local { why: format!("{}: {err}", path.display()) })?;
     let _slot = loop {
-        let slot = shared.pace.upload(shared.clock.as_ref()).await;
+        let slot = shared.pace.upload(shared.clock.as_ref(), &batch.group.company).await;
         // Much may have come between while there was no room, or no slot.
         creation_enabled(shared).await;
         if !shared.account.is_in_doubt() {
@@ -187,7 +187,7 @@ pub async fn make_intent(shared: &Arc<Shared>, batch: &Batch, input: InputFile) 
     }
     let clock = shared.clock.as_ref();
     shared.account.pass(clock, Call::Send).await;
-    shared.pace.creation(clock).await;
+    shared.pace.creation(clock, &batch.group.company).await;
     // Something may have come in the way meanwhile.
     creation_enabled(shared).await;
     if shared.account.is_in_doubt() {
@@ -298,7 +298,7 @@ pub async fn download(shared: &Shared, batch: &Batch, kind: ResultKind, file: Fi
         // A server that cannot say how long it is does not make the copy at home worse.
         let said = shared.provider.get_file(&file).await.ok().flatten().and_then(|file| file.bytes);
         let room = shared.disk.room_for(said.unwrap_or(0)).await;
-        let slot = shared.pace.download().await;
+        let slot = shared.pace.download(shared.clock.as_ref(), Some(&batch.group.company)).await;
         let fetched = tokio::select! {
             fetched = fetch_whole(shared, &file, said, &to) => Some(fetched),
             () = shared.disk.until_low() => None,

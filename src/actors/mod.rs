@@ -45,7 +45,7 @@ use crate::clock::{Ids, SharedClock};
 use crate::condition::Condition;
 use crate::disk::Disk;
 use crate::domain::batch::{Credentials, ProviderIdentity};
-use crate::domain::cut::Limits;
+use crate::domain::cut::{self, Limits};
 use crate::domain::price::PriceTable;
 use crate::domain::{retry, step};
 use crate::panics;
@@ -151,6 +151,15 @@ pub struct Shared {
     pub polling_calls_max: usize,
     /// A session is analysed when it was unchanged so long.
     pub settle: Duration,
+}
+
+impl Shared {
+    /// The bounds of a batch that is cut now: near our own limit of an hour the age at which a batch goes that is not
+    /// full grows.
+    pub fn limits_now(&self) -> Limits {
+        let (used, max) = self.pace.used(self.clock.as_ref());
+        Limits { age_max: cut::stretched(self.limits.age_max, used, max), ..self.limits }
+    }
 }
 
 impl std::fmt::Debug for Shared {

@@ -434,7 +434,7 @@ impl Look {
         {
             return Ok(Some(ids.clone()));
         }
-        let _slot = self.shared.pace.download().await;
+        let _slot = self.shared.pace.download(self.shared.clock.as_ref(), None).await;
         let ids = requests_of(&self.shared, found).await?;
         *read = ids.clone().map(|ids| (found.id.clone(), ids));
         Ok(ids)

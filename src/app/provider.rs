@@ -91,7 +91,13 @@ pub(super) fn pace(settings: &Settings, reader: &StoreReader, clock: &dyn Clock)
     };
     let now = clock.now();
     let created = reader.intents_since(now.minus(Duration::from_secs(3600)), paces.batches_per_hour)?;
-    Ok(Pace::new(paces, created.into_iter().map(|noted| now.since(noted.intent.at))))
+    let mut by_company = Vec::with_capacity(created.len());
+    for noted in created {
+        if let Some(batch) = reader.batch(noted.batch)? {
+            by_company.push((now.since(noted.intent.at), batch.group.company));
+        }
+    }
+    Ok(Pace::new(paces, by_company))
 }
 
 /// The client of the configured provider, which is at `base_url`.

@@ -68,6 +68,19 @@ pub fn due(waiting: &Waiting, limits: &Limits, now: Timestamp) -> Option<Due> {
     }
 }
 
+/// The age at which a batch that is not full goes, when `used` of `max` batches were created within the hour: above
+/// three quarters it grows, to four times as long at the limit, so that what is left goes to fuller batches.
+pub fn stretched(age_max: Duration, used: usize, max: usize) -> Duration {
+    const STRETCH_MAX: u32 = 3;
+    let from = max / 4 * 3;
+    if used <= from || max <= from {
+        return age_max;
+    }
+    let (above, all) = ((used.min(max) - from) as u64, (max - from) as u64);
+    let thousandths = u32::try_from(u64::from(STRETCH_MAX) * 1000 * above / all).unwrap_or(u32::MAX);
+    age_max.saturating_add(age_max.saturating_mul(thousandths) / 1000)
+}
+
 /// Whether one more line fits. The first one always does: a line above the bound, taken in under a larger one,
 /// must not keep its group waiting for ever.
 pub fn fits(
@@ -105,6 +118,15 @@ mod tests {
         assert_eq!(due(&waiting(0, 0), &LIMITS, Timestamp::from_secs(600)), None);
         let back = |secs: i64| due(&waiting(1, 1), &LIMITS, Timestamp::from_secs(-secs));
         assert_eq!((back(60), back(7200)), (None, Some(Due::Age)));
+    }
+
+    #[test]
+    fn near_the_limit_of_an_hour_batches_wait_until_they_are_fuller() {
+        let age = Duration::from_secs(60);
+        let at = |used| stretched(age, used, 2000).as_secs();
+        assert_eq!([0, 1500, 1750, 2000, 3000].map(at), [60, 60, 150, 240, 240]);
+        assert_eq!(stretched(age, 1, 1), age * 4, "a limit of one is always near");
+        assert_eq!(stretched(Duration::MAX, 2000, 2000), Duration::MAX);
     }
 
     #[test]

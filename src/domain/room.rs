@@ -110,10 +110,12 @@ impl Room {
     }
 
     /// How many tokens a batch that is cut now may have, `sharers` companies wanting some; none where there is no
-    /// known limit, zero where there is no room.
-    pub fn for_a_cut(&self, now: Timestamp, sharers: u64) -> Option<u64> {
+    /// known limit, zero where there is no room. A tenth of the room is for companies that hold nothing of it yet
+    /// (`newcomer`), so that one that comes late need not wait until the others have ended.
+    pub fn for_a_cut(&self, now: Timestamp, sharers: u64, newcomer: bool) -> Option<u64> {
         let held = self.reserved.saturating_add(self.enqueued);
         let free = self.limit(now).map(|limit| {
+            let limit = if newcomer { limit } else { limit - limit / 10 };
             let free = limit.saturating_sub(held);
             // Crumbs are not worth a batch while something larger will be free soon.
             if held > 0 && free < limit / 20 { 0 } else { free / sharers.max(1) }
@@ -219,7 +221,7 @@ mod tests {
     #[test]
     fn without_a_refusal_there_is_no_limit() {
         let room = Room { enqueued: 1 << 50, ..Room::default() };
-        assert_eq!(room.for_a_cut(at(0), 3), None);
+        assert_eq!(room.for_a_cut(at(0), 3, true), None);
         assert_eq!(room.admits(batch(1), 1 << 50, false, at(0)), Admission::Now);
     }
 
@@ -229,12 +231,12 @@ mod tests {
         room.refused(400, at(0), FIRST);
         room.enqueued = 600;
         assert_eq!(room.limit(at(0)), Some(800));
-        assert_eq!(room.for_a_cut(at(59), 1), Some(0));
+        assert_eq!(room.for_a_cut(at(59), 1, true), Some(0));
         assert_eq!(room.admits(batch(2), 10, false, at(59)), Admission::NotBefore(at(60)));
-        assert_eq!(room.for_a_cut(at(60), 1), Some(200));
+        assert_eq!(room.for_a_cut(at(60), 1, true), Some(200));
         assert_eq!(room.admits(batch(2), 201, false, at(60)), Admission::TooBig);
         room.trying(batch(3));
-        assert_eq!(room.for_a_cut(at(60), 1), Some(0), "one tries at a time");
+        assert_eq!(room.for_a_cut(at(60), 1, true), Some(0), "one tries at a time");
         assert_eq!(room.admits(batch(2), 10, false, at(60)), Admission::NotBefore(at(90)));
         assert_eq!(room.admits(batch(3), 200, false, at(60)), Admission::Now);
         room.refused(200, at(60), FIRST);
@@ -253,7 +255,7 @@ mod tests {
         room.refused(100, at(1_000_000), FIRST);
         assert_eq!(room.admits(batch(1), 10, false, at(1_000_030)), Admission::NotBefore(at(1_000_060)));
         assert_eq!(room.admits(batch(1), 10, false, at(30)), Admission::Now);
-        assert_eq!(room.for_a_cut(at(30), 1), Some(50));
+        assert_eq!(room.for_a_cut(at(30), 1, true), Some(50));
     }
 
     #[test]
@@ -283,11 +285,12 @@ mod tests {
         let room = Room { learned, enqueued: 500, ..Room::default() };
         assert_eq!(room.limit(at(86_399)), Some(1000));
         assert_eq!(room.limit(at(86_400)), Some(1101));
-        assert_eq!(room.for_a_cut(at(0), 2), Some(250));
+        assert_eq!(room.for_a_cut(at(0), 2, true), Some(250));
         assert_eq!(room.admits(batch(1), 501, false, at(0)), Admission::NotBefore(at(30)));
         assert_eq!(room.admits(batch(1), 1001, false, at(0)), Admission::TooBig);
+        assert_eq!(room.for_a_cut(at(0), 2, false), Some(200), "a tenth is for others");
         let crumbs = Room { enqueued: 980, ..room };
-        assert_eq!(crumbs.for_a_cut(at(0), 1), Some(0));
+        assert_eq!(crumbs.for_a_cut(at(0), 1, true), Some(0));
     }
 
     #[test]

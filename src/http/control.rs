@@ -91,6 +91,8 @@ pub async fn provider(api: &Api) -> Result<Value, ApiError> {
             "until": now.plus(waits.left).to_string(),
         })
     });
+    let (used, per_hour) = api.shared.pace.used(api.shared.clock.as_ref());
+    let (age_max, age_now) = (api.shared.limits.age_max, api.shared.limits_now().age_max);
     let standing = api.shared.condition.standing();
     let hindrances: Vec<Value> =
         standing.iter().map(|(hindrance, why)| json!({ "code": hindrance.code(), "why": why })).collect();
@@ -99,6 +101,10 @@ pub async fn provider(api: &Api) -> Result<Value, ApiError> {
         "provider": { "kind": api.shared.identity.kind, "baseUrl": api.shared.identity.base_url },
         "paused": paused,
         "waits": waits,
+        "batchesLastHour": used,
+        "batchesPerHour": per_hour,
+        "maxAge": humantime::format_duration(age_max).to_string(),
+        "maxAgeNow": humantime::format_duration(age_now).to_string(),
         "hindrances": hindrances,
         "rooms": rooms,
     }))

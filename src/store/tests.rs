@@ -410,10 +410,10 @@ async fn a_batch_that_there_is_no_room_for_is_given_back_and_cut_by_half_without
         let mut batch = Batch::open(id, group(), ProviderIdentity::default(), NOW);
         let room = store.reader().room(&batch).unwrap();
         if let Some(closed) = room.closed {
-            assert_eq!(room.for_a_cut(at, 1), Some(0), "the gate is closed");
+            assert_eq!(room.for_a_cut(at, 1, true), Some(0), "the gate is closed");
             at = closed.until;
         }
-        batch.tokens_max = room.for_a_cut(at, 1);
+        batch.tokens_max = room.for_a_cut(at, 1, true);
         store.open_batch(batch).await.unwrap();
         let cut = store.cut_chunk(id, Revision(0), limits).await.unwrap();
         sizes.push(cut.batch.counts.members);

@@ -303,7 +303,7 @@ impl World {
                 ProviderIdentity::default(),
                 self.clock.now(),
             );
-            batch.tokens_max = self.store.reader().room(&batch).unwrap().for_a_cut(self.clock.now(), 1);
+            batch.tokens_max = self.store.reader().room(&batch).unwrap().for_a_cut(self.clock.now(), 1, true);
             if batch.tokens_max == Some(0) {
                 continue;
             }

@@ -323,7 +323,7 @@ impl Sim {
             }
             let id = BatchId::from_bytes(self.id());
             let mut batch = Batch::open(id, waits.group, ProviderIdentity::default(), self.at());
-            batch.tokens_max = self.store.reader().room(&batch).map_err(text)?.for_a_cut(self.at(), 1);
+            batch.tokens_max = self.store.reader().room(&batch).map_err(text)?.for_a_cut(self.at(), 1, true);
             if batch.tokens_max == Some(0) {
                 continue;
             }
