@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::bench::{
-    Provider, assert_once, assert_whole, batches, folder, provider, question, requests, send, serve, until,
-    watch,
+    Ledger, Provider, assert_once, assert_whole, batches, folder, provider, question, requests, send, serve,
+    until, watch,
 };
 use crate::process::free_port;
 
@@ -88,4 +88,44 @@ fn no_more_batches_an_hour_than_allowed_are_created_and_the_rest_waits_where_it_
     }
     assert_eq!(server.summary(), [0, 10, 10, 0]);
     assert_once(&simulator.runs(), 10);
+}
+
+#[test]
+fn ten_requests_do_not_wait_behind_another_companys_thirty_thousand() {
+    let folder = folder();
+    let port = free_port();
+    let simulator = Provider::start(&folder.path().join("provider"), "{}", |_| ());
+    let mut server = serve(folder.path(), &simulator, port, &["creation.max_requests=500"]);
+    send(&server, "demo", 30_000, question);
+    until(&mut server, "the first batches", |_| (simulator.calls("POST /v1/batches") >= 8).then_some(()));
+    send(&server, "other", 10, question);
+    let before = Ledger::read(&simulator.state).created.len();
+    let batch = until(&mut server, "the small batch", |server| {
+        let listed = server.get("/api/admin/legacy/batches?companyId=other");
+        listed["batches"].as_array().unwrap().iter().find(|batch| batch["openaiBatchId"].is_string()).cloned()
+    });
+    let created = Ledger::read(&simulator.state).created;
+    let place = created.iter().position(|id| batch["openaiBatchId"] == id.as_str()).unwrap();
+    println!("{before} were there, it is number {place} of {}", created.len());
+    // Those that were on their way already may come before it.
+    assert!(place < before + 8, "{before} were there, and it is number {place}");
+    assert_eq!(batch["counts"]["members"], 10);
+    let asked = server.get("/api/admin/legacy/requests?status=processing_complete&companyId=other");
+    let more = server.get("/api/admin/legacy/requests?status=batching_in_progress&companyId=other");
+    let mut times = Vec::new();
+    for listed in [asked, more] {
+        times.extend(
+            listed["requests"].as_array().unwrap().iter().map(|request| request["requestedAt"].clone()),
+        );
+    }
+    assert_eq!(times.len(), 10);
+    let time = |value: &serde_json::Value| value.as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    let first = times.iter().map(time).min().unwrap();
+    let waited = time(&batch["createdAt"]).as_millisecond() - first.as_millisecond();
+    println!("cut {waited} ms after the first of them was taken in");
+    assert!(waited <= 1000, "{waited} ms, and the interval is a second");
+    until(&mut server, "the end", |server| (server.summary() == [0, 0, 30_010, 0]).then_some(()));
+    assert!(server.terminate().success());
+    assert_once(&simulator.runs(), 30_010);
+    assert_whole(folder.path());
 }
