@@ -225,7 +225,13 @@ pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Ap
         ("poller", alive(&poller)),
         ("reconciler", alive(&reconciler)),
     ];
-    let api = http::Api::new(registry.clone(), intake, shared.clone(), settings.server.admin_token.clone())?;
+    let api = http::Api::new(
+        registry.clone(),
+        intake,
+        shared.clone(),
+        settings.server.admin_token.clone(),
+        settings.ingest,
+    )?;
     let routes = http::routes(api);
     let options = serving::Options { max_per_address: 256, drain_timeout: DRAIN, ..Default::default() };
     let mut stop_serving = stopping;
@@ -414,6 +420,8 @@ fn share(
         polling_interval: settings.polling.interval,
         polling_calls_max: usize::try_from(settings.polling.max_calls).unwrap_or(usize::MAX),
         settle: settings.analysis.settle,
+        time_zone: settings.import.time_zone.clone(),
+        repair_rounds: settings.analysis.repair_rounds,
     })
 }
 

@@ -259,6 +259,21 @@ pub enum BodyError {
     /// The client was too slow: answer 408.
     #[error("the body did not arrive in time")]
     TooSlow,
+    /// It is not what its `Content-Encoding` says: answer 400.
+    #[error("the body is no whole {encoding} data")]
+    Undecodable {
+        /// As the header names it.
+        encoding: &'static str,
+    },
+    /// It becomes too many times as long once it is unpacked: answer 413.
+    #[error("the body becomes more than {times} times as long once it is unpacked")]
+    Expands {
+        /// Times allowed.
+        times: u64,
+    },
+    /// More bytes than whoever sends them may send for now: answer 429.
+    #[error("too many bytes were sent within the hour")]
+    OverQuota,
     /// The connection or its framing broke; nobody is left to answer to.
     #[error("the body broke off")]
     Broken(#[source] warp::Error),

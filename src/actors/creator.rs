@@ -8,6 +8,7 @@ use actix::prelude::*;
 use super::registry::{Host, Registry, Resume, blocking};
 use super::{Shared, alone, every};
 use crate::domain::batch::Batch;
+use crate::domain::budget::Affordable;
 use crate::domain::cut::{self, Due};
 use crate::domain::id::{BatchId, CompanyId};
 use crate::domain::request::Group;
@@ -159,6 +160,12 @@ async fn open_due(
         if batch.tokens_max.is_some_and(|max| max < one) && room.reserved.saturating_add(room.enqueued) > 0 {
             batch.tokens_max = Some(0);
         }
+        let (reader, asked) = (shared.reader.clone(), batch.clone());
+        if let Some(why) = out_of_money(blocking(move || reader.affordable(&asked)).await?, &batch) {
+            tracing::warn!(company.id = %batch.group.company, model = batch.group.model,
+                waiting = waits.waiting.requests, "{why}");
+            continue;
+        }
         match batch.tokens_max {
             Some(0) => {
                 tracing::info!(company.id = %batch.group.company, model = batch.group.model, waiting = waits.waiting.requests,
@@ -193,6 +200,25 @@ fn held_by_company(shared: &Shared) -> Result<HashMap<CompanyId, u64>, StoreErro
     Ok(held)
 }
 
-fn empty(shared: &Shared, group: Group) -> Batch {
-    Batch::open(BatchId::new(shared.ids.next()), group, shared.identity.clone(), shared.clock.now())
+/// Why a company's money does not let anything of a group be cut, if so.
+pub fn out_of_money(affordable: Affordable, batch: &Batch) -> Option<String> {
+    match affordable {
+        Affordable::Yes => None,
+        Affordable::NoPrice => Some(format!(
+            "there is a monthly budget and no price for {}: set it in [prices], or take the budget away",
+            batch.group.model
+        )),
+        Affordable::Spent { limit, money, next } => Some(format!(
+            "the budget of {} is reached: {} of {} micros are spent, {} are set aside, and the next request is \
+             thought to cost {next}",
+            batch.purse.month, money.spent, limit, money.reserved
+        )),
+    }
+}
+
+/// An empty batch for a group.
+pub fn empty(shared: &Shared, group: Group) -> Batch {
+    let rates = shared.prices.price_of(&group.model).map(|price| price.usual);
+    let id = BatchId::new(shared.ids.next());
+    Batch { rates, ..Batch::open(id, group, shared.identity.clone(), shared.clock.now()) }
 }

@@ -12,7 +12,7 @@ use super::registry::blocking;
 use super::spool::{self, Stamp, Sum};
 use super::{Shared, intake};
 use crate::clock::within;
-use crate::domain::analysis;
+use crate::domain::analysis::{self, Misfit};
 use crate::domain::batch::{Batch, Ended, InputFile, Intent, Problem, ResultKind, Running, Terminal};
 use crate::domain::event::{Event, Observation, ObservedStatus, Trouble};
 use crate::domain::id::{FileId, Nonce, ProviderBatchId, RequestId, Timestamp};
@@ -22,7 +22,7 @@ use crate::domain::room::LOOK_AGAIN;
 use crate::provider::jsonl::{self, Decoded, LineReader, RawLine};
 use crate::provider::wire::{BatchObject, FileObject, ProviderStatus};
 use crate::provider::{NewBatch, ProviderError};
-use crate::store::{AppliedLine, StoreError};
+use crate::store::{AppliedLine, Repair, StoreError};
 
 /// Lines that are read and stored at once.
 const CHUNK_LINES: usize = 250;
@@ -155,7 +155,16 @@ fn line_of(shared: &Shared, id: RequestId) -> Result<Vec<u8>, StoreError> {
         Source::Session { session, version, prompt } => {
             let content = shared.reader.content(*session, *version)?;
             let content = content.ok_or_else(|| missing("session content of request"))?;
-            intake::analysis_body(&request.group.model, *prompt, &content)
+            let misfit = match request.repair {
+                Some(number) => Some(
+                    shared
+                        .reader
+                        .misfit(id, number)?
+                        .ok_or_else(|| missing("answer that did not fit of request"))?,
+                ),
+                None => None,
+            };
+            intake::analysis_body(&request.group.model, *prompt, &content, misfit.as_ref())
         }
         Source::Generic { .. } => {
             let body = shared.reader.body(id)?.ok_or_else(|| missing("body of request"))?;
@@ -462,29 +471,51 @@ fn judge(shared: &Shared, batch: &Batch, bytes: &[u8], offset: u64) -> Result<Ap
         let why = format!("a line of a result file was refused with {}", failure.code);
         shared.account.pause(shared.clock.as_ref(), Cause::Admission, &why);
     }
-    let analysis = check_analysis(&request, &mut outcome);
+    let (analysis, repair) = check_analysis(shared, &request, &mut outcome)?;
     let usage = outcome.answered.usage.as_ref();
     let model = outcome.answered.model.as_deref();
     let cost = usage.and_then(|usage| shared.prices.cost(&request.group.model, model, usage));
-    Ok(AppliedLine::Line { request: id, outcome, analysis, cost })
+    Ok(AppliedLine::Line { request: id, outcome, analysis, repair, cost })
 }
 
-/// For a session: the analysis as JSON, or the outcome turned into a failure that says why there is none.
-fn check_analysis(request: &Request, outcome: &mut Outcome) -> Option<String> {
-    let (Source::Session { .. }, Ok(body)) = (&request.source, &outcome.result) else { return None };
-    let analysis = analysis::parse_answer(body)
-        .map_err(|err| Failure::new(FailureClass::Unusable, err.code(), &err.to_string()))
-        .and_then(|analysis| {
-            serde_json::to_string(&analysis)
-                .map_err(|err| Failure::new(FailureClass::Unusable, "invalid_answer", &err.to_string()))
-        });
-    match analysis {
-        Ok(analysis) => Some(analysis),
-        Err(failure) => {
-            outcome.result = Err(failure);
-            None
+/// For a session: the analysis as JSON, or the outcome turned into a failure that says why there is none, and how the
+/// model is asked once more where that may help.
+fn check_analysis(
+    shared: &Shared,
+    request: &Request,
+    outcome: &mut Outcome,
+) -> Result<(Option<String>, Option<Repair>), StoreError> {
+    let (Source::Session { .. }, Ok(body)) = (&request.source, &outcome.result) else {
+        return Ok((None, None));
+    };
+    let unusable = |code: &str, why: &str| Failure::new(FailureClass::Unusable, code, why);
+    let (failure, repair) = match analysis::parse_answer(body) {
+        Ok(analysis) => match serde_json::to_string(&analysis) {
+            Ok(analysis) => return Ok((Some(analysis), None)),
+            Err(err) => (unusable("invalid_answer", &err.to_string()), None),
+        },
+        Err(err) => {
+            let misfit = Misfit::of(body, &err).filter(|_| request.repairs < shared.repair_rounds);
+            let repair = misfit.map(|misfit| repair(shared, request, misfit)).transpose()?.flatten();
+            (unusable(err.code(), &err.to_string()), repair)
         }
-    }
+    };
+    outcome.result = Err(failure);
+    Ok((None, repair))
+}
+
+/// The line with which the model is asked once more; none where the session's content is gone.
+fn repair(shared: &Shared, request: &Request, misfit: Misfit) -> Result<Option<Repair>, StoreError> {
+    let Source::Session { session, version, prompt } = &request.source else { return Ok(None) };
+    let Some(content) = shared.reader.content(*session, *version)? else { return Ok(None) };
+    let body = intake::analysis_body(&request.group.model, *prompt, &content, Some(&misfit));
+    let line = jsonl::input_line(request.id, request.group.endpoint, &body);
+    Ok(Some(Repair {
+        misfit,
+        line_bytes: u32::try_from(line.len()).unwrap_or(u32::MAX),
+        line_crc: crc32c::crc32c(&line),
+        estimated_tokens: analysis::estimate_tokens(body.len()),
+    }))
 }
 
 /// The requests whose lines the provider named when it refused the batch.

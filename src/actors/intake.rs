@@ -11,7 +11,7 @@ use super::creator::{Creator, Nudge};
 use super::registry::blocking;
 use super::{Shared, alone, every};
 use crate::condition::Hindrance;
-use crate::domain::analysis;
+use crate::domain::analysis::{self, Misfit};
 use crate::domain::id::{CompanyId, RequestId, SessionId};
 use crate::domain::request::{Endpoint, Group, Source};
 use crate::domain::session::{Message as ChatMessage, Session, SessionFacts};
@@ -102,6 +102,10 @@ pub struct RequestIn {
     pub body: String,
     /// The client's own pairs as JSON text.
     pub metadata: Option<String>,
+    /// Tokens that its answer may have at most, where it says so.
+    pub output_max: Option<u32>,
+    /// How many inputs an embeddings request has.
+    pub inputs: u32,
     /// Higher goes first.
     pub priority: i8,
     /// Not to be batched before.
@@ -161,6 +165,8 @@ fn generic(shared: &Shared, company: &CompanyId, request: RequestIn) -> NewReque
         line_bytes: u32::try_from(line.len()).unwrap_or(u32::MAX),
         line_crc: crc32c::crc32c(&line),
         estimated_tokens: analysis::estimate_tokens(request.body.len()),
+        output_max: request.output_max,
+        inputs: request.inputs,
         body: Some(request.body),
         metadata: request.metadata,
         priority: request.priority,
@@ -298,15 +304,17 @@ async fn request_settled(shared: &Arc<Shared>) -> Result<usize, StoreError> {
         });
         let (read, requests) = settled.await?;
         if requests.is_empty() {
-            return Ok(made);
+            break;
         }
         crash_point!("settle.before_commit");
         made += shared.store.request_analyses(requests, now).await?;
         crash_point!("settle.after_commit");
         if read < CHUNK {
-            return Ok(made);
+            break;
         }
     }
+    while shared.store.forget_keys(shared.clock.now()).await? > 0 {}
+    Ok(made)
 }
 
 fn for_analysis(
@@ -316,7 +324,7 @@ fn for_analysis(
     let Some(content) = shared.reader.content(session.id, session.version)? else { return Ok(None) };
     let Some(company) = shared.reader.company(&session.company)? else { return Ok(None) };
     let id = RequestId::new(shared.ids.next());
-    let body = analysis_body(&company.model, analysis::PROMPT_VERSION, &content);
+    let body = analysis_body(&company.model, analysis::PROMPT_VERSION, &content, None);
     let line = jsonl::input_line(id, Endpoint::ChatCompletions, &body);
     let request = NewRequest {
         id,
@@ -336,6 +344,9 @@ fn for_analysis(
         line_bytes: u32::try_from(line.len()).unwrap_or(u32::MAX),
         line_crc: crc32c::crc32c(&line),
         estimated_tokens: analysis::estimate_tokens(body.len()),
+        // No limit is sent with it; how long such answers usually are is learned.
+        output_max: None,
+        inputs: 0,
         metadata: None,
         priority: 0,
         not_before: None,
@@ -344,6 +355,6 @@ fn for_analysis(
 }
 
 /// The body of a session's analysis, the same whenever it is built from the same content.
-pub(super) fn analysis_body(model: &str, prompt: u32, content: &Content) -> String {
-    analysis::request_body(model, prompt, &content.facts, &content.messages)
+pub(super) fn analysis_body(model: &str, prompt: u32, content: &Content, misfit: Option<&Misfit>) -> String {
+    analysis::request_body(model, prompt, &content.facts, &content.messages, misfit)
 }

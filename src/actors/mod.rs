@@ -40,6 +40,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
+use jiff::tz::TimeZone;
 
 use crate::clock::{Ids, SharedClock};
 use crate::condition::Condition;
@@ -151,6 +152,10 @@ pub struct Shared {
     pub polling_calls_max: usize,
     /// A session is analysed when it was unchanged so long.
     pub settle: Duration,
+    /// The zone of times in exports that have no offset.
+    pub time_zone: TimeZone,
+    /// How often the model is asked once more for an answer that does not fit.
+    pub repair_rounds: u32,
 }
 
 impl Shared {

@@ -9,8 +9,8 @@ use super::keys::KEYS;
 use super::raw::{Entry, Raw};
 use super::values::{self, Scalar};
 use super::{
-    Analysis, Creation, Data, Fetch, Import, Listed, Log, Polling, Provider, ProviderKind, Retry, Secret,
-    Server, Settings, Simulator, Submission, lists,
+    Analysis, Creation, Data, Fetch, Import, Ingest, Listed, Log, Polling, Provider, ProviderKind, Retry,
+    Secret, Server, Settings, Simulator, Submission, lists,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -119,6 +119,7 @@ pub(super) fn settings(raw: Raw, env: &dyn Fn(&str) -> Option<String>) -> Result
     let analysis = analysis(&mut check);
     let import = check.get("import.time_zone", values::time_zone).map(|time_zone| Import { time_zone });
     let fetch = check.get("fetch.allow_hosts", values::hosts).map(|allow_hosts| Fetch { allow_hosts });
+    let ingest = ingest(&mut check);
     let simulator = simulator(&mut check);
     let level = check.get("log.level", values::log_level);
     let format = check.get("log.format", values::log_format);
@@ -143,6 +144,7 @@ pub(super) fn settings(raw: Raw, env: &dyn Fn(&str) -> Option<String>) -> Result
             retry: retry?,
             analysis: analysis?,
             import: import?,
+            ingest: ingest?,
             fetch: fetch?,
             simulator: simulator?,
             log: Log { level: level?, format: format? },
@@ -298,7 +300,16 @@ fn retry(check: &mut Check) -> Option<Retry> {
 fn analysis(check: &mut Check) -> Option<Analysis> {
     let model = check.get("analysis.model", values::model);
     let settle = check.get("analysis.settle", values::duration(Duration::ZERO));
-    Some(Analysis { model: model?, settle: settle? })
+    let repair_rounds = check
+        .get("analysis.repair_rounds", values::whole(0, 5))
+        .and_then(|rounds| u32::try_from(rounds).ok());
+    Some(Analysis { model: model?, settle: settle?, repair_rounds: repair_rounds? })
+}
+
+fn ingest(check: &mut Check) -> Option<Ingest> {
+    let calls_per_minute = check.get("ingest.calls_per_minute", values::whole(1, 1_000_000));
+    let bytes_per_hour = check.get("ingest.bytes_per_hour", values::size(1, u64::MAX));
+    Some(Ingest { calls_per_minute: calls_per_minute?, bytes_per_hour: bytes_per_hour? })
 }
 
 fn simulator(check: &mut Check) -> Option<Simulator> {

@@ -3,7 +3,7 @@
 use super::error::Problem;
 
 /// Every single key with its default, written as a file would have it; none where it may be left out.
-pub(super) const KEYS: [(&str, Option<&str>); 34] = [
+pub(super) const KEYS: [(&str, Option<&str>); 37] = [
     ("server.bind", Some("127.0.0.1:8080")),
     ("data.path", Some("data")),
     ("data.free_space_floor", Some("256MB")),
@@ -28,7 +28,10 @@ pub(super) const KEYS: [(&str, Option<&str>); 34] = [
     ("retry.capacity_hold", Some("10m")),
     ("analysis.model", Some("gpt-4o-mini")),
     ("analysis.settle", Some("1h")),
+    ("analysis.repair_rounds", Some("1")),
     ("import.time_zone", Some("Europe/Amsterdam")),
+    ("ingest.calls_per_minute", Some("600")),
+    ("ingest.bytes_per_hour", Some("50GB")),
     ("fetch.allow_hosts", Some("")),
     ("simulator.turnaround", Some("10s")),
     ("simulator.faults", None),
@@ -41,7 +44,7 @@ pub(super) const KEYS: [(&str, Option<&str>); 34] = [
     ("prices.models", None),
 ];
 
-pub(super) const COMPANY_KEYS: [&str; 4] = ["id", "name", "model", "suspended"];
+pub(super) const COMPANY_KEYS: [&str; 5] = ["id", "name", "model", "suspended", "monthly_budget"];
 pub(super) const IMPORT_KEYS: [&str; 5] = ["company", "csv", "every", "transcripts", "time_zone"];
 pub(super) const RATE_KEYS: [&str; 4] = ["input", "cached", "cache_write", "output"];
 pub(super) const LONG_CONTEXT: &str = "long_context";

@@ -72,6 +72,7 @@ pub(super) fn companies(
         let name = optional(check, &path, item, "name", values::text);
         let model = optional(check, &path, item, "model", values::model);
         let suspended = optional(check, &path, item, "suspended", values::truth);
+        let budget = optional(check, &path, item, "monthly_budget", values::money);
         let Some(id) = id else { continue };
         if companies.iter().any(|(other, _)| *other == id) {
             let problem =
@@ -82,7 +83,13 @@ pub(super) fn companies(
         let company = (|| {
             let model = model?.or_else(|| model_default.map(str::to_owned))?;
             let name = name?.unwrap_or_else(|| id.to_string());
-            Some(Company { id: id.clone(), name, model, suspended: suspended?.unwrap_or(false) })
+            Some(Company {
+                id: id.clone(),
+                name,
+                model,
+                suspended: suspended?.unwrap_or(false),
+                budget_micros: budget?,
+            })
         })();
         if let Some(company) = &company {
             let state = if company.suspended { ", suspended" } else { "" };

@@ -55,6 +55,8 @@ pub struct Settings {
     pub analysis: Analysis,
     /// `[import]`
     pub import: Import,
+    /// `[ingest]`
+    pub ingest: Ingest,
     /// `[fetch]`
     pub fetch: Fetch,
     /// `[simulator]`
@@ -205,6 +207,8 @@ pub struct Analysis {
     pub model: String,
     /// A session is analysed when it was unchanged so long.
     pub settle: Duration,
+    /// How often the model is asked once more for an answer that does not fit.
+    pub repair_rounds: u32,
 }
 
 /// How exports are read.
@@ -212,6 +216,15 @@ pub struct Analysis {
 pub struct Import {
     /// The zone of times without an offset, for sources that name none.
     pub time_zone: TimeZone,
+}
+
+/// What each company may send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ingest {
+    /// Calls that bring something, within a minute.
+    pub calls_per_minute: u64,
+    /// Bytes of their bodies, unpacked, within an hour.
+    pub bytes_per_hour: u64,
 }
 
 /// What may be fetched.

@@ -59,7 +59,10 @@ fn without_anything_said_the_defaults_are_those_of_the_design() {
         settings.retry,
         Retry { max_attempts: 3, backoff: minutes(1), capacity_backoff: minutes(1), capacity_hold }
     );
-    assert_eq!(settings.analysis, Analysis { model: "gpt-4o-mini".to_owned(), settle: minutes(60) });
+    assert_eq!(
+        settings.analysis,
+        Analysis { model: "gpt-4o-mini".to_owned(), settle: minutes(60), repair_rounds: 1 }
+    );
     assert_eq!(settings.fetch.allow_hosts, [""; 0]);
     assert_eq!(settings.import.time_zone.iana_name(), Some("Europe/Amsterdam"));
     assert_eq!(settings.simulator.turnaround, Duration::from_secs(10));

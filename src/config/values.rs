@@ -295,6 +295,23 @@ pub(super) fn price(value: &Scalar) -> Parsed<u64> {
     }
 }
 
+/// An amount of money, in millionths of the currency of the prices.
+pub(super) fn money(value: &Scalar) -> Parsed<u64> {
+    let text = match value {
+        Scalar::Text(text) | Scalar::Number(text) => text.trim(),
+        Scalar::Truth(_) | Scalar::List(_) | Scalar::Other(_) => "",
+    };
+    match parse_decimal(text, 6) {
+        Some(amount) if amount.exact => Ok(amount.value),
+        Some(_) => Err(Problem::new(format!("{value} has more than six decimals"), "use six at most")),
+        None => wrong(
+            value,
+            "an amount",
+            "write it in the currency of the prices, for instance \"250\" or \"0.50\"",
+        ),
+    }
+}
+
 pub(super) fn currency(value: &Scalar) -> Parsed<String> {
     let code = text(value)?;
     if code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_uppercase()) {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::session::{Message, SessionFacts};
-use v1::{RESPONSE_FORMAT, SYSTEM_PROMPT};
+use v1::{REPAIR_PROMPT, RESPONSE_FORMAT, SYSTEM_PROMPT};
 
 mod v1;
 
@@ -160,6 +160,39 @@ impl AnswerError {
             Self::Invalid(_) => "invalid_answer",
         }
     }
+
+    /// Whether the model may do better once it is shown what is wrong: it answered, and not in the form.
+    pub const fn is_misfit(&self) -> bool {
+        match self {
+            Self::NotJson { .. } | Self::Invalid(_) => true,
+            Self::BadBody(_) | Self::Length | Self::ContentFilter | Self::Refusal | Self::Empty(_) => false,
+        }
+    }
+}
+
+/// An answer that does not fit the form, and what is wrong with it: the model is shown both when it is asked again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Misfit {
+    /// The answer's text; a long one is cut.
+    pub answer: String,
+    /// What is wrong with it, without words of the conversation.
+    pub error: String,
+}
+
+/// More of an answer that does not fit is not shown again.
+const MISFIT_BYTES_MAX: usize = 8000;
+
+impl Misfit {
+    /// The answer in the body of a chat completion, if it is one that the model may do better than.
+    pub fn of(completion_body_json: &str, error: &AnswerError) -> Option<Self> {
+        if !error.is_misfit() {
+            return None;
+        }
+        let body: Value = serde_json::from_str(completion_body_json).ok()?;
+        let answer = body.pointer("/choices/0/message/content").and_then(Value::as_str)?;
+        let answer = answer[..answer.floor_char_boundary(MISFIT_BYTES_MAX)].to_owned();
+        Some(Self { answer, error: error.to_string() })
+    }
 }
 
 /// The body of the request that asks for the analysis of a session, for `/v1/chat/completions`.
@@ -167,13 +200,26 @@ impl AnswerError {
 /// The same arguments give the same bytes for ever. A prompt version that this program does not know is taken for the
 /// newest; the checksum of the line, stored with the request, tells the difference. No temperature and no limit of
 /// tokens are sent, because newer models refuse the names that older ones know.
-pub fn request_body(model: &str, prompt_version: u32, facts: &SessionFacts, messages: &[Message]) -> String {
+///
+/// With a `misfit` the model is shown its answer and what was wrong with it, and asked once more.
+pub fn request_body(
+    model: &str,
+    prompt_version: u32,
+    facts: &SessionFacts,
+    messages: &[Message],
+    misfit: Option<&Misfit>,
+) -> String {
     // So far there is one version. The next one gets its own prompt and schema beside these, never in their place.
     let _ = prompt_version;
     let data = transcript_json(facts, messages);
     let (model, system, user) = (json_text(model), json_text(SYSTEM_PROMPT), json_text(&data));
+    let again = misfit.map_or_else(String::new, |misfit| {
+        let answer = json_text(&misfit.answer);
+        let asked = json_text(&format!("{REPAIR_PROMPT} {}.", misfit.error));
+        format!(r#",{{"role":"assistant","content":{answer}}},{{"role":"user","content":{asked}}}"#)
+    });
     format!(
-        r#"{{"model":{model},"messages":[{{"role":"system","content":{system}}},{{"role":"user","content":{user}}}],"response_format":{RESPONSE_FORMAT}}}"#
+        r#"{{"model":{model},"messages":[{{"role":"system","content":{system}}},{{"role":"user","content":{user}}}{again}],"response_format":{RESPONSE_FORMAT}}}"#
     )
 }
 

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::budget::{Month, Purse};
 use super::id::{BatchId, FileId, Nonce, ProviderBatchId, Revision, Timestamp};
+use super::price::Rates;
 use super::request::{Failure, Group};
 
 pub use super::ended::{Ended, Problem, ResultKind, Terminal};
@@ -539,6 +541,8 @@ pub struct Batch {
     pub counts: Counts,
     /// Size of the input file, in bytes.
     pub input_bytes: u64,
+    /// Embedding inputs of its members.
+    pub inputs: u64,
     /// Estimated input tokens of its members.
     pub estimated_tokens: u64,
     /// Tokens that it holds of the room for its model, corrected by what the provider counted before.
@@ -549,6 +553,12 @@ pub struct Batch {
     pub members_max: Option<u64>,
     /// What its lines cost so far, in millionths.
     pub cost_micros: u64,
+    /// What its model's tokens cost when it was cut; none where that is not known.
+    pub rates: Option<Rates>,
+    /// Which month's money it costs, and how much of that is set aside for it.
+    pub purse: Purse,
+    /// Members that went back to be asked once more, with what was wrong with their answer.
+    pub repairs: u64,
     /// Lines that were not what they should be.
     pub anomalies: Anomalies,
     /// The input file of the last upload.
@@ -586,11 +596,15 @@ impl Batch {
             state: BatchState::Filling,
             counts: Counts::default(),
             input_bytes: 0,
+            inputs: 0,
             estimated_tokens: 0,
             held_tokens: 0,
             tokens_max: None,
             members_max: None,
             cost_micros: 0,
+            rates: None,
+            purse: Purse { month: Month::of(created_at), reserved: 0 },
+            repairs: 0,
             anomalies: Anomalies::default(),
             input: None,
             provider_batch: None,

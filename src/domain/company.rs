@@ -15,4 +15,6 @@ pub struct Company {
     pub model: String,
     /// Nothing new is cut for a suspended company; its running batches still finish.
     pub suspended: bool,
+    /// What it may spend in a calendar month (UTC), in millionths of the price table's currency; none for no limit.
+    pub budget_micros: Option<u64>,
 }

@@ -2,6 +2,7 @@
 
 pub mod analysis;
 pub mod batch;
+pub mod budget;
 pub mod company;
 pub mod cut;
 pub mod effect;

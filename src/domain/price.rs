@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::request::{Cost, Usage};
 
 /// What the models cost, as configured.
@@ -25,7 +27,7 @@ pub struct ModelPrice {
 }
 
 /// Millionths of a currency unit for a million tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rates {
     /// Input tokens.
     pub input: u64,
@@ -35,6 +37,14 @@ pub struct Rates {
     pub cache_write: Option<u64>,
     /// Output tokens.
     pub output: u64,
+}
+
+impl Rates {
+    /// What so many tokens are thought to cost, in millionths, none of them from a cache; rounded up.
+    pub fn estimate(&self, input: u64, output: u64) -> u64 {
+        let sum = u128::from(input) * u128::from(self.input) + u128::from(output) * u128::from(self.output);
+        u64::try_from(sum.div_ceil(TOKENS_PER_PRICE)).unwrap_or(u64::MAX)
+    }
 }
 
 /// Other prices for the whole of a request with more input than a threshold.

@@ -261,7 +261,8 @@ pub struct Outcome {
 /// One inclusion of a request in a batch that came to an end for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// 1 for the first; 0 where the provider ran nothing, which counts for none.
+    /// 1 for the first; 0 for what counts for none: the provider ran nothing, or the answer did not fit its form and
+    /// the model is asked once more.
     pub number: u32,
     /// The batch.
     pub batch: BatchId,
@@ -270,6 +271,9 @@ pub struct Attempt {
     /// When that was stored.
     pub at: Timestamp,
 }
+
+/// Embedding inputs of a batch at most (contract section 3.1).
+pub const INPUTS_MAX: u64 = 50_000;
 
 /// One AI call to be made, as stored. Its body and its result lie apart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -290,6 +294,16 @@ pub struct Request {
     pub line_crc: u32,
     /// Estimated input tokens.
     pub estimated_tokens: u32,
+    /// Tokens that its answer may have at most, where it says so; none at all of embeddings.
+    pub output_max: Option<u32>,
+    /// How many inputs an embeddings request has; of those a batch takes no more than [`INPUTS_MAX`].
+    pub inputs: u32,
+    /// Which of the stored answers that did not fit its line shows to the model; none in its first form.
+    pub repair: Option<u32>,
+    /// How many answers that did not fit are stored.
+    pub misfits: u32,
+    /// How often it was asked once more for such an answer, since it was made or last requeued. No attempts.
+    pub repairs: u32,
     /// The client's own pairs, a flat JSON object of strings; kept and shown, never sent.
     pub metadata: Option<String>,
     /// Higher goes first within a group.

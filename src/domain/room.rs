@@ -27,6 +27,13 @@ const MEASURED_MIN: u64 = 1000;
 /// Old measurements lose weight once so many tokens are measured.
 const MEASURED_MAX: u64 = 50_000_000;
 
+/// Fewer answers do not tell how long they usually are.
+const ANSWERS_MIN: u64 = 20;
+/// Old answers lose weight once there are so many.
+const ANSWERS_MAX: u64 = 100_000;
+/// Tokens of an answer of which nothing is known.
+const OUTPUT_UNKNOWN: u64 = 1000;
+
 /// What a refusal taught.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Learned {
@@ -64,6 +71,10 @@ pub struct Room {
     pub estimated: u64,
     /// What the provider counted for them.
     pub counted: u64,
+    /// Answers whose tokens were counted.
+    pub answers: u64,
+    /// The tokens of these answers.
+    pub answered: u64,
 }
 
 /// Whether a batch may be created.
@@ -97,6 +108,25 @@ impl Room {
         while self.estimated > MEASURED_MAX {
             self.estimated /= 2;
             self.counted /= 2;
+        }
+    }
+
+    /// The provider counted `tokens` for an answer.
+    pub fn answered(&mut self, tokens: u64) {
+        self.answers = self.answers.saturating_add(1);
+        self.answered = self.answered.saturating_add(tokens);
+        if self.answers > ANSWERS_MAX {
+            self.answers /= 2;
+            self.answered /= 2;
+        }
+    }
+
+    /// How many tokens an answer is thought to have: as many as the request allows, else twice the usual.
+    pub fn output(&self, stated: Option<u32>) -> u64 {
+        match stated {
+            Some(stated) => u64::from(stated),
+            None if self.answers < ANSWERS_MIN => OUTPUT_UNKNOWN,
+            None => (self.answered / self.answers).saturating_mul(2).max(1),
         }
     }
 
@@ -305,6 +335,20 @@ mod tests {
         let room = Room { learned: Some(Learned { tokens: 10, at: at(0) }), ..Room::default() };
         assert_eq!(room.admits(batch(1), 50, true, at(0)), Admission::Now);
         assert_eq!(room.admits(batch(1), 50, false, at(0)), Admission::TooBig);
+    }
+
+    #[test]
+    fn an_answer_is_as_long_as_it_may_be_or_twice_the_usual() {
+        let mut room = Room::default();
+        assert_eq!((room.output(None), room.output(Some(7))), (1000, 7));
+        for _ in 0..ANSWERS_MIN {
+            room.answered(50);
+        }
+        assert_eq!((room.output(None), room.output(Some(7))), (100, 7));
+        for _ in 0..3 * ANSWERS_MAX {
+            room.answered(10);
+        }
+        assert!(room.answers <= ANSWERS_MAX && room.output(None) == 20);
     }
 
     #[test]

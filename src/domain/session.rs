@@ -70,6 +70,8 @@ pub struct SessionFacts {
     pub category: Option<String>,
     /// The customer's first message.
     pub first_message: Option<String>,
+    /// The client's own pairs, a flat JSON object of strings; kept and shown, never sent.
+    pub metadata: Option<String>,
 }
 
 impl SessionFacts {

@@ -1,7 +1,10 @@
 //! Ingest: requests and sessions come in, one, many, or as a stream, and are stored before they are acknowledged.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
+use futures_util::StreamExt;
+use jiff::tz::TimeZone;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -10,11 +13,15 @@ use warp::http::header::HeaderMap;
 
 use super::Api;
 use super::lines::{self, Body, JSON_BYTES_MAX, Json, Line, Lines, Shape};
-use super::reply::ApiError;
+use super::reply::{Answer, ApiError};
+use super::request_body::{Checked, check};
+use super::{csv, encoding};
 use crate::actors::intake::{AcceptRequests, AcceptSessions, CHUNK, ChatSession, RequestIn};
 use crate::domain::id::{CompanyId, Timestamp};
 use crate::domain::request::Endpoint;
 use crate::domain::session::{Message, Role, SessionFacts};
+use crate::import::csv::Row;
+use crate::serving::BodyError;
 use crate::store::{Accepted, ClientKey, SessionTaken};
 
 /// Errors that a reply tells of; the count goes on.
@@ -24,10 +31,8 @@ const IDS_MAX: usize = 1000;
 /// Bytes that wait for the store at most.
 const CHUNK_BYTES: usize = 8 << 20;
 const ID_CHARS_MAX: usize = 256;
-const MODEL_CHARS_MAX: usize = 128;
-/// Readers of JSON give up at 128, and the line is one deeper than its body.
-const DEPTH_MAX: usize = 100;
-const METADATA_BYTES_MAX: usize = 16 << 10;
+/// It lies in one value with everything else that is known of a request or session.
+const METADATA_BYTES_MAX: usize = 4 << 10;
 
 /// What becomes of a body, line by line.
 #[derive(Default)]
@@ -96,12 +101,12 @@ impl Tally {
 
 /// Why a line is not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct LineError {
-    code: &'static str,
-    detail: String,
+pub(super) struct LineError {
+    pub(super) code: &'static str,
+    pub(super) detail: String,
 }
 
-fn wrong(code: &'static str, detail: impl Into<String>) -> LineError {
+pub(super) fn wrong(code: &'static str, detail: impl Into<String>) -> LineError {
     LineError { code, detail: detail.into() }
 }
 
@@ -110,6 +115,16 @@ trait Kind {
     type Item;
 
     fn read(&self, line: u64, json: &[u8]) -> Result<(Self::Item, usize), LineError>;
+
+    /// The zone of times without an offset, where such things come as exports, too.
+    fn csv_zone(&self) -> Option<TimeZone> {
+        None
+    }
+
+    /// An item from a row of an export.
+    fn of_row(&self, _: Row) -> Result<(Self::Item, usize), LineError> {
+        Err(wrong("invalid_row", "rows are sessions"))
+    }
 
     async fn store(
         &self,
@@ -120,37 +135,60 @@ trait Kind {
     ) -> Result<(), ApiError>;
 }
 
-/// `POST /api/v1/companies/{companyId}/requests`
-pub async fn requests(
+/// `POST /api/v1/companies/{companyId}/requests`, and `…/sessions`
+pub async fn take(
     api: &Api,
     company: &CompanyId,
     headers: &HeaderMap,
     body: Body,
-) -> Result<(StatusCode, Value), ApiError> {
-    let idempotency_key = match headers.get("idempotency-key").map(|value| value.to_str()) {
-        None => None,
-        Some(Ok(key)) if (1..=ID_CHARS_MAX).contains(&key.len()) => Some(key.to_owned()),
-        Some(_) => {
-            let detail = "Idempotency-Key must be 1 to 256 visible ASCII characters";
-            return Err(ApiError::invalid("bad_idempotency_key", detail));
-        }
-    };
-    let kind = Requests { idempotency_key, bytes_max: api.shared.limits.bytes_max };
+    sessions: bool,
+) -> Result<Answer, ApiError> {
+    let clock = api.shared.clock.as_ref();
+    api.limiter.call(clock, company)?;
+    let body = counted(api, company, encoding::decoded(headers, body)?);
     let mut tally = Tally::default();
-    let taken = take_in(api, company, headers, body, &kind, &mut tally).await;
-    answer(taken, tally, false)
+    let taken = if sessions {
+        let zone = api.shared.time_zone.clone();
+        take_in(api, company, headers, body, &Sessions { zone }, &mut tally).await
+    } else {
+        let kind =
+            Requests { idempotency_key: idempotency_key(headers)?, bytes_max: api.shared.limits.bytes_max };
+        take_in(api, company, headers, body, &kind, &mut tally).await
+    };
+    let left = || api.limiter.headers(clock, company);
+    match answer(taken, tally, sessions) {
+        Ok(answer) => Ok(Answer::from(answer).with(left())),
+        // A body that went over its bound is refused like a call that does, with what was stored of it.
+        Err(err) if err.code == "rate_limited" => {
+            let refusal = api.limiter.over(clock, company);
+            Err(ApiError { done: err.done, ..refusal })
+        }
+        Err(err) if err.headers.is_empty() => Err(ApiError { headers: left(), ..err }),
+        Err(err) => Err(err),
+    }
 }
 
-/// `POST /api/v1/companies/{companyId}/sessions`
-pub async fn sessions(
-    api: &Api,
-    company: &CompanyId,
-    headers: &HeaderMap,
-    body: Body,
-) -> Result<(StatusCode, Value), ApiError> {
-    let mut tally = Tally::default();
-    let taken = take_in(api, company, headers, body, &Sessions, &mut tally).await;
-    answer(taken, tally, true)
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    match headers.get("idempotency-key").map(|value| value.to_str()) {
+        None => Ok(None),
+        Some(Ok(key)) if (1..=ID_CHARS_MAX).contains(&key.len()) => Ok(Some(key.to_owned())),
+        Some(_) => {
+            let detail = "Idempotency-Key must be 1 to 256 visible ASCII characters";
+            Err(ApiError::invalid("bad_idempotency_key", detail))
+        }
+    }
+}
+
+/// The body, whose bytes count for the company.
+fn counted(api: &Api, company: &CompanyId, body: Body) -> Body {
+    let (limiter, clock, company) = (api.limiter.clone(), api.shared.clock.clone(), company.clone());
+    Box::pin(body.map(move |piece| {
+        let piece = piece?;
+        match limiter.bytes(clock.as_ref(), &company, piece.len()) {
+            Ok(()) => Ok(piece),
+            Err(_) => Err(BodyError::OverQuota),
+        }
+    }))
 }
 
 /// A single object that is refused is an error of the call; of many, each line is told.
@@ -196,6 +234,25 @@ async fn take_in<K: Kind>(
             chunk.store(api, company, kind, tally).await?;
             Ok(false)
         }
+        Shape::Csv => {
+            let Some(zone) = kind.csv_zone() else {
+                let detail =
+                    "requests come as application/json or application/x-ndjson; text/csv is for sessions";
+                let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+                return Err(ApiError::new(status, "unsupported_media_type", detail));
+            };
+            let mut rows = csv::rows(body, zone);
+            while let Some((number, row)) = rows.next().await {
+                match row.map_err(|reason| wrong("invalid_row", reason)).and_then(|row| kind.of_row(row)) {
+                    Ok((item, bytes)) => chunk.push(number, item, bytes),
+                    Err(err) => tally.reject(number, &err),
+                }
+                chunk.store_if_full(api, company, kind, tally).await?;
+            }
+            chunk.store(api, company, kind, tally).await?;
+            rows.ended()?;
+            Ok(false)
+        }
         Shape::Json => {
             let body = super::read_whole(body, JSON_BYTES_MAX).await?;
             match lines::json(&body)? {
@@ -230,12 +287,14 @@ struct Chunk<T> {
 impl<T> Chunk<T> {
     fn add<K: Kind<Item = T>>(&mut self, kind: &K, number: u64, json: &[u8], tally: &mut Tally) {
         match kind.read(number, json) {
-            Ok((item, bytes)) => {
-                self.items.push((number, item));
-                self.bytes += bytes;
-            }
+            Ok((item, bytes)) => self.push(number, item, bytes),
             Err(err) => tally.reject(number, &err),
         }
+    }
+
+    fn push(&mut self, number: u64, item: T, bytes: usize) {
+        self.items.push((number, item));
+        self.bytes += bytes;
     }
 
     async fn store_if_full<K: Kind<Item = T>>(
@@ -282,7 +341,7 @@ struct RequestLine<'a> {
     endpoint: Option<Cow<'a, str>>,
     #[serde(borrow)]
     body: &'a RawValue,
-    metadata: Option<std::collections::BTreeMap<String, String>>,
+    metadata: Option<BTreeMap<String, String>>,
     priority: Option<i8>,
     #[serde(borrow)]
     not_before: Option<Cow<'a, str>>,
@@ -300,7 +359,7 @@ impl Kind for Requests {
                 wrong("invalid_request", format!("endpoint must be one of {known}"))
             })?,
         };
-        let (model, body) = check_body(endpoint, line.body)?;
+        let Checked { model, body, output_max, inputs } = check(endpoint, line.body)?;
         // What is around the body in its line is well under a kilobyte.
         if body.len() as u64 + 1024 > self.bytes_max {
             let detail = format!("the body is longer than a whole batch may be ({} bytes)", self.bytes_max);
@@ -317,16 +376,13 @@ impl Kind for Requests {
                 .map(|idempotency_key| ClientKey::Line { idempotency_key, line: number }),
         };
         let not_before = line.not_before.as_deref().map(|text| time("notBefore", text)).transpose()?;
-        let metadata = line.metadata.as_ref().map(|pairs| json!(pairs).to_string());
-        if metadata.as_ref().is_some_and(|text| text.len() > METADATA_BYTES_MAX) {
-            return Err(wrong(
-                "invalid_request",
-                format!("metadata is longer than {METADATA_BYTES_MAX} bytes"),
-            ));
-        }
+        let metadata = metadata(line.metadata.as_ref())?;
         let bytes = body.len();
         let priority = line.priority.unwrap_or(0);
-        Ok((RequestIn { key, endpoint, model, body, metadata, priority, not_before }, bytes))
+        Ok((
+            RequestIn { key, endpoint, model, body, metadata, output_max, inputs, priority, not_before },
+            bytes,
+        ))
     }
 
     async fn store(
@@ -367,99 +423,14 @@ pub(super) fn read_request(json: &[u8]) -> Result<(String, String), &'static str
 
 /// For the fuzz targets: how many messages a line has, or the code of the refusal.
 pub(super) fn read_session(json: &[u8]) -> Result<usize, &'static str> {
-    let read = Sessions.read(1, json).map_err(|err| err.code)?;
+    let read = Sessions { zone: TimeZone::UTC }.read(1, json).map_err(|err| err.code)?;
     Ok(read.0.messages.map_or(0, |messages| messages.len()))
 }
 
-#[derive(Deserialize)]
-struct BodyPeek<'a> {
-    model: Option<Value>,
-    stream: Option<Value>,
-    #[serde(borrow)]
-    messages: Option<&'a RawValue>,
-    input: Option<Value>,
+struct Sessions {
+    /// Of times in an export that have no offset.
+    zone: TimeZone,
 }
-
-/// The rules of contract section 3.1: one bad line would fail a whole batch. Returns the model, and the body as it
-/// came.
-fn check_body(endpoint: Endpoint, body: &RawValue) -> Result<(String, String), LineError> {
-    let invalid = |detail: String| wrong("invalid_request", detail);
-    let text = body.get();
-    if !text.starts_with('{') {
-        return Err(invalid("body must be an object".to_owned()));
-    }
-    if depth(text) > DEPTH_MAX {
-        return Err(invalid(format!("body is nested more than {DEPTH_MAX} deep")));
-    }
-    // Reading it whole finds what a look at the outline does not: escapes that are no characters, for instance.
-    let whole: Value = serde_json::from_str(text).map_err(|err| invalid(format!("body: {}", place(&err))))?;
-    let peek: BodyPeek<'_> =
-        serde_json::from_str(text).map_err(|err| invalid(format!("body: {}", place(&err))))?;
-    let model = match peek.model {
-        Some(Value::String(model)) if (1..=MODEL_CHARS_MAX).contains(&model.chars().count()) => model,
-        Some(_) => {
-            return Err(invalid(format!("body.model must be a text of 1 to {MODEL_CHARS_MAX} characters")));
-        }
-        None => return Err(invalid("body.model is missing".to_owned())),
-    };
-    if peek.stream.is_some_and(|stream| stream != Value::Bool(false) && !stream.is_null()) {
-        return Err(invalid("body.stream cannot be used in a batch; leave it out".to_owned()));
-    }
-    match endpoint {
-        Endpoint::ChatCompletions => {
-            match peek.messages.map(|raw| serde_json::from_str::<Vec<Value>>(raw.get())) {
-                Some(Ok(messages)) if !messages.is_empty() && messages.iter().all(Value::is_object) => {}
-                Some(_) => {
-                    return Err(invalid("body.messages must be a list of at least one message".to_owned()));
-                }
-                None => return Err(invalid("body.messages is missing".to_owned())),
-            }
-        }
-        Endpoint::Responses => match peek.input {
-            None if whole.get("prompt").is_some() => {}
-            Some(Value::String(text)) if !text.is_empty() => {}
-            Some(Value::Array(items)) if !items.is_empty() => {}
-            Some(_) => {
-                return Err(invalid("body.input must be a text or a list that is not empty".to_owned()));
-            }
-            None => return Err(invalid("body.input is missing".to_owned())),
-        },
-        Endpoint::Embeddings => match peek.input {
-            Some(Value::String(text)) if !text.is_empty() => {}
-            // The provider takes 2,048, but one line must bring all their vectors home.
-            Some(Value::Array(items)) if (1..=1024).contains(&items.len()) => {}
-            Some(_) => {
-                return Err(invalid("body.input must be a text or a list of 1 to 1,024 inputs".to_owned()));
-            }
-            None => return Err(invalid("body.input is missing".to_owned())),
-        },
-    }
-    // Byte for byte as it came: the order of its keys and the digits of its numbers are the client's.
-    Ok((model, text.to_owned()))
-}
-
-/// How deep objects and lists lie in one another.
-fn depth(json: &str) -> usize {
-    let (mut depth, mut deepest) = (0usize, 0);
-    let (mut in_string, mut escaped) = (false, false);
-    for byte in json.bytes() {
-        if in_string {
-            in_string = escaped || byte != b'"';
-            escaped = !escaped && byte == b'\\';
-            continue;
-        }
-        match byte {
-            b'"' => in_string = true,
-            b'{' | b'[' => depth += 1,
-            b'}' | b']' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        deepest = deepest.max(depth);
-    }
-    deepest
-}
-
-struct Sessions;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -471,6 +442,7 @@ struct SessionLine {
     country: Option<String>,
     /// Null where the transcript could not be had.
     messages: Option<Vec<MessageLine>>,
+    metadata: Option<BTreeMap<String, String>>,
     facts: Option<FactsLine>,
 }
 
@@ -501,6 +473,17 @@ struct FactsLine {
 impl Kind for Sessions {
     type Item = ChatSession;
 
+    fn csv_zone(&self) -> Option<TimeZone> {
+        Some(self.zone.clone())
+    }
+
+    fn of_row(&self, row: Row) -> Result<(ChatSession, usize), LineError> {
+        // As with an export that is read from a file: without a reference nothing was said.
+        let messages = row.facts.transcript.is_none().then(Vec::new);
+        // Facts are cut to size; this is what they come to at most.
+        Ok((ChatSession { external_id: row.external_id, facts: row.facts, messages }, 4096))
+    }
+
     fn read(&self, _: u64, json: &[u8]) -> Result<(ChatSession, usize), LineError> {
         let line: SessionLine = serde_json::from_slice(json).map_err(|err| line_error(&err))?;
         if line.external_id.is_empty() || line.external_id.chars().count() > ID_CHARS_MAX {
@@ -524,6 +507,7 @@ impl Kind for Sessions {
             tokens_eur_micros: facts.tokens_eur_micros,
             category: facts.category,
             first_message: facts.first_message,
+            metadata: metadata(line.metadata.as_ref())?,
         };
         let messages = match line.messages {
             None => None,
@@ -552,6 +536,15 @@ impl Kind for Sessions {
     }
 }
 
+/// The client's own pairs as JSON text.
+fn metadata(pairs: Option<&BTreeMap<String, String>>) -> Result<Option<String>, LineError> {
+    let text = pairs.map(|pairs| json!(pairs).to_string());
+    if text.as_ref().is_some_and(|text| text.len() > METADATA_BYTES_MAX) {
+        return Err(wrong("invalid_request", format!("metadata is longer than {METADATA_BYTES_MAX} bytes")));
+    }
+    Ok(text)
+}
+
 fn message(line: MessageLine) -> Result<Message, LineError> {
     let role = match line.role.as_str() {
         "user" => Role::User,
@@ -576,7 +569,7 @@ fn line_error(err: &serde_json::Error) -> LineError {
 }
 
 /// What serde says, without the line number, which is the body's and would be taken for the file's.
-fn place(err: &serde_json::Error) -> String {
+pub(super) fn place(err: &serde_json::Error) -> String {
     let text = err.to_string();
     match text.rfind(" at line ") {
         Some(end) => format!("{} (column {})", &text[..end], err.column()),

@@ -9,7 +9,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::Sha256;
 use uuid::Uuid;
-use warp::http::StatusCode;
 
 use super::Api;
 use super::query::Query;
@@ -104,9 +103,7 @@ struct RequeueBody {
 
 /// `POST /api/admin/legacy/requests/requeue`
 pub async fn requeue(api: &Api, body: &[u8]) -> Result<Value, ApiError> {
-    let value: Value = serde_json::from_slice(body).map_err(|err| {
-        ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", format!("the body is not JSON: {err}"))
-    })?;
+    let value = super::json_body(body)?;
     let body: RequeueBody = serde_json::from_value(value).map_err(|err| {
         ApiError::invalid("invalid_body", format!("expected {{\"requestIds\": [\"…\"]}}: {err}"))
     })?;

@@ -59,6 +59,8 @@ pub enum Shape {
     Json,
     /// `application/x-ndjson`: one object a line.
     Lines,
+    /// `text/csv`: an export.
+    Csv,
 }
 
 impl Shape {
@@ -72,10 +74,12 @@ impl Shape {
             | "application/ndjson"
             | "application/jsonl"
             | "application/x-jsonlines" => Ok(Self::Lines),
+            "text/csv" => Ok(Self::Csv),
             _ => Err(ApiError::new(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "unsupported_media_type",
-                "send application/json (an object or an array) or application/x-ndjson (an object a line)",
+                "send application/json (an object or an array), application/x-ndjson (an object a line), or sessions as \
+                 text/csv",
             )),
         }
     }
@@ -89,9 +93,18 @@ pub fn body_error(err: &BodyError) -> ApiError {
             "too_large",
             format!("the body is larger than {limit} bytes; send many objects as application/x-ndjson"),
         ),
+        BodyError::Undecodable { .. } => {
+            ApiError::new(StatusCode::BAD_REQUEST, "bad_content_encoding", err.to_string())
+        }
+        BodyError::Expands { .. } => ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too_large",
+            format!("{err}; send it in smaller parts, or as it is"),
+        ),
         BodyError::TooSlow => {
             ApiError::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the body did not come in time")
         }
+        BodyError::OverQuota => ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", err.to_string()),
         BodyError::Broken(_) => ApiError::new(StatusCode::BAD_REQUEST, "broken_body", "the body broke off"),
     }
 }

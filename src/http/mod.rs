@@ -4,14 +4,19 @@
 //! have and a caller who may not are told apart on every route alike. Whatever is not in the table is denied.
 
 pub mod auth;
+mod budget;
 mod control;
+mod csv;
+mod encoding;
 #[doc(hidden)]
 pub mod fuzzing;
 mod ingest;
 mod legacy;
+mod limits;
 mod lines;
 mod query;
 mod reply;
+mod request_body;
 #[doc(hidden)]
 pub mod table;
 mod view;
@@ -33,11 +38,12 @@ use warp::reply::Response;
 use crate::actors::Shared;
 use crate::actors::intake::{Intake, IntakeError};
 use crate::actors::registry::Registry;
-use crate::config::Secret;
+use crate::config::{Ingest, Secret};
 use crate::domain::id::CompanyId;
 use crate::serving::{self, BodyLimits};
 use crate::store::{Report, Role, StoreError};
 use auth::Auth;
+use limits::Limiter;
 use lines::Body;
 use query::Query;
 use reply::{Answer, ApiError};
@@ -57,6 +63,7 @@ pub struct Api {
     intake: Addr<Intake>,
     shared: Arc<Shared>,
     auth: Arc<Auth>,
+    limiter: Arc<Limiter>,
 }
 
 impl Api {
@@ -66,9 +73,11 @@ impl Api {
         intake: Addr<Intake>,
         shared: Arc<Shared>,
         admin_token: Option<Secret>,
+        quotas: Ingest,
     ) -> Result<Self, StoreError> {
         let auth = Arc::new(Auth::load(&shared.reader, admin_token.as_ref())?);
-        Ok(Self { registry, intake, shared, auth })
+        let limiter = Arc::new(Limiter::new(quotas));
+        Ok(Self { registry, intake, shared, auth, limiter })
     }
 }
 
@@ -209,15 +218,19 @@ impl Call {
             Route::Switches => legacy::switches(api),
             Route::Inner => legacy::health(),
             Route::Verify => verify(api).await?,
-            Route::IngestRequests => {
+            Route::IngestRequests | Route::IngestSessions => {
                 takes_in(api)?;
                 let company = self.company(company).await?;
-                return Ok(ingest::requests(api, &company, &self.headers, body).await?.into());
+                let sessions = route == Route::IngestSessions;
+                return ingest::take(api, &company, &self.headers, body, sessions).await;
             }
-            Route::IngestSessions => {
+            Route::Budget => budget::show(api, self.company(company).await?).await?,
+            Route::SetBudget => {
+                self.expect_json()?;
                 takes_in(api)?;
                 let company = self.company(company).await?;
-                return Ok(ingest::sessions(api, &company, &self.headers, body).await?.into());
+                let body = read_whole(body, SMALL_BODY_BYTES_MAX).await?;
+                budget::set(api, company, &body).await?
             }
             Route::Session => {
                 let company = self.company(company).await?;
@@ -350,6 +363,13 @@ fn takes_in(api: &Api) -> Result<(), ApiError> {
         None => Ok(()),
         Some((hindrance, why)) => Err(IntakeError::Stopped(hindrance, why).into()),
     }
+}
+
+/// A body that must be JSON.
+fn json_body(body: &[u8]) -> Result<Value, ApiError> {
+    serde_json::from_slice(body).map_err(|err| {
+        ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", format!("the body is not JSON: {err}"))
+    })
 }
 
 /// Reads a body whole.

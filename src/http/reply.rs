@@ -110,7 +110,7 @@ pub struct Answer {
     status: StatusCode,
     body: Value,
     /// More headers.
-    pub headers: Vec<(&'static str, HeaderValue)>,
+    headers: Vec<(&'static str, HeaderValue)>,
 }
 
 impl From<(StatusCode, Value)> for Answer {
@@ -120,6 +120,11 @@ impl From<(StatusCode, Value)> for Answer {
 }
 
 impl Answer {
+    /// The same with more headers.
+    pub fn with(self, headers: Vec<(&'static str, HeaderValue)>) -> Self {
+        Self { headers, ..self }
+    }
+
     /// The reply.
     pub fn reply(self) -> Response {
         let mut reply = bytes(self.status, "application/json", &self.body);

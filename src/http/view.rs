@@ -31,6 +31,7 @@ pub fn request(request: &Request) -> Value {
         "model": request.group.model,
         "batchId": request.batch.map(|batch| batch.to_string()),
         "attempts": request.attempts,
+        "repairs": request.repairs,
         "errorClass": request.failure.as_ref().map(|failure| failure.class.label()),
         "error": request.failure.as_ref().map(ToString::to_string),
         "notBefore": time(request.not_before),
@@ -118,6 +119,8 @@ pub fn batch(batch: &Batch) -> Value {
         "inputBytes": batch.input_bytes,
         "estimatedTokens": batch.estimated_tokens,
         "costMicros": batch.cost_micros,
+        "reservedMicros": batch.purse.reserved,
+        "repairs": batch.repairs,
         "anomalies": {
             "unreadable": batch.anomalies.unreadable,
             "unknown": batch.anomalies.unknown,
@@ -140,6 +143,7 @@ pub fn company(company: &Company, counts: [u64; 4]) -> Value {
         "name": company.name,
         "model": company.model,
         "suspended": company.suspended,
+        "budgetMicros": company.budget_micros,
         "summary": summary(counts),
     })
 }
@@ -167,6 +171,7 @@ pub fn session(session: &Session, analysis: Option<&str>) -> Value {
         "startedAt": time(session.facts.started_at),
         "endedAt": time(session.facts.ended_at),
         "changedAt": time(Some(session.changed_at)),
+        "metadata": session.facts.metadata.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok()),
         "requestId": session.request.map(|request| request.to_string()),
         "analysis": analysis.and_then(|text| serde_json::from_str::<Value>(text).ok()),
     })

@@ -273,6 +273,7 @@ impl Cells<'_> {
             })?,
             category: cell(14),
             first_message: cell(15),
+            metadata: None,
         };
         Ok(Row { line: self.record.line, external_id: self.id(encoding)?, facts, encoding })
     }

@@ -277,7 +277,13 @@ async fn whole(mut body: Body) -> Result<Vec<u8>, Refusal> {
             Err(serving::BodyError::TooLarge { .. }) => {
                 return Err(Refusal::new(413, "The body is too large."));
             }
-            Err(serving::BodyError::TooSlow | serving::BodyError::Broken(_)) => {
+            Err(
+                serving::BodyError::TooSlow
+                | serving::BodyError::Broken(_)
+                | serving::BodyError::Undecodable { .. }
+                | serving::BodyError::Expands { .. }
+                | serving::BodyError::OverQuota,
+            ) => {
                 return Err(Refusal::new(408, "The body did not arrive in time."));
             }
         }

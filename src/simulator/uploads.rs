@@ -51,7 +51,13 @@ impl From<multer::Error> for Failed {
                 Some(BodyError::TooSlow) => {
                     return Refusal::new(408, "The body did not arrive in time.").into();
                 }
-                Some(BodyError::Broken(_)) | None => return Self::Gone,
+                Some(
+                    BodyError::Broken(_)
+                    | BodyError::Undecodable { .. }
+                    | BodyError::Expands { .. }
+                    | BodyError::OverQuota,
+                )
+                | None => return Self::Gone,
             }
         }
         Refusal::new(400, format!("The multipart form cannot be read: {error}.")).into()

@@ -94,8 +94,18 @@ impl StoreReader {
 
     /// What waits, group by group.
     pub fn waiting(&self) -> Result<Vec<GroupWaiting>, StoreError> {
+        self.waiting_below(&[])
+    }
+
+    /// What waits of one company, group by group.
+    pub fn waiting_of(&self, company: &CompanyId) -> Result<Vec<GroupWaiting>, StoreError> {
+        self.waiting_below(&Key::new().company(company).done())
+    }
+
+    fn waiting_below(&self, prefix: &[u8]) -> Result<Vec<GroupWaiting>, StoreError> {
         let mut groups = Vec::new();
-        for (key, value) in self.engine.scan(Tree::Groups, &[], None, usize::MAX)? {
+        let end = keys::after_prefix(prefix);
+        for (key, value) in self.engine.scan(Tree::Groups, prefix, end.as_deref(), usize::MAX)? {
             let stat: GroupStat = codec::decode(&value)?;
             let oldest = self.oldest(&key)?;
             groups.push(GroupWaiting {

@@ -8,12 +8,15 @@ use serde::{Deserialize, Serialize};
 use super::keys::{self, Key, Tree};
 use super::tx::Tx;
 use super::{Store, StoreError};
-use super::{intents, outcomes, requests, rooms};
+use super::{budgets, intents, outcomes, requests, rooms};
+use crate::domain::analysis::Misfit;
 use crate::domain::batch::{Batch, BatchState, Intent, Origin};
 use crate::domain::cut::{self, Limits};
 use crate::domain::event::Event;
 use crate::domain::id::{BatchId, FileId, ProviderBatchId, RequestId, Revision, Timestamp};
-use crate::domain::request::{Answered, Attempt, Cost, Failure, Group, Outcome, Request, RequestStatus};
+use crate::domain::request::{
+    Answered, Attempt, Cost, Failure, Group, INPUTS_MAX, Outcome, Request, RequestStatus,
+};
 use crate::domain::retry;
 use crate::domain::step::{self, Change, Policy, Step};
 
@@ -50,7 +53,26 @@ impl Fate {
 
 /// A failure read from a file while a success may still follow.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(super) struct Provisional(pub Option<(Failure, Answered)>);
+pub(super) struct Provisional(pub Option<Read>);
+
+/// What was read of a member that failed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Read {
+    pub failure: Failure,
+    pub answered: Answered,
+    /// How it is asked again, if it may be.
+    pub again: Option<Again>,
+}
+
+/// The line with which a request is asked again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Again {
+    /// Which stored answer it shows.
+    pub misfit: u32,
+    pub line_bytes: u32,
+    pub line_crc: u32,
+    pub estimated_tokens: u32,
+}
 
 /// A line of a batch's story.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,9 +129,24 @@ pub enum AppliedLine {
         outcome: Outcome,
         /// The analysis as JSON text, where the request asked for one and the answer is valid.
         analysis: Option<String>,
+        /// How the model is asked once more, where its answer does not fit and that may help.
+        repair: Option<Repair>,
         /// What it cost.
         cost: Option<Cost>,
     },
+}
+
+/// A line in which the model is shown an answer of its own that does not fit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repair {
+    /// The answer, and what is wrong with it.
+    pub misfit: Misfit,
+    /// Length of the input line with the line end.
+    pub line_bytes: u32,
+    /// CRC32C of the input line.
+    pub line_crc: u32,
+    /// Estimated input tokens.
+    pub estimated_tokens: u32,
 }
 
 /// What a closing chunk did.
@@ -304,7 +341,15 @@ fn cut_chunk(tx: &mut Tx<'_>, id: BatchId, revision: Revision, limits: &Limits) 
             tokens_max: batch.tokens_max,
             ..*limits
         };
-        if !cut::fits(batch.counts.members, batch.input_bytes, batch.held_tokens, bytes, tokens, &limits) {
+        let inputs = batch.inputs + u64::from(request.inputs);
+        let too_many_inputs = batch.counts.members > 0 && inputs > INPUTS_MAX;
+        if too_many_inputs
+            || !cut::fits(batch.counts.members, batch.input_bytes, batch.held_tokens, bytes, tokens, &limits)
+        {
+            done = true;
+            break;
+        }
+        if !budgets::reserve(tx, &mut batch, &room, &request)? {
             done = true;
             break;
         }
@@ -331,6 +376,7 @@ pub(super) fn join(tx: &mut Tx<'_>, batch: &mut Batch, request: &mut Request) ->
     tx.write(Tree::Outstanding, member, &Provisional::default())?;
     batch.counts.members += 1;
     batch.input_bytes += u64::from(request.line_bytes);
+    batch.inputs += u64::from(request.inputs);
     batch.estimated_tokens += u64::from(request.estimated_tokens);
     Ok(())
 }
@@ -412,6 +458,7 @@ pub(super) fn take_step(
             Change::Closed(at) => {
                 prove_closed(tx, batch)?;
                 batch.closed_at = Some(*at);
+                budgets::release(tx, batch)?;
                 tx.remove(Tree::LiveBatches, batch.id.as_bytes().to_vec());
                 if let Some(input) = &batch.input {
                     delete_later(tx, *at, input);

@@ -47,8 +47,13 @@ impl Store {
     pub async fn put_companies(&self, companies: Vec<Company>) -> Result<(), StoreError> {
         self.committer
             .commit(companies.len(), move |tx| {
-                for company in companies {
+                for mut company in companies {
                     let key = Key::new().company(&company.id).done();
+                    if company.budget_micros.is_none() {
+                        // Where nothing is said of it, what was set through the API stays.
+                        let known: Option<Company> = tx.read(Tree::Companies, &key)?;
+                        company.budget_micros = known.and_then(|known| known.budget_micros);
+                    }
                     tx.write(Tree::Companies, key, &company)?;
                 }
                 Ok(())

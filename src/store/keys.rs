@@ -84,6 +84,12 @@ trees! {
     Releases = "releases",
     /// time, nonce → an intent: whose, and whether it was given up
     Intents = "intents",
+    /// company, month → money
+    Budgets = "budgets",
+    /// request, number, part → an answer that did not fit, packed
+    Misfits = "misfits",
+    /// end, company, Idempotency-Key → nothing
+    KeyEnds = "key_ends",
 }
 
 /// Builds a key piece by piece.

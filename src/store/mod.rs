@@ -7,6 +7,7 @@ mod adoption;
 mod anchor;
 mod batch_views;
 mod batches;
+mod budgets;
 mod codec;
 mod committer;
 mod companies;
@@ -27,7 +28,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-pub use batches::{AppliedLine, Closed, Cut, GroupWaiting, StoryLine};
+pub use batches::{AppliedLine, Closed, Cut, GroupWaiting, Repair, StoryLine};
 pub use committer::{OnFatal, Standing};
 pub use companies::{Role, StoredToken};
 pub use intents::{NotedIntent, WATCHED_FOR};

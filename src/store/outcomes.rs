@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 
-use super::batches::{self, AppliedLine, CHUNK, Closed, Fate, Provisional};
+use super::batches::{self, Again, AppliedLine, CHUNK, Closed, Fate, Provisional, Read, Repair};
 use super::keys::{self, Key, Tree};
 use super::tx::Tx;
-use super::{StoreError, codec, requests, rooms, sessions};
+use super::{StoreError, StoreReader, budgets, codec, requests, rooms, sessions};
+use crate::domain::analysis::Misfit;
 use crate::domain::batch::{Batch, BatchState, Ended, Origin, Terminal, Then};
+use crate::domain::budget::Booking;
 use crate::domain::event::Event;
 use crate::domain::id::{BatchId, RequestId, Revision, Timestamp};
 use crate::domain::request::{
@@ -29,15 +31,17 @@ pub(super) fn apply_line(
     line: AppliedLine,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    let (id, outcome, analysis, cost) = match line {
-        AppliedLine::Line { request, outcome, analysis, cost } => (request, outcome, analysis, cost),
+    let (id, outcome, analysis, repair, cost) = match line {
+        AppliedLine::Line { request, outcome, analysis, repair, cost } => {
+            (request, outcome, analysis, repair, cost)
+        }
         AppliedLine::Unreadable { request, reason } => {
             batch.anomalies.unreadable += 1;
             let Some(request) = request else { return Ok(()) };
             let detail = format!("its line in the result file cannot be read: {reason}");
             let failure = Failure::new(FailureClass::Lost, "result_lost", &detail);
             let outcome = Outcome { answered: Answered::default(), result: Err(failure) };
-            (request, outcome, None, None)
+            (request, outcome, None, None, None)
         }
         AppliedLine::Unknown => {
             batch.anomalies.unknown += 1;
@@ -57,7 +61,10 @@ pub(super) fn apply_line(
         && let Some(usage) = &outcome.answered.usage
     {
         let (estimated, counted) = (u64::from(request.estimated_tokens), usage.prompt);
-        rooms::change(tx, batch, |room| room.measured(estimated, counted))?;
+        rooms::change(tx, batch, |room| {
+            room.measured(estimated, counted);
+            room.answered(usage.completion);
+        })?;
     }
     if (!is_member || batch.members_of() != batch.id) && outcome.result.is_err() {
         // It has no member here to fail: only what it completes counts.
@@ -76,18 +83,50 @@ pub(super) fn apply_line(
         }
         Err(failure) => match outstanding {
             Some(Provisional(None)) => {
-                tx.write(Tree::Outstanding, member, &Provisional(Some((failure, outcome.answered))))?;
+                let again = note_misfit(tx, &mut request, repair)?;
+                let read = Read { failure, answered: outcome.answered, again };
+                tx.write(Tree::Outstanding, member, &Provisional(Some(read)))?;
             }
             // A line that says that it was answered, or fails every time, counts before one that says it may go well
             // another time: that one would buy it again.
-            Some(Provisional(Some((before, _)))) if before.class.may_pass() && !failure.class.may_pass() => {
+            Some(Provisional(Some(before)))
+                if before.failure.class.may_pass() && !failure.class.may_pass() =>
+            {
                 batch.anomalies.repeated += 1;
-                tx.write(Tree::Outstanding, member, &Provisional(Some((failure, outcome.answered))))?;
+                let again = note_misfit(tx, &mut request, repair)?;
+                let read = Read { failure, answered: outcome.answered, again };
+                tx.write(Tree::Outstanding, member, &Provisional(Some(read)))?;
             }
             Some(Provisional(Some(_))) | None => batch.anomalies.repeated += 1,
         },
     }
     requests::save(tx, &request)
+}
+
+/// Keeps an answer that does not fit, for the line that shows it to the model.
+fn note_misfit(
+    tx: &mut Tx<'_>,
+    request: &mut Request,
+    repair: Option<Repair>,
+) -> Result<Option<Again>, StoreError> {
+    let Some(Repair { misfit, line_bytes, line_crc, estimated_tokens }) = repair else { return Ok(None) };
+    let number = request.misfits;
+    request.misfits = request.misfits.saturating_add(1);
+    let text = codec::encode(&misfit)?;
+    tx.put_text(Tree::Misfits, &misfit_key(request.id, number), &text)?;
+    Ok(Some(Again { misfit: number, line_bytes, line_crc, estimated_tokens }))
+}
+
+fn misfit_key(request: RequestId, number: u32) -> Vec<u8> {
+    Key::new().bytes(request.as_bytes()).u32(number).done()
+}
+
+impl StoreReader {
+    /// An answer to a request that did not fit, by its number.
+    pub fn misfit(&self, request: RequestId, number: u32) -> Result<Option<Misfit>, StoreError> {
+        let text = self.text(Tree::Misfits, &misfit_key(request, number))?;
+        text.map(|text| codec::decode(&text)).transpose()
+    }
 }
 
 /// Books what a line cost, once a provider batch and request, whatever its outcome; says whether it did.
@@ -102,7 +141,10 @@ fn book(
     if tx.has(Tree::Bookings, &key)? {
         return Ok(false);
     }
-    tx.write(Tree::Bookings, key, &cost)?;
+    let booking =
+        Booking { company: batch.group.company.clone(), month: batch.purse.month, cost: cost.clone() };
+    tx.write(Tree::Bookings, key, &booking)?;
+    budgets::spend(tx, batch, cost.micros)?;
     batch.cost_micros = batch.cost_micros.saturating_add(cost.micros);
     let before = request.cost.as_ref().map_or(0, |cost| cost.micros);
     request.cost = Some(Cost { micros: before.saturating_add(cost.micros), ..cost });
@@ -196,15 +238,17 @@ struct Ending {
     answered: Option<Answered>,
     /// Whether the provider may have run it, so that it counts as an attempt.
     ran: bool,
+    /// How it is asked once more.
+    again: Option<Again>,
 }
 
 impl Ending {
     const fn not_run(failure: Failure) -> Self {
-        Self { failure, answered: None, ran: false }
+        Self { failure, answered: None, ran: false, again: None }
     }
 
     const fn run(failure: Failure) -> Self {
-        Self { failure, answered: None, ran: true }
+        Self { failure, answered: None, ran: true, again: None }
     }
 }
 
@@ -215,16 +259,16 @@ fn ending(
     batch: &Batch,
     named: &HashMap<RequestId, Failure>,
     request: RequestId,
-    read: Option<(Failure, Answered)>,
+    read: Option<Read>,
 ) -> Ending {
     if let BatchState::Dissolving { failure, .. } = &batch.state {
         return Ending::not_run(failure.clone());
     }
     // What was cancelled by our own wish did not fail.
     let wished = batch.cancel.is_some();
-    if let Some((failure, answered)) = read {
+    if let Some(Read { failure, answered, again }) = read {
         let ran = !(wished && failure.code == CANCELLED);
-        return Ending { failure, answered: Some(answered), ran };
+        return Ending { failure, answered: Some(answered), ran, again };
     }
     let none = "no line in any result file";
     let BatchState::Closing { ended, lost } = &batch.state else {
@@ -296,6 +340,34 @@ fn in_a_row(request: &Request, class: FailureClass) -> u32 {
     u32::try_from(alike.count()).unwrap_or(u32::MAX)
 }
 
+/// The request goes into the next batch once more, with what was wrong with its answer. That is no attempt: the call
+/// went well, and it is not the same call again.
+fn ask_again(
+    tx: &mut Tx<'_>,
+    batch: &mut Batch,
+    request: &mut Request,
+    failure: Failure,
+    answered: Option<Answered>,
+    again: Again,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    request.remember(Attempt { number: 0, batch: batch.id, failure: Some(failure.clone()), at: now });
+    if let Some(answered) = answered {
+        request.answered = answered;
+    }
+    request.failure = Some(failure);
+    request.repairs = request.repairs.saturating_add(1);
+    request.repair = Some(again.misfit);
+    (request.line_bytes, request.line_crc) = (again.line_bytes, again.line_crc);
+    request.estimated_tokens = again.estimated_tokens;
+    batch.repairs += 1;
+    settle(tx, batch, request.id, Fate::Returned);
+    requests::move_to(tx, request, RequestStatus::PendingBatching)?;
+    request.not_before = None;
+    requests::enqueue(tx, request, now)?;
+    requests::save(tx, request)
+}
+
 fn give_end(
     tx: &mut Tx<'_>,
     batch: &mut Batch,
@@ -304,7 +376,13 @@ fn give_end(
     retry: &retry::Policy,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    let Ending { failure, answered, ran } = end;
+    let Ending { failure, answered, ran, again } = end;
+    if let Some(again) = again
+        && batch.cancel.as_ref().is_none_or(|cancel| cancel.then == Then::Requeue)
+        && sessions::is_current(tx, request)?
+    {
+        return ask_again(tx, batch, request, failure, answered, again, now);
+    }
     if ran && retry::Policy::uses_attempt(failure.class) {
         request.attempts = request.attempts.saturating_add(1);
     }

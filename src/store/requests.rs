@@ -1,5 +1,7 @@
 //! Requests: how they come in, wait, move between statuses, and are found.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::keys::{self, Key, Tree};
@@ -46,6 +48,10 @@ pub struct NewRequest {
     pub line_crc: u32,
     /// Estimated input tokens.
     pub estimated_tokens: u32,
+    /// Tokens that its answer may have at most, where it says so.
+    pub output_max: Option<u32>,
+    /// How many inputs an embeddings request has.
+    pub inputs: u32,
     /// The client's own pairs as JSON text.
     pub metadata: Option<String>,
     /// Higher goes first.
@@ -88,10 +94,15 @@ pub struct RequestFilter {
 }
 
 #[derive(Serialize, Deserialize)]
-struct KnownKey {
-    request: RequestId,
+pub(super) struct KnownKey {
+    pub request: RequestId,
     content_hash: [u8; 32],
+    /// When it was used.
+    at: Timestamp,
 }
+
+/// An `Idempotency-Key` is known so long after its first use.
+const KEY_KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// What waits in a group, stored beside the entries so that nobody has to count them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,11 +134,16 @@ impl Store {
             .await
     }
 
+    /// Forgets `Idempotency-Key`s whose day is over, a chunk at a time; says how much.
+    pub async fn forget_keys(&self, now: Timestamp) -> Result<usize, StoreError> {
+        self.committer.commit(250, move |tx| forget_key(tx, now)).await
+    }
+
     /// Lets at most 250 requests whose back-off is over wait for a batch; says how many.
     pub async fn release_due(&self, now: Timestamp) -> Result<usize, StoreError> {
         self.committer
             .commit(250, move |tx| {
-                let end = Key::new().time(now.plus(std::time::Duration::from_millis(1))).done();
+                let end = Key::new().time(now.plus(Duration::from_millis(1))).done();
                 let due = tx.scan(Tree::Backoff, &[], Some(&end), 250)?;
                 let far = Key::new().time(now.plus(2 * retry::Policy::BACKOFF_MAX)).done();
                 let far = tx.scan(Tree::Backoff, &far, None, 250 - due.len())?;
@@ -155,8 +171,16 @@ impl Store {
 
 fn accept(tx: &mut Tx<'_>, new: NewRequest, now: Timestamp) -> Result<Accepted, StoreError> {
     let key = new.key.as_ref().map(|key| client_key(&new.group.company, key));
+    let since = match &new.key {
+        Some(ClientKey::Line { idempotency_key, .. }) => {
+            Some(first_use(tx, &new.group.company, idempotency_key, now)?)
+        }
+        // A client's own id is known as long as its request.
+        Some(ClientKey::Id(_)) | None => None,
+    };
     if let Some(key) = &key
         && let Some(known) = tx.read::<KnownKey>(Tree::ClientKeys, key)?
+        && since.is_none_or(|since| known.at >= since)
     {
         return Ok(if known.content_hash == new.content_hash {
             Accepted::Duplicate(known.request)
@@ -165,10 +189,69 @@ fn accept(tx: &mut Tx<'_>, new: NewRequest, now: Timestamp) -> Result<Accepted, 
         });
     }
     if let Some(key) = key {
-        let known = KnownKey { request: new.id, content_hash: new.content_hash };
+        let known = KnownKey { request: new.id, content_hash: new.content_hash, at: now };
         tx.write(Tree::ClientKeys, key, &known)?;
     }
     insert(tx, new, now).map(Accepted::New)
+}
+
+/// Since when an `Idempotency-Key` is in use: since now, where it was not within the last day.
+fn first_use(
+    tx: &mut Tx<'_>,
+    company: &CompanyId,
+    key: &str,
+    now: Timestamp,
+) -> Result<Timestamp, StoreError> {
+    let place = Key::new().company(company).byte(3).text(key).done();
+    match tx.read::<Timestamp>(Tree::ClientKeys, &place)? {
+        Some(first) if now.since(first) < KEY_KEPT => Ok(first),
+        Some(_) | None => {
+            tx.write(Tree::ClientKeys, place, &now)?;
+            let end = Key::new().time(now.plus(KEY_KEPT)).company(company).text(key).done();
+            tx.put(Tree::KeyEnds, end, Vec::new());
+            Ok(now)
+        }
+    }
+}
+
+/// Forgets what an `Idempotency-Key` stood for whose day is over, at most a chunk of it; says how much.
+fn forget_key(tx: &mut Tx<'_>, now: Timestamp) -> Result<usize, StoreError> {
+    /// Lines of a key that is in use again are passed over, so many of them at once.
+    const PAGES_MAX: usize = 8;
+    let until = Key::new().time(now).done();
+    let Some((ended, _)) = tx.scan(Tree::KeyEnds, &[], Some(&until), 1)?.pop() else { return Ok(0) };
+    let bad = || StoreError::Codec("a key's end is too short".to_owned());
+    let end = keys::time_at_start(&ended).ok_or_else(bad)?;
+    let rest = ended.get(8..).ok_or_else(bad)?;
+    let (company, rest) = keys::text_at_start(rest).ok_or_else(bad)?;
+    let (key, _) = keys::text_at_start(rest).ok_or_else(bad)?;
+    let prefix = Key::new().text(&company).byte(2).text(&key).done();
+    let (mut from, mut removed) = (prefix.clone(), 0);
+    let prefix_end = keys::after_prefix(&prefix);
+    for _ in 0..PAGES_MAX {
+        let page = tx.scan(Tree::ClientKeys, &from, prefix_end.as_deref(), 250)?;
+        let last_page = page.len() < 250;
+        for (line, value) in page {
+            from = [line.as_slice(), &[0]].concat();
+            let known: KnownKey = super::codec::decode(&value)?;
+            if known.at < end {
+                tx.remove(Tree::ClientKeys, line);
+                removed += 1;
+            }
+        }
+        if removed >= 250 && !last_page {
+            return Ok(removed);
+        }
+        if last_page {
+            break;
+        }
+    }
+    let first = Key::new().text(&company).byte(3).text(&key).done();
+    if tx.read::<Timestamp>(Tree::ClientKeys, &first)?.is_some_and(|first| first.plus(KEY_KEPT) <= end) {
+        tx.remove(Tree::ClientKeys, first);
+    }
+    tx.remove(Tree::KeyEnds, ended);
+    Ok(removed + 1)
 }
 
 /// Stores a new request, pending.
@@ -189,6 +272,11 @@ pub(super) fn insert(tx: &mut Tx<'_>, new: NewRequest, now: Timestamp) -> Result
         line_bytes: new.line_bytes,
         line_crc: new.line_crc,
         estimated_tokens: new.estimated_tokens,
+        output_max: new.output_max,
+        inputs: new.inputs,
+        repair: None,
+        misfits: 0,
+        repairs: 0,
         metadata: new.metadata,
         priority: new.priority,
         not_before: new.not_before.filter(|at| *at > now),
@@ -216,6 +304,7 @@ fn requeue(tx: &mut Tx<'_>, id: RequestId, now: Timestamp) -> Result<Requeued, S
     }
     move_to(tx, &mut request, RequestStatus::PendingBatching)?;
     request.attempts = 0;
+    request.repairs = 0;
     request.not_before = None;
     request.completed_at = None;
     enqueue(tx, &mut request, now)?;
@@ -318,6 +407,17 @@ pub(super) fn change_group(
         return Ok(());
     }
     tx.write(Tree::Groups, key, &stat)
+}
+
+/// Which request an entry of `client_keys` stands for; none where it says since when a key is in use.
+pub(super) fn named_by(key: &[u8], value: &[u8]) -> Result<Option<RequestId>, StoreError> {
+    let kind = keys::text_at_start(key).and_then(|(_, rest)| rest.first().copied());
+    if kind == Some(3) {
+        let _: Timestamp = super::codec::decode(value)?;
+        return Ok(None);
+    }
+    let known: KnownKey = super::codec::decode(value)?;
+    Ok(Some(known.request))
 }
 
 fn client_key(company: &CompanyId, key: &ClientKey) -> Vec<u8> {

@@ -187,6 +187,8 @@ fn request_analysis(
             request.line_bytes = new.line_bytes;
             request.line_crc = new.line_crc;
             request.estimated_tokens = new.estimated_tokens;
+            request.repair = None;
+            request.repairs = 0;
             requests::enqueue(tx, &mut request, since)?;
             requests::save(tx, &request)?;
             request.id
@@ -211,6 +213,12 @@ pub(super) fn note_request(
         save(tx, &session)?;
     }
     Ok(())
+}
+
+/// Whether a request asks about what its session has now.
+pub(super) fn is_current(tx: &Tx<'_>, request: &Request) -> Result<bool, StoreError> {
+    let Source::Session { session, version, .. } = &request.source else { return Ok(false) };
+    Ok(load(tx, *session)?.version == *version)
 }
 
 /// Stores the analysis of one version; an older version's is kept but does not become the session's.

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::batches::{AppliedLine, Fate, Provisional};
+use super::budgets;
 use super::engine::Writes;
 use super::keys::{self, Key, Tree};
 use super::{NewRequest, SessionIn, Store, StoreError, codec};
 use crate::domain::batch::{
     Batch, Credentials, InputFile, Intent, Problem, ProviderIdentity, Running, Terminal,
 };
+use crate::domain::budget::{Booking, Money, Month};
 use crate::domain::company::Company;
 use crate::domain::cut::Limits;
 use crate::domain::event::{Event, Observation, ObservedStatus};
@@ -50,6 +52,8 @@ fn new_request(number: u8) -> NewRequest {
         line_bytes: 100,
         line_crc: 0,
         estimated_tokens: 1,
+        output_max: None,
+        inputs: 0,
         metadata: None,
         priority: 0,
         not_before: None,
@@ -118,7 +122,8 @@ async fn complete(store: &Store, number: u8) {
     let batch = store.reader().batch(batch_id()).unwrap().unwrap();
     let step = Step { next: batch.state.clone(), changes: Vec::new(), effects: Vec::new(), story: None };
     let outcome = Outcome { answered: Answered::default(), result: Ok("{}".to_owned()) };
-    let line = AppliedLine::Line { request: request_id(number), outcome, analysis: None, cost: None };
+    let line =
+        AppliedLine::Line { repair: None, request: request_id(number), outcome, analysis: None, cost: None };
     store.apply_lines(batch_id(), batch.revision, step, vec![line], NOW).await.unwrap();
 }
 
@@ -130,7 +135,10 @@ async fn every_record_that_does_not_fit_the_others_breaks_its_invariant() {
     let of_company = Key::new().company(&company).bytes(&listed(pending)).done();
     let batch = || batch_id().as_bytes().to_vec();
     let cost = Cost { micros: 3, currency: "USD".to_owned(), price_version: "1".to_owned() };
-    let cost = codec::encode(&cost).unwrap();
+    let booked = Booking { company: "acme".parse().unwrap(), month: Month::of(NOW), cost };
+    let cost = codec::encode(&booked).unwrap();
+    let months = budgets::key(&booked.company, booked.month);
+    let money = |spent, reserved| Some(codec::encode(&Money { spent, reserved }).unwrap());
     let booking = |request: RequestId| Key::new().bytes(request.as_bytes()).text("batch_1").done();
     let member = |number| keys::member(batch_id(), request_id(number));
     let nobody = codec::encode(&BatchId::from_bytes([8; 16])).unwrap();
@@ -177,6 +185,8 @@ async fn every_record_that_does_not_fit_the_others_breaks_its_invariant() {
         (4, Tree::Batches, at(batch()), none.clone()),
         (5, Tree::Bookings, at(booking(request_id(1))), Some(cost.clone())),
         (5, Tree::Bookings, at(booking(request_id(99))), Some(cost)),
+        (5, Tree::Budgets, at(months.clone()), money(1, 0)),
+        (5, Tree::Budgets, at(months), money(0, 1)),
         (5, Tree::Results, at(keys::part(request_id(1).as_bytes(), 0)), none.clone()),
         (6, Tree::Requests, at(request_id(5).as_bytes().to_vec()), none),
         (6, Tree::Requests, at(request_id(5).as_bytes().to_vec()), some(b"no record")),
@@ -240,6 +250,7 @@ async fn go_on(store: &Store, number: u8) {
                 name: format!("Acme {number}"),
                 model: "gpt-4o-mini".to_owned(),
                 suspended: false,
+                budget_micros: None,
             };
             store.put_companies(vec![company]).await.unwrap();
         }

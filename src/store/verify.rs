@@ -8,20 +8,24 @@
 //! that very moment, and single entries are compared with their likes at one moment. Nobody waits longer than a page
 //! takes. Memory is bounded by what is counted: companies, statuses and groups, and one batch at a time.
 
+mod totals;
+
 use std::collections::{BTreeMap, HashSet};
 
 use super::batches::{Fate, Provisional, StoryLine};
+use super::budgets;
 use super::engine::{Engine, Found, Writes};
 use super::intents::NotedIntent;
 use super::keys::{self, Key, Tree};
-use super::requests::GroupStat;
+use super::requests::{self, GroupStat};
 use super::rooms::{self, Hold};
 use super::sums::{Sum, Sums};
 use super::{Store, StoreError, StoreReader, StoredToken, codec, tx};
 use crate::domain::batch::{Batch, BatchState, Counts};
+use crate::domain::budget::{Booking, Money};
 use crate::domain::company::Company;
 use crate::domain::id::{BatchId, RequestId, SessionId, Timestamp};
-use crate::domain::request::{Cost, Request, RequestStatus};
+use crate::domain::request::{Request, RequestStatus};
 use crate::domain::room::Room;
 use crate::domain::session::Session;
 
@@ -193,6 +197,9 @@ struct Tally {
     live: i64,
     /// Tokens that batches hold of each room: reserved and enqueued.
     held: BTreeMap<Vec<u8>, (i64, i64)>,
+    /// What is booked, and what batches have set aside, of each company's months.
+    booked: BTreeMap<Vec<u8>, i64>,
+    aside: BTreeMap<Vec<u8>, i64>,
     /// The batch whose members are being read, and how many of each fate they are.
     batch: Option<(BatchId, [i64; 5])>,
 }
@@ -216,6 +223,12 @@ impl Tally {
                 Hold::Enqueued => held.1 += tokens,
                 Hold::Nothing => {}
             }
+            let aside = i64::try_from(batch.purse.reserved).unwrap_or(i64::MAX);
+            *self.aside.entry(budgets::key_of(&batch)).or_default() += sign * aside;
+        } else if tree == Tree::Bookings {
+            let booking: Booking = codec::decode(value)?;
+            let cost = i64::try_from(booking.cost.micros).unwrap_or(i64::MAX);
+            *self.booked.entry(budgets::key(&booking.company, booking.month)).or_default() += sign * cost;
         } else if tree == Tree::Members {
             let fate = value.first().copied().and_then(Fate::from_byte);
             if let (Some((batch, fates)), Some(fate)) = (&mut self.batch, fate)
@@ -370,8 +383,9 @@ impl Scan {
                 request(engine, &codec::decode(value)?, &mut wrong)?;
             }
             Tree::ClientKeys => {
-                let (id, _): (RequestId, [u8; 32]) = codec::decode(value)?;
-                if engine.get(Tree::Requests, id.as_bytes())?.is_none() {
+                if let Some(id) = requests::named_by(key, value)?
+                    && engine.get(Tree::Requests, id.as_bytes())?.is_none()
+                {
                     wrong.push((LOSS, format!("request {id} has a client key and is not there")));
                 }
             }
@@ -398,7 +412,7 @@ impl Scan {
             }
             Tree::Bookings => {
                 self.report.bookings += 1;
-                drop(codec::decode::<Cost>(value)?);
+                drop(codec::decode::<Booking>(value)?);
                 match key.first_chunk::<16>() {
                     Some(id) if engine.get(Tree::Requests, id)?.is_some() => {}
                     Some(id) => {
@@ -412,6 +426,7 @@ impl Scan {
             Tree::Groups => drop(codec::decode::<GroupStat>(value)?),
             Tree::Counters => drop(tx::number(Some(value))?),
             Tree::Rooms => drop(codec::decode::<Room>(value)?),
+            Tree::Budgets => drop(codec::decode::<Money>(value)?),
             Tree::Releases => drop(codec::decode::<(Vec<u8>, u64)>(value)?),
             Tree::Intents => drop(codec::decode::<NotedIntent>(value)?),
             // Their values are nothing, plain bytes, or parts of packed texts: their checksums say all there is.
@@ -421,6 +436,8 @@ impl Scan {
             | Tree::Analyses
             | Tree::Bodies
             | Tree::Results
+            | Tree::Misfits
+            | Tree::KeyEnds
             | Tree::ByStatus
             | Tree::ByCompany
             | Tree::Pending
@@ -510,73 +527,12 @@ impl Scan {
         }
         if tree == Tree::Batches {
             self.rooms(engine)?;
+            self.aside(engine)?;
+        }
+        if tree == Tree::Bookings {
+            self.booked(engine)?;
         }
         if tree == Tree::Requests { self.counters(engine) } else { Ok(()) }
-    }
-
-    /// What batches hold, and ended ones held a short time ago, is what their rooms say.
-    fn rooms(&mut self, engine: &Engine) -> Result<(), StoreError> {
-        let mut held = std::mem::take(&mut self.tally.held);
-        for found in engine.look(Tree::Releases, &[], usize::MAX)? {
-            let value = found.value.and_then(|value| codec::decode::<(Vec<u8>, u64)>(&value).ok());
-            let Some((room, tokens)) = value else { continue };
-            held.entry(room).or_default().1 += i64::try_from(tokens).unwrap_or(i64::MAX);
-        }
-        for found in engine.look(Tree::Rooms, &[], usize::MAX)? {
-            let full = held.remove(&found.key).unwrap_or_default();
-            let Some(room) = found.value.and_then(|value| codec::decode::<Room>(&value).ok()) else {
-                continue;
-            };
-            let stored = (i64::try_from(room.reserved), i64::try_from(room.enqueued));
-            if stored != (Ok(full.0), Ok(full.1)) {
-                let what = format!(
-                    "a room says {} tokens reserved and {} enqueued, its batches hold {} and {}",
-                    room.reserved, room.enqueued, full.0, full.1
-                );
-                self.blame(1, format!("{}/{}", Tree::Rooms.name(), super::engine::hex(&found.key)), what);
-            }
-        }
-        for (key, full) in held.into_iter().filter(|(_, full)| *full != (0, 0)) {
-            let place = format!("{}/{}", Tree::Rooms.name(), super::engine::hex(&key));
-            self.blame(1, place, format!("a room of which {} tokens are held is missing", full.0 + full.1));
-        }
-        Ok(())
-    }
-
-    fn counters(&mut self, engine: &Engine) -> Result<(), StoreError> {
-        let mut counters = std::mem::take(&mut self.tally.counters);
-        let mut groups = std::mem::take(&mut self.tally.groups);
-        // Both are as many as there are companies and groups.
-        for found in engine.look(Tree::Counters, &[], usize::MAX)? {
-            let full = counters.remove(&found.key).unwrap_or(0);
-            let Some(stored) = found.value.and_then(|value| tx::number(Some(&value)).ok()) else { continue };
-            if u64::try_from(full) != Ok(stored) {
-                let place = format!("{}/{}", Tree::Counters.name(), super::engine::hex(&found.key));
-                self.blame(1, place, format!("a counter says {stored}, the requests are {full}"));
-            }
-        }
-        for found in engine.look(Tree::Groups, &[], usize::MAX)? {
-            let full = groups.remove(&found.key).unwrap_or_default();
-            let Some(stat) = found.value.and_then(|value| codec::decode::<GroupStat>(&value).ok()) else {
-                continue;
-            };
-            if (u64::try_from(full.0), u64::try_from(full.1)) != (Ok(stat.requests), Ok(stat.bytes)) {
-                let what = format!(
-                    "a group says {} requests of {} bytes, they are {} of {}",
-                    stat.requests, stat.bytes, full.0, full.1
-                );
-                self.blame(1, format!("{}/{}", Tree::Groups.name(), super::engine::hex(&found.key)), what);
-            }
-        }
-        for (key, full) in counters.into_iter().filter(|(_, full)| *full != 0) {
-            let place = format!("{}/{}", Tree::Counters.name(), super::engine::hex(&key));
-            self.blame(1, place, format!("a counter is missing, the requests are {full}"));
-        }
-        for (key, full) in groups.into_iter().filter(|(_, full)| *full != (0, 0)) {
-            let place = format!("{}/{}", Tree::Groups.name(), super::engine::hex(&key));
-            self.blame(1, place, format!("a group with {} waiting requests is not listed", full.0));
-        }
-        Ok(())
     }
 }
 
@@ -621,7 +577,7 @@ fn request(engine: &Engine, request: &Request, wrong: &mut Vec<(u8, String)>) ->
     let end = keys::after_prefix(id.as_bytes());
     let mut booked = 0u64;
     for (_, value) in engine.scan(Tree::Bookings, id.as_bytes(), end.as_deref(), usize::MAX)? {
-        booked = booked.saturating_add(codec::decode::<Cost>(&value)?.micros);
+        booked = booked.saturating_add(codec::decode::<Booking>(&value)?.cost.micros);
     }
     let cost = request.cost.as_ref().map_or(0, |cost| cost.micros);
     if booked != cost {

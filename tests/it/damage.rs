@@ -68,6 +68,7 @@ async fn fill(store: &Store, round: usize, random: &mut Random) {
         name: format!("Acme {round}"),
         model: "m".to_owned(),
         suspended: false,
+        budget_micros: None,
     };
     store.put_companies(vec![company]).await.unwrap();
     let token =
@@ -84,6 +85,8 @@ async fn fill(store: &Store, round: usize, random: &mut Random) {
             line_bytes: 100,
             line_crc: 0,
             estimated_tokens: 1,
+            output_max: None,
+            inputs: 0,
             metadata: None,
             priority: 0,
             not_before: None,

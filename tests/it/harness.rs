@@ -16,7 +16,7 @@ use nightshift::actors::registry::{Registry, Resume};
 use nightshift::actors::{Shared, Switches};
 use nightshift::clock::{Clock, Ids, ManualClock, SharedClock};
 use nightshift::condition::Condition;
-use nightshift::config::Secret;
+use nightshift::config::{Ingest, Secret};
 use nightshift::disk::{Bounds, Disk};
 use nightshift::domain::batch::{
     Batch, Credentials, InputFile, Intent, ProviderIdentity, ResultKind, Running, Terminal,
@@ -219,7 +219,8 @@ impl Nightshift {
         let intake = Intake::new(shared.clone(), creator.clone()).start();
         registry.send(Resume { creator: creator.clone() }).await.unwrap().unwrap();
         let admin = Some(Secret::new(ADMIN));
-        let api = http::Api::new(registry.clone(), intake, shared.clone(), admin).unwrap();
+        let quotas = Ingest { calls_per_minute: 600, bytes_per_hour: 1 << 30 };
+        let api = http::Api::new(registry.clone(), intake, shared.clone(), admin, quotas).unwrap();
         Self { shared, clock, creator, registry, routes: http::routes(api), _spool: spool }
     }
 
@@ -319,6 +320,8 @@ fn bare(id: RequestId, company: &str) -> NewRequest {
         line_bytes: 200,
         line_crc: 7,
         estimated_tokens: 25,
+        output_max: None,
+        inputs: 0,
         metadata: None,
         priority: 0,
         not_before: None,
@@ -332,6 +335,7 @@ async fn fill(store: &Store, now: Timestamp) {
         name: name.to_owned(),
         model: MODEL.to_owned(),
         suspended,
+        budget_micros: None,
     };
     store.put_companies(vec![known("demo", "Demo", false), known("acme", "Acme", true)]).await.unwrap();
     let tokens = [
@@ -384,6 +388,8 @@ fn share(store: Store, clock: SharedClock, spool: &Path) -> Shared {
         polling_interval: Duration::from_secs(120),
         polling_calls_max: 100,
         settle: Duration::from_secs(3600),
+        time_zone: jiff::tz::TimeZone::UTC,
+        repair_rounds: 1,
     }
 }
 
@@ -484,6 +490,7 @@ fn answered(number: u64) -> Answered {
 pub fn good_line(number: u64, analysis: Option<&str>) -> AppliedLine {
     let body = format!(r#"{{"id":"chatcmpl-{number}","choices":[]}}"#);
     AppliedLine::Line {
+        repair: None,
         request: request_id(number),
         outcome: Outcome { answered: answered(number), result: Ok(body) },
         analysis: analysis.map(str::to_owned),
@@ -496,6 +503,7 @@ pub fn refused_line(number: u64) -> AppliedLine {
     let failure =
         Failure::new(FailureClass::Permanent, "context_length_exceeded", "too long").with_status(400);
     AppliedLine::Line {
+        repair: None,
         request: request_id(number),
         outcome: Outcome { answered: Answered::default(), result: Err(failure) },
         analysis: None,

@@ -434,3 +434,164 @@ fn what_is_nested_too_deep_and_an_array_of_too_many_entries_are_refused() {
         assert!(detail.contains("x-ndjson"), "{detail}");
     });
 }
+
+async fn packed(encoding: &str, text: &[u8]) -> Vec<u8> {
+    use async_compression::tokio::write::{GzipEncoder, ZstdEncoder};
+    use tokio::io::AsyncWriteExt;
+    if encoding == "gzip" {
+        let mut encoder = GzipEncoder::new(Vec::new());
+        encoder.write_all(text).await.unwrap();
+        encoder.shutdown().await.unwrap();
+        return encoder.into_inner();
+    }
+    let mut encoder = ZstdEncoder::new(Vec::new());
+    encoder.write_all(text).await.unwrap();
+    encoder.shutdown().await.unwrap();
+    encoder.into_inner()
+}
+
+#[test]
+fn what_is_packed_is_taken_like_what_is_not_and_what_is_torn_keeps_what_came_before() {
+    with_actors(async |nightshift| {
+        let lines: String =
+            (0..600).map(|n| format!("{}\n", line(Some(&format!("z-{n}")), "packed"))).collect();
+        for (encoding, expected) in [("gzip", [600, 0, 0]), ("zstd", [0, 600, 0])] {
+            let body = packed(encoding, lines.as_bytes()).await;
+            let call =
+                Call::post(REQUESTS, "application/x-ndjson", body).header("content-encoding", encoding);
+            assert_eq!(counts(&nightshift.call(call).await.good()), expected, "{encoding}");
+        }
+        let one = packed("gzip", line(None, "one object").to_string().as_bytes()).await;
+        let call = Call::post(REQUESTS, "application/json", one.clone()).header("content-encoding", "gzip");
+        assert_eq!(counts(&nightshift.call(call).await.good()), [1, 0, 0]);
+        let more: String =
+            (0..600).map(|n| format!("{}\n", line(Some(&format!("y-{n}")), "packed"))).collect();
+        let body = packed("gzip", more.as_bytes()).await;
+        let torn = body[..body.len() - 10].to_vec();
+        let call = Call::post(REQUESTS, "application/x-ndjson", torn).header("content-encoding", "gzip");
+        let refused = nightshift.call(call).await;
+        assert_eq!(refused.problem(400), "bad_content_encoding");
+        assert!(refused.body["accepted"].as_u64() >= Some(250), "{}", refused.body);
+        let call = Call::post(REQUESTS, "application/json", one).header("content-encoding", "br");
+        let refused = nightshift.call(call).await;
+        assert_eq!(refused.problem(415), "unsupported_encoding");
+        assert_eq!(refused.header("accept-encoding"), Some("gzip, zstd"));
+    });
+}
+
+#[test]
+fn an_export_is_taken_as_csv_with_its_bad_rows_named() {
+    with_actors(async |nightshift| {
+        let row = |id: &str, start: &str, transcript: &str| {
+            format!("{id},{start},01.02.2026 10:05:00,,NL,nl,1,,,,{transcript},1,1,0,,hello\n")
+        };
+        let start = "01.02.2026 10:00:00";
+        let body = row("a", start, "") + &row("b", "yesterday", "") + &row("c", start, "c.txt");
+        let csv = |body: &str| Call::post(SESSIONS, "text/csv; charset=utf-8", body);
+        let reply = nightshift.call(csv(&body)).await.good();
+        assert_eq!((counts(&reply), &reply["updated"]), ([2, 0, 1], &json!(0)), "{reply}");
+        assert_eq!(
+            (&reply["errors"][0]["line"], &reply["errors"][0]["code"]),
+            (&json!(2), &json!("invalid_row"))
+        );
+        assert!(reply["errors"][0]["detail"].as_str().unwrap().contains("start_time"), "{reply}");
+        let shown = nightshift.get(&format!("{SESSIONS}/a")).await;
+        assert_eq!(
+            (&shown["session"]["state"], &shown["session"]["startedAt"]),
+            (&json!("empty"), &json!("2026-02-01T10:00:00Z"))
+        );
+        let again = nightshift.call(csv(&body)).await.good();
+        assert_eq!(counts(&again), [0, 2, 1]);
+        let refused = nightshift.call(Call::post(REQUESTS, "text/csv", body)).await;
+        assert_eq!(refused.problem(415), "unsupported_media_type");
+    });
+}
+
+#[test]
+fn metadata_of_a_session_is_kept_and_a_change_of_it_is_an_update() {
+    with_actors(async |nightshift| {
+        let with = |pairs: Value| {
+            let mut session = session("m-1", "hello");
+            session["metadata"] = pairs;
+            Call::json(SESSIONS, &session)
+        };
+        assert_eq!(counts(&nightshift.call(with(json!({"team": "blue"}))).await.good()), [1, 0, 0]);
+        let changed = nightshift.call(with(json!({"team": "red"}))).await.good();
+        assert_eq!((counts(&changed), &changed["updated"]), ([0, 0, 0], &json!(1)));
+        let shown = nightshift.get(&format!("{SESSIONS}/m-1")).await;
+        assert_eq!(shown["session"]["metadata"], json!({"team": "red"}));
+        for bad in [json!({"a": 1}), json!("text"), json!({"a": "x".repeat(5000)})] {
+            assert_eq!(nightshift.call(with(bad)).await.problem(422), "invalid_request");
+        }
+    });
+}
+
+#[test]
+fn an_idempotency_key_is_known_for_a_day_and_then_it_is_a_new_one() {
+    with_actors(async |nightshift| {
+        let call = |text: &str| {
+            let body = format!("{}\n{}\n", line(None, text), line(None, "the second"));
+            Call::post(REQUESTS, "application/x-ndjson", body).header("idempotency-key", "k")
+        };
+        let send = async |text: &str| counts(&nightshift.call(call(text)).await.good());
+        assert_eq!(send("one").await, [2, 0, 0]);
+        nightshift.clock.advance(Duration::from_secs(24 * 3600 - 1));
+        assert_eq!(send("one").await, [0, 2, 0]);
+        assert_eq!(send("another").await, [0, 1, 1]);
+        nightshift.clock.advance(Duration::from_secs(1));
+        assert_eq!(send("another").await, [2, 0, 0]);
+        assert_eq!(send("another").await, [0, 2, 0]);
+        let store = nightshift.store();
+        assert!(store.forget_keys(nightshift.now()).await.unwrap() <= 1, "they are in use again");
+        assert_eq!(send("another").await, [0, 2, 0]);
+        nightshift.clock.advance(Duration::from_secs(25 * 3600));
+        let mut forgotten = 0;
+        loop {
+            match store.forget_keys(nightshift.now()).await.unwrap() {
+                0 => break,
+                some => forgotten += some,
+            }
+        }
+        println!("{forgotten} forgotten");
+        assert!(store.verify().await.unwrap().is_whole());
+        assert_eq!(send("a third").await, [2, 0, 0]);
+    });
+}
+
+#[test]
+fn every_reply_says_how_much_may_still_be_sent_and_what_is_too_much_is_told_with_the_time_to_wait() {
+    with_actors(async |nightshift| {
+        let reply = nightshift.call(Call::json(REQUESTS, &line(Some("q"), "one"))).await;
+        let policy = "\"calls\";q=600;w=60, \"bytes\";q=1073741824;qu=\"content-bytes\";w=3600";
+        assert_eq!(reply.header("ratelimit-policy"), Some(policy));
+        assert!(reply.header("ratelimit").unwrap().starts_with("\"calls\";r=599;t=60, \"bytes\";r=10737"));
+        for _ in 1..600 {
+            nightshift.call(Call::json(REQUESTS, &line(Some("q"), "one"))).await.good();
+        }
+        let refused = nightshift.call(Call::json(REQUESTS, &line(Some("q"), "one"))).await;
+        assert_eq!((refused.problem(429), refused.header("retry-after")), ("rate_limited", Some("60")));
+        assert!(refused.header("ratelimit").unwrap().starts_with("\"calls\";r=0;t=60"));
+        let other =
+            nightshift.call(Call::json("/api/v1/companies/acme/requests", &line(Some("q"), "one"))).await;
+        other.good();
+        nightshift.clock.advance(Duration::from_secs(60));
+        nightshift.call(Call::json(REQUESTS, &line(Some("q"), "one"))).await.good();
+    });
+}
+
+#[test]
+fn inputs_of_embeddings_are_counted_and_empty_ones_refused() {
+    with_actors(async |nightshift| {
+        let body =
+            |input: Value| json!({"endpoint": "/v1/embeddings", "body": {"model": "m", "input": input}});
+        for good in [json!("a"), json!(["a", "b"]), json!([1, 2, 3]), json!([[1, 2], [3]])] {
+            nightshift.call(Call::json(REQUESTS, &body(good))).await.good();
+        }
+        for bad in
+            [json!(""), json!([]), json!(["a", ""]), json!([[]]), json!([["a"]]), json!([null]), json!({})]
+        {
+            let refused = nightshift.call(Call::json(REQUESTS, &body(bad.clone()))).await;
+            assert_eq!(refused.problem(422), "invalid_request", "{bad}");
+        }
+    });
+}

@@ -418,6 +418,8 @@ fn routes() -> Vec<(&'static str, String, [u16; 5])> {
         ("GET", legacy("verify"), read),
         ("POST", "/api/v1/companies/demo/requests".to_owned(), ingest),
         ("POST", "/api/v1/companies/demo/sessions".to_owned(), ingest),
+        ("GET", "/api/v1/companies/demo/budget".to_owned(), [401, 200, 200, 404, 200]),
+        ("PUT", "/api/v1/companies/demo/budget".to_owned(), [401, 403, 403, 403, 415]),
         ("GET", "/api/v1/companies/demo/sessions/chat-1".to_owned(), [401, 200, 200, 404, 200]),
     ]
 }

@@ -281,6 +281,8 @@ impl World {
             line_bytes: 100,
             line_crc: 0,
             estimated_tokens: 1,
+            output_max: None,
+            inputs: 0,
             metadata: None,
             priority: 0,
             not_before: None,
@@ -618,7 +620,7 @@ impl World {
                 currency: "USD".to_owned(),
                 price_version: "1".to_owned(),
             });
-            AppliedLine::Line { request, outcome: outcome.clone(), analysis: None, cost }
+            AppliedLine::Line { repair: None, request, outcome: outcome.clone(), analysis: None, cost }
         });
         let applied = applied.collect();
         let event = Event::LinesRead { kind, from: offset, to: to as u64, end };

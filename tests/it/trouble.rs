@@ -9,5 +9,7 @@ mod found;
 mod gone;
 mod limits;
 mod lost;
+mod money;
+mod repair;
 mod unproven;
 mod validation;

@@ -11,7 +11,7 @@ fn message(role: Role, text: &str) -> Message {
 
 fn body_of(messages: &[Message]) -> Value {
     let facts = SessionFacts { language: Some("dutch".to_owned()), ..SessionFacts::default() };
-    serde_json::from_str(&request_body("gpt-4o-mini", 1, &facts, messages)).unwrap()
+    serde_json::from_str(&request_body("gpt-4o-mini", 1, &facts, messages, None)).unwrap()
 }
 
 /// The data slot, read back.
@@ -42,7 +42,7 @@ fn with(field: &str, value: Value) -> Result<Analysis, AnswerError> {
 fn the_bytes_of_version_one_are_pinned() {
     let messages = [message(Role::User, "Hoi,\n\"vraag\" \u{2028}"), message(Role::Assistant, "Ja?")];
     let facts = SessionFacts { language: Some("dutch".to_owned()), ..SessionFacts::default() };
-    let body = request_body("gpt-4o-mini", 1, &facts, &messages);
+    let body = request_body("gpt-4o-mini", 1, &facts, &messages, None);
     // A stored request names prompt version 1 and the checksum of its line: neither may ever change.
     assert_eq!((body.len(), crc32c::crc32c(body.as_bytes())), (2642, 2_297_107_602));
     assert!(!body.contains('\n') && !body.contains('\u{2028}'));
@@ -82,7 +82,7 @@ fn a_customer_cannot_write_their_way_out_of_the_data_slot() {
 #[test]
 fn no_address_and_no_figure_of_the_export_goes_to_the_provider() {
     let facts = SessionFacts { ip_address: Some("192.0.2.81".to_owned()), ..SessionFacts::default() };
-    assert!(!request_body("m", 1, &facts, &[message(Role::User, "hi")]).contains("192.0.2.81"));
+    assert!(!request_body("m", 1, &facts, &[message(Role::User, "hi")], None).contains("192.0.2.81"));
 }
 
 #[test]
@@ -192,8 +192,8 @@ proptest! {
     #[test]
     fn whatever_is_said_stays_in_its_place(messages in any_messages(), model: String) {
         let facts = SessionFacts::default();
-        let body = request_body(&model, 1, &facts, &messages);
-        prop_assert_eq!(&body, &request_body(&model, 1, &facts, &messages));
+        let body = request_body(&model, 1, &facts, &messages, None);
+        prop_assert_eq!(&body, &request_body(&model, 1, &facts, &messages, None));
         let line_ends = ['\n', '\r', '\u{2028}', '\u{2029}'];
         prop_assert!(!body.contains(line_ends));
         let parsed: Value = serde_json::from_str(&body).unwrap();

@@ -21,6 +21,11 @@ none if nothing was asked.
 - summary: what was asked and how it ended, in English, in one or two sentences of 10 to 300 characters altogether. \
 Leave out names, numbers and addresses by which a person could be recognised.";
 
+/// What the model is told when its answer did not fit; what is wrong with it follows.
+pub(super) const REPAIR_PROMPT: &str = "\
+Your answer cannot be used, because it is not the form that was asked for. Fill in the form for the JSON document above \
+once more, as one JSON object and nothing else. What is wrong:";
+
 /// The form to fill in, as the provider takes it. Only what every model and every server that follows OpenAI
 /// understands: lengths and counts are asked for in words and checked when the answer is read.
 pub(super) const RESPONSE_FORMAT: &str = concat!(

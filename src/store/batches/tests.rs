@@ -6,8 +6,11 @@ use super::*;
 use crate::domain::batch::{
     Cancel, Credentials, InputFile, Intent, Problem, ProviderIdentity, Running, Terminal, Then, Wait,
 };
+use crate::domain::budget::{Affordable, Money, Month};
+use crate::domain::company::Company;
 use crate::domain::event::{Event, Observation, ObservedStatus, Trouble};
 use crate::domain::id::Nonce;
+use crate::domain::price::Rates;
 use crate::domain::request::{Endpoint, FailureClass, Source};
 use crate::domain::step;
 use crate::store::{Accepted, NewRequest};
@@ -43,6 +46,8 @@ async fn store_with(requests: u8) -> (Store, Vec<RequestId>) {
         line_bytes: 100,
         line_crc: 0,
         estimated_tokens: 10,
+        output_max: None,
+        inputs: 0,
         metadata: None,
         priority: 0,
         not_before: None,
@@ -87,7 +92,11 @@ fn intent(number: u8) -> Intent {
 async fn sent(store: &Store, number: u8) -> Batch {
     let id = batch_id(number);
     store.open_batch(Batch::open(id, group(), ProviderIdentity::default(), NOW)).await.unwrap();
-    let mut batch = store.cut_chunk(id, Revision(0), LIMITS).await.unwrap().batch;
+    let batch = store.cut_chunk(id, Revision(0), LIMITS).await.unwrap().batch;
+    send(store, number, batch).await
+}
+
+async fn send(store: &Store, number: u8, mut batch: Batch) -> Batch {
     for event in [
         Event::FillEnded { members: batch.counts.members, at: NOW },
         Event::Released,
@@ -129,6 +138,7 @@ async fn completed(store: &Store, number: u8, batch: &Batch) -> Batch {
 async fn apply(store: &Store, batch: &Batch, members: &[RequestId]) -> Batch {
     let kind = crate::domain::batch::ResultKind::Output;
     let lines = members.iter().map(|request| AppliedLine::Line {
+        repair: None,
         request: *request,
         outcome: Outcome { answered: Answered::default(), result: Ok("{}".to_owned()) },
         analysis: None,
@@ -438,4 +448,36 @@ async fn room_is_held_from_the_cut_until_ten_minutes_after_the_end() {
     let class = |class| move |attempt: &Attempt| attempt.failure.as_ref().is_some_and(|f| f.class == class);
     let request = store.reader().request(RequestId::from_bytes([1; 16])).unwrap().unwrap();
     assert!(request.history.iter().all(class(FailureClass::Capacity)));
+}
+
+#[tokio::test]
+async fn a_batch_takes_no_more_than_its_companys_month_allows_and_what_it_does_not_cost_is_given_back() {
+    let (store, _) = store_with(10).await;
+    let company = Company {
+        id: "acme".parse().unwrap(),
+        name: String::new(),
+        model: "m".to_owned(),
+        suspended: false,
+        budget_micros: Some(4200),
+    };
+    store.put_companies(vec![company.clone()]).await.unwrap();
+    // A thousand tokens of an unknown answer come to 1,000 millionths, ten of the input to ten.
+    let million = 1_000_000;
+    let rates = Some(Rates { input: million, cached: None, cache_write: None, output: million });
+    let open =
+        |number| Batch { rates, ..Batch::open(batch_id(number), group(), ProviderIdentity::default(), NOW) };
+    let money = || store.reader().money(&company.id, Month::of(NOW)).unwrap();
+    store.open_batch(open(1)).await.unwrap();
+    let cut = store.cut_chunk(batch_id(1), Revision(0), LIMITS).await.unwrap();
+    assert_eq!((cut.moved, cut.done, money()), (4, true, Money { spent: 0, reserved: 4040 }));
+    let next = store.reader().affordable(&open(2)).unwrap();
+    assert_eq!(next, Affordable::Spent { limit: 4200, money: money(), next: 1010 });
+    let no_price = Batch { rates: None, ..open(2) };
+    assert_eq!(store.reader().affordable(&no_price).unwrap(), Affordable::NoPrice);
+    sound(&store);
+    let batch = send(&store, 1, cut.batch).await;
+    completed(&store, 1, &batch).await;
+    assert_eq!(money(), Money { spent: 12, reserved: 0 });
+    assert_eq!(store.reader().affordable(&open(2)).unwrap(), Affordable::Yes);
+    sound(&store);
 }

@@ -88,6 +88,8 @@ fn new_request(id: RequestId, client: u8) -> NewRequest {
         body: Some(body),
         line_crc: 0,
         estimated_tokens: 1,
+        output_max: None,
+        inputs: 0,
         metadata: None,
         priority: 0,
         not_before: None,
@@ -229,7 +231,7 @@ async fn apply(store: &Store, batch: &Batch, kind: ResultKind, offset: u64) -> B
         };
         let outcome = Outcome { answered: Answered::default(), result };
         let cost = Cost { micros: 3, currency: "USD".to_owned(), price_version: "1".to_owned() };
-        lines.push(AppliedLine::Line { request, outcome, analysis: None, cost: Some(cost) });
+        lines.push(AppliedLine::Line { repair: None, request, outcome, analysis: None, cost: Some(cost) });
     }
     let event = Event::LinesRead { kind, from: offset, to: to as u64, end: to == members.len() };
     let step = step::step(&batch.state, batch.orders(), &event, &POLICY).unwrap();

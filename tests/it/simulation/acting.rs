@@ -506,7 +506,7 @@ impl Sim {
             (Broken::TakesLinesOfOthers, Some(last)) => last,
             _ => id,
         };
-        Ok(AppliedLine::Line { request, outcome, analysis: None, cost })
+        Ok(AppliedLine::Line { repair: None, request, outcome, analysis: None, cost })
     }
 
     fn close(&mut self, id: BatchId, batch: &Batch) -> Checked {

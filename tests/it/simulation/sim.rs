@@ -307,6 +307,8 @@ impl Sim {
             line_crc: crc32c::crc32c(&line),
             body: Some(body),
             estimated_tokens: 1 + u32::try_from(self.dice.below(20)).unwrap(),
+            output_max: None,
+            inputs: 0,
             metadata: None,
             priority: 0,
             not_before: None,

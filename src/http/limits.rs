@@ -1,0 +1,190 @@
+//! How much a company may send: calls a minute and bytes an hour, told with each reply in the standard headers.
+//!
+//! The headers are `RateLimit-Policy` and `RateLimit` of draft-ietf-httpapi-ratelimit-headers, and `Retry-After`. The
+//! counts are kept in memory: after a restart they begin anew.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use warp::http::StatusCode;
+use warp::http::header::HeaderValue;
+
+use super::reply::ApiError;
+use crate::clock::Clock;
+use crate::config::Ingest;
+use crate::domain::id::CompanyId;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Counts what each company sends.
+#[derive(Debug)]
+pub struct Limiter {
+    quotas: Ingest,
+    /// As many as there are companies.
+    used: Mutex<HashMap<CompanyId, Used>>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Used {
+    calls: Window,
+    bytes: Window,
+}
+
+/// A span of time that begins with the first use.
+#[derive(Debug, Clone, Copy, Default)]
+struct Window {
+    /// Milliseconds of the monotonic clock.
+    since: u64,
+    used: u64,
+}
+
+impl Window {
+    /// How much is used at `now`, and how long that still counts.
+    fn at(&mut self, now: u64, length: Duration) -> Duration {
+        let length = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
+        if now.saturating_sub(self.since) >= length {
+            *self = Self { since: now, used: 0 };
+        }
+        Duration::from_millis(length - now.saturating_sub(self.since))
+    }
+}
+
+type Headers = Vec<(&'static str, HeaderValue)>;
+
+impl Limiter {
+    /// A limiter for these quotas.
+    pub fn new(quotas: Ingest) -> Self {
+        Self { quotas, used: Mutex::default() }
+    }
+
+    fn with<T>(&self, company: &CompanyId, change: impl FnOnce(&mut Used) -> T) -> T {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        change(used.entry(company.clone()).or_default())
+    }
+
+    /// Counts a call of a company that is there; 429 where it is one too many.
+    pub fn call(&self, clock: &dyn Clock, company: &CompanyId) -> Result<(), ApiError> {
+        let (allowed, calls_left, bytes_left) = self.with(company, |used| {
+            let now = clock.monotonic_ms();
+            let (calls, bytes) = (used.calls.at(now, MINUTE), used.bytes.at(now, HOUR));
+            let allowed = used.calls.used < self.quotas.calls_per_minute
+                && used.bytes.used < self.quotas.bytes_per_hour;
+            used.calls.used += u64::from(allowed);
+            (
+                allowed,
+                (used.calls.used >= self.quotas.calls_per_minute).then_some(calls),
+                (used.bytes.used >= self.quotas.bytes_per_hour).then_some(bytes),
+            )
+        });
+        if allowed {
+            return Ok(());
+        }
+        Err(match bytes_left {
+            Some(wait) => self.too_much(clock, company, wait),
+            None => {
+                let wait = calls_left.unwrap_or(MINUTE);
+                let detail = format!(
+                    "this company may make {} such calls a minute; send more in one call",
+                    self.quotas.calls_per_minute
+                );
+                self.refusal(clock, company, wait, detail)
+            }
+        })
+    }
+
+    /// Counts bytes of a body; 429 where they are too many.
+    pub fn bytes(&self, clock: &dyn Clock, company: &CompanyId, bytes: usize) -> Result<(), ApiError> {
+        let over = self.with(company, |used| {
+            let wait = used.bytes.at(clock.monotonic_ms(), HOUR);
+            used.bytes.used = used.bytes.used.saturating_add(bytes as u64);
+            (used.bytes.used > self.quotas.bytes_per_hour).then_some(wait)
+        });
+        match over {
+            None => Ok(()),
+            Some(wait) => Err(self.too_much(clock, company, wait)),
+        }
+    }
+
+    /// The refusal of a body that has gone over the bound.
+    pub fn over(&self, clock: &dyn Clock, company: &CompanyId) -> ApiError {
+        let wait = self.with(company, |used| used.bytes.at(clock.monotonic_ms(), HOUR));
+        self.too_much(clock, company, wait)
+    }
+
+    fn too_much(&self, clock: &dyn Clock, company: &CompanyId, wait: Duration) -> ApiError {
+        let detail = format!(
+            "this company may send {} bytes an hour; what was stored of this call is told beside this",
+            self.quotas.bytes_per_hour
+        );
+        self.refusal(clock, company, wait, detail)
+    }
+
+    fn refusal(&self, clock: &dyn Clock, company: &CompanyId, wait: Duration, detail: String) -> ApiError {
+        ApiError {
+            retry_after: Some(seconds(wait).max(1)),
+            headers: self.headers(clock, company),
+            ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail)
+        }
+    }
+
+    /// What is left, for every reply.
+    pub fn headers(&self, clock: &dyn Clock, company: &CompanyId) -> Headers {
+        let Ingest { calls_per_minute, bytes_per_hour } = self.quotas;
+        let (calls, calls_left, bytes, bytes_left) = self.with(company, |used| {
+            let now = clock.monotonic_ms();
+            let (calls, bytes) = (used.calls.at(now, MINUTE), used.bytes.at(now, HOUR));
+            let left = |quota: u64, used: u64| quota.saturating_sub(used);
+            (left(calls_per_minute, used.calls.used), calls, left(bytes_per_hour, used.bytes.used), bytes)
+        });
+        let policy = format!(
+            "\"calls\";q={calls_per_minute};w=60, \"bytes\";q={bytes_per_hour};qu=\"content-bytes\";w=3600"
+        );
+        let state = format!(
+            "\"calls\";r={calls};t={}, \"bytes\";r={bytes};t={}",
+            seconds(calls_left),
+            seconds(bytes_left)
+        );
+        let header = |name, text: String| Some((name, HeaderValue::from_str(&text).ok()?));
+        [header("ratelimit-policy", policy), header("ratelimit", state)].into_iter().flatten().collect()
+    }
+}
+
+fn seconds(wait: Duration) -> u64 {
+    wait.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::domain::id::Timestamp;
+
+    fn shown(limiter: &Limiter, clock: &ManualClock, company: &CompanyId) -> String {
+        limiter.headers(clock, company)[1].1.to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn a_company_is_told_what_is_left_and_when_there_is_more_and_others_have_their_own() {
+        let clock = ManualClock::new(Timestamp::from_secs(0));
+        let (a, b): (CompanyId, CompanyId) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let limiter = Limiter::new(Ingest { calls_per_minute: 2, bytes_per_hour: 100 });
+        assert!(limiter.call(&clock, &a).is_ok());
+        clock.advance(Duration::from_millis(500));
+        assert!(limiter.call(&clock, &a).is_ok());
+        assert_eq!(shown(&limiter, &clock, &a), "\"calls\";r=0;t=60, \"bytes\";r=100;t=3600");
+        let refused = limiter.call(&clock, &a).unwrap_err();
+        assert_eq!(
+            (refused.status.as_u16(), refused.code, refused.retry_after),
+            (429, "rate_limited", Some(60))
+        );
+        assert!(limiter.call(&clock, &b).is_ok());
+        clock.advance(Duration::from_secs(60));
+        assert!(limiter.call(&clock, &a).is_ok());
+        assert!(limiter.bytes(&clock, &a, 100).is_ok());
+        assert_eq!(limiter.bytes(&clock, &a, 1).unwrap_err().retry_after, Some(3540));
+        assert_eq!(limiter.call(&clock, &a).unwrap_err().retry_after, Some(3540));
+        assert!(limiter.bytes(&clock, &b, 100).is_ok());
+    }
+}

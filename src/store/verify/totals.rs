@@ -1,0 +1,116 @@
+//! Totals that are stored, compared with what they are the totals of.
+
+use std::collections::BTreeMap;
+
+use super::super::engine::hex;
+use super::super::{codec, tx};
+use super::{Engine, GroupStat, Money, Room, Scan, StoreError, Tree};
+
+impl Scan {
+    /// What batches hold, and ended ones held a short time ago, is what their rooms say.
+    pub(super) fn rooms(&mut self, engine: &Engine) -> Result<(), StoreError> {
+        let mut held = std::mem::take(&mut self.tally.held);
+        for found in engine.look(Tree::Releases, &[], usize::MAX)? {
+            let value = found.value.and_then(|value| codec::decode::<(Vec<u8>, u64)>(&value).ok());
+            let Some((room, tokens)) = value else { continue };
+            held.entry(room).or_default().1 += i64::try_from(tokens).unwrap_or(i64::MAX);
+        }
+        for found in engine.look(Tree::Rooms, &[], usize::MAX)? {
+            let full = held.remove(&found.key).unwrap_or_default();
+            let Some(room) = found.value.and_then(|value| codec::decode::<Room>(&value).ok()) else {
+                continue;
+            };
+            let stored = (i64::try_from(room.reserved), i64::try_from(room.enqueued));
+            if stored != (Ok(full.0), Ok(full.1)) {
+                let what = format!(
+                    "a room says {} tokens reserved and {} enqueued, its batches hold {} and {}",
+                    room.reserved, room.enqueued, full.0, full.1
+                );
+                self.blame(1, format!("{}/{}", Tree::Rooms.name(), hex(&found.key)), what);
+            }
+        }
+        for (key, full) in held.into_iter().filter(|(_, full)| *full != (0, 0)) {
+            let place = format!("{}/{}", Tree::Rooms.name(), hex(&key));
+            self.blame(1, place, format!("a room of which {} tokens are held is missing", full.0 + full.1));
+        }
+        Ok(())
+    }
+
+    pub(super) fn counters(&mut self, engine: &Engine) -> Result<(), StoreError> {
+        let mut counters = std::mem::take(&mut self.tally.counters);
+        let mut groups = std::mem::take(&mut self.tally.groups);
+        // Both are as many as there are companies and groups.
+        for found in engine.look(Tree::Counters, &[], usize::MAX)? {
+            let full = counters.remove(&found.key).unwrap_or(0);
+            let Some(stored) = found.value.and_then(|value| tx::number(Some(&value)).ok()) else { continue };
+            if u64::try_from(full) != Ok(stored) {
+                let place = format!("{}/{}", Tree::Counters.name(), hex(&found.key));
+                self.blame(1, place, format!("a counter says {stored}, the requests are {full}"));
+            }
+        }
+        for found in engine.look(Tree::Groups, &[], usize::MAX)? {
+            let full = groups.remove(&found.key).unwrap_or_default();
+            let Some(stat) = found.value.and_then(|value| codec::decode::<GroupStat>(&value).ok()) else {
+                continue;
+            };
+            if (u64::try_from(full.0), u64::try_from(full.1)) != (Ok(stat.requests), Ok(stat.bytes)) {
+                let what = format!(
+                    "a group says {} requests of {} bytes, they are {} of {}",
+                    stat.requests, stat.bytes, full.0, full.1
+                );
+                self.blame(1, format!("{}/{}", Tree::Groups.name(), hex(&found.key)), what);
+            }
+        }
+        for (key, full) in counters.into_iter().filter(|(_, full)| *full != 0) {
+            let place = format!("{}/{}", Tree::Counters.name(), hex(&key));
+            self.blame(1, place, format!("a counter is missing, the requests are {full}"));
+        }
+        for (key, full) in groups.into_iter().filter(|(_, full)| *full != (0, 0)) {
+            let place = format!("{}/{}", Tree::Groups.name(), hex(&key));
+            self.blame(1, place, format!("a group with {} waiting requests is not listed", full.0));
+        }
+        Ok(())
+    }
+
+    /// Invariant 5: what is booked for a company in a month is what its ledger says is spent.
+    pub(super) fn booked(&mut self, engine: &Engine) -> Result<(), StoreError> {
+        let booked = std::mem::take(&mut self.tally.booked);
+        self.money(engine, booked, "spent", "its bookings come to", |money| money.spent)
+    }
+
+    /// Invariant 5: what batches have set aside is what the ledger says is set aside.
+    pub(super) fn aside(&mut self, engine: &Engine) -> Result<(), StoreError> {
+        let aside = std::mem::take(&mut self.tally.aside);
+        self.money(engine, aside, "set aside", "its batches hold", |money| money.reserved)
+    }
+
+    fn money(
+        &mut self,
+        engine: &Engine,
+        mut full: BTreeMap<Vec<u8>, i64>,
+        kind: &str,
+        sum: &str,
+        of: fn(&Money) -> u64,
+    ) -> Result<(), StoreError> {
+        let place = |key: &[u8]| format!("{}/{}", Tree::Budgets.name(), hex(key));
+        // As many as companies and months.
+        for found in engine.look(Tree::Budgets, &[], usize::MAX)? {
+            let full = full.remove(&found.key).unwrap_or_default();
+            let Some(money) = found.value.and_then(|value| codec::decode::<Money>(&value).ok()) else {
+                continue;
+            };
+            let stored = of(&money);
+            if u64::try_from(full) != Ok(stored) {
+                self.blame(
+                    5,
+                    place(&found.key),
+                    format!("a month's money says {stored} {kind}, {sum} {full}"),
+                );
+            }
+        }
+        for (key, full) in full.into_iter().filter(|(_, full)| *full != 0) {
+            self.blame(5, place(&key), format!("a month's money of which {full} is {kind} is missing"));
+        }
+        Ok(())
+    }
+}
