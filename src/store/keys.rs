@@ -84,6 +84,8 @@ trees! {
     Releases = "releases",
     /// time, nonce → an intent: whose, and whether it was given up
     Intents = "intents",
+    /// company, session → nothing
+    SessionsOf = "sessions_of",
 }
 
 /// Builds a key piece by piece.
@@ -184,6 +186,11 @@ pub fn counter(company: Option<&CompanyId>, status: RequestStatus) -> Vec<u8> {
 /// The key of a member in `members` and `outstanding`.
 pub fn member(batch: BatchId, request: RequestId) -> Vec<u8> {
     Key::new().bytes(batch.as_bytes()).bytes(request.as_bytes()).done()
+}
+
+/// The key of a session in `sessions_of`.
+pub fn session_of(company: &CompanyId, session: SessionId) -> Vec<u8> {
+    Key::new().company(company).bytes(session.as_bytes()).done()
 }
 
 /// The key of one part of a long value.

@@ -88,8 +88,8 @@ pub struct RequestFilter {
 }
 
 #[derive(Serialize, Deserialize)]
-struct KnownKey {
-    request: RequestId,
+pub(super) struct KnownKey {
+    pub request: RequestId,
     content_hash: [u8; 32],
 }
 
@@ -320,7 +320,7 @@ pub(super) fn change_group(
     tx.write(Tree::Groups, key, &stat)
 }
 
-fn client_key(company: &CompanyId, key: &ClientKey) -> Vec<u8> {
+pub(super) fn client_key(company: &CompanyId, key: &ClientKey) -> Vec<u8> {
     let start = Key::new().company(company);
     match key {
         ClientKey::Id(id) => start.byte(1).text(id).done(),
