@@ -1,3 +1,5 @@
+//! Each reason to wait, in a table, and which of two is told first.
+
 use super::*;
 use crate::condition::Hindrance;
 use crate::domain::batch::{InputFile, Intent};
