@@ -154,12 +154,7 @@ async fn open_due(
         let (reader, asked) = (shared.reader.clone(), batch.clone());
         // Read anew for each: the one before may have taken some.
         let room = blocking(move || reader.room(&asked)).await?;
-        batch.tokens_max = room.for_a_cut(now, sharers, newcomer);
-        // Four bytes are a token, more or less. What is too little for one request would only wait once it is cut.
-        let one = room.corrected(waits.waiting.bytes / waits.waiting.requests.max(1) / 4);
-        if batch.tokens_max.is_some_and(|max| max < one) && room.reserved.saturating_add(room.enqueued) > 0 {
-            batch.tokens_max = Some(0);
-        }
+        batch.tokens_max = room.for_these(&waits.waiting, now, sharers, newcomer);
         let (reader, asked) = (shared.reader.clone(), batch.clone());
         if let Some(why) = out_of_money(blocking(move || reader.affordable(&asked)).await?, &batch) {
             tracing::warn!(company.id = %batch.group.company, model = batch.group.model,
@@ -190,7 +185,7 @@ async fn open_due(
 }
 
 /// How many tokens of live batches each company holds; a company without a live batch is not in it.
-fn held_by_company(shared: &Shared) -> Result<HashMap<CompanyId, u64>, StoreError> {
+pub fn held_by_company(shared: &Shared) -> Result<HashMap<CompanyId, u64>, StoreError> {
     let mut held: HashMap<CompanyId, u64> = HashMap::new();
     for id in shared.reader.live_batches()? {
         let Some(batch) = shared.reader.batch(id)? else { continue };

@@ -8,6 +8,9 @@ use super::CliError;
 use crate::app::TOKEN_FILE;
 use crate::config::Settings;
 
+/// A body that rests so long has broken off.
+const STALLED: Duration = Duration::from_secs(300);
+
 /// A client with the admin's token.
 pub struct Client {
     http: reqwest::Client,
@@ -55,25 +58,68 @@ impl Client {
         self.answer(request.timeout(Duration::from_secs(120))).await
     }
 
+    /// Reads a body of any length, piece by piece; it came whole if this ends well.
+    pub async fn download(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+        mut take: impl FnMut(&[u8]) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
+        let broken = |why: &dyn std::fmt::Display| {
+            CliError::Failed(format!("the export broke off, what came is not all of it: {why}"))
+        };
+        let request = self.http.get(url_with(&format!("{}{path}", self.base), query));
+        let mut answer = self.send(request).await?;
+        if !answer.status().is_success() {
+            return read(answer).await.map(drop);
+        }
+        loop {
+            let piece = tokio::time::timeout(STALLED, answer.chunk()).await;
+            let piece = piece.map_err(|_| broken(&"the server sends nothing more"))?;
+            match piece.map_err(|err| broken(&chain(&err)))? {
+                Some(piece) => take(&piece)?,
+                None => return Ok(()),
+            }
+        }
+    }
+
     async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Value, CliError> {
-        let answer = request.bearer_auth(&self.token).send().await.map_err(|err| {
+        read(self.send(request).await?).await
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, CliError> {
+        request.bearer_auth(&self.token).send().await.map_err(|err| {
             if err.is_connect() {
                 CliError::Failed(format!("no server answers at {}; start one with `nightshift`", self.base))
             } else {
                 CliError::Failed(format!("the server at {} did not answer: {err}", self.base))
             }
-        })?;
-        let status = answer.status();
-        let body =
-            answer.bytes().await.map_err(|err| CliError::Failed(format!("the answer broke off: {err}")))?;
-        let value: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-        if status.is_success() {
-            return Ok(value);
-        }
-        let detail = value.get("detail").and_then(Value::as_str).unwrap_or("no reason given");
-        let code = value.get("code").and_then(Value::as_str).unwrap_or("");
-        Err(CliError::Failed(format!("the server refused ({} {code}): {detail}", status.as_u16())))
+        })
     }
+}
+
+/// An error with what it came of.
+fn chain(err: &dyn std::error::Error) -> String {
+    let mut text = err.to_string();
+    let mut source = err.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+async fn read(answer: reqwest::Response) -> Result<Value, CliError> {
+    let status = answer.status();
+    let body =
+        answer.bytes().await.map_err(|err| CliError::Failed(format!("the answer broke off: {err}")))?;
+    let value: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    if status.is_success() {
+        return Ok(value);
+    }
+    let detail = value.get("detail").and_then(Value::as_str).unwrap_or("no reason given");
+    let code = value.get("code").and_then(Value::as_str).unwrap_or("");
+    Err(CliError::Failed(format!("the server refused ({} {code}): {detail}", status.as_u16())))
 }
 
 fn token(settings: &Settings) -> Result<String, CliError> {

@@ -3,6 +3,7 @@
 mod client;
 mod config;
 mod control;
+mod export;
 mod import;
 mod output;
 mod serve;
@@ -52,6 +53,8 @@ enum Command {
     Simulate(simulate::Simulate),
     /// Send an export to the running server.
     Import(import::Import),
+    /// Write requests or sessions of a company, all or by filters, as lines of JSON or as CSV.
+    Export(export::Export),
     /// Show how far the work is.
     Status(status::Status),
     /// List requests, or show one.
@@ -151,6 +154,7 @@ fn run(args: Args) -> Result<(), CliError> {
         Command::Serve => serve::run(settings()?),
         Command::Simulate(command) => simulate::run(&command, settings()?.log),
         Command::Import(command) => import::run(&command, &settings()?, server, json),
+        Command::Export(command) => export::run(&command, &settings()?, server),
         Command::Status(command) => status::status(&command, &settings()?, server, json),
         Command::Requests(command) => status::requests(&command, &settings()?, server, json),
         Command::Batches(command) => status::batches(&command, &settings()?, server, json),

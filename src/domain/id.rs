@@ -37,6 +37,12 @@ macro_rules! uuid_id {
                 self.0.as_bytes()
             }
 
+            /// When it was made: the time that an id of version 7 begins with.
+            pub fn made_at(&self) -> Timestamp {
+                let [a, b, c, d, e, f, ..] = *self.as_bytes();
+                Timestamp(i64::from_be_bytes([0, 0, a, b, c, d, e, f]))
+            }
+
             /// From the 16 bytes.
             pub const fn from_bytes(bytes: [u8; 16]) -> Self {
                 Self(Uuid::from_bytes(bytes))
@@ -215,6 +221,18 @@ impl fmt::Display for Timestamp {
         match jiff::Timestamp::from_millisecond(self.0) {
             Ok(at) => write!(f, "{at:.3}"),
             Err(_) => write!(f, "{}ms", self.0),
+        }
+    }
+}
+
+/// RFC 3339 with any offset; what is finer than a millisecond is dropped.
+impl FromStr for Timestamp {
+    type Err = BadId;
+
+    fn from_str(text: &str) -> Result<Self, BadId> {
+        match text.parse::<jiff::Timestamp>() {
+            Ok(at) => Ok(Self(at.as_millisecond())),
+            Err(_) => Err(BadId::new(text, "a time (RFC 3339, as in 2026-11-24T08:00:00Z)")),
         }
     }
 }

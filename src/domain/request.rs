@@ -167,6 +167,10 @@ pub enum FailureClass {
 }
 
 impl FailureClass {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Transient, Self::Permanent, Self::Unusable, Self::Account, Self::Capacity, Self::Lost];
+
     /// Whether it may go well another time, and nothing was bought that would be bought again.
     pub const fn may_pass(self) -> bool {
         match self {
@@ -185,6 +189,14 @@ impl FailureClass {
             Self::Capacity => "capacity",
             Self::Lost => "lost",
         }
+    }
+}
+
+impl FromStr for FailureClass {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|class| class.label() == text).ok_or(())
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::batch::Batch;
+use super::cut::Waiting;
 use super::event::Event;
 use super::id::{BatchId, Timestamp};
 use super::request::{Failure, FailureClass};
@@ -155,6 +156,16 @@ impl Room {
             Some(closed) if self.is_shut(closed, now) || closed.probe.is_some() => Some(0),
             Some(closed) => Some(free.map_or(closed.probe_max, |free| free.min(closed.probe_max)).max(1)),
         }
+    }
+
+    /// The same for a batch of what waits; zero, too, where it would not do for a single request. What is too little for
+    /// one would only wait once it is cut.
+    pub fn for_these(&self, waiting: &Waiting, now: Timestamp, sharers: u64, newcomer: bool) -> Option<u64> {
+        let max = self.for_a_cut(now, sharers, newcomer)?;
+        // Four bytes are a token, more or less.
+        let one = self.corrected(waiting.bytes / waiting.requests.max(1) / 4);
+        let held = self.reserved.saturating_add(self.enqueued) > 0;
+        Some(if max < one && held { 0 } else { max })
     }
 
     /// Whether the gate waits still. What was learned after `now` was learned by a clock that was turned back since.

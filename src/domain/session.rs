@@ -116,6 +116,16 @@ pub enum SessionState {
 }
 
 impl SessionState {
+    /// All of them, in the order of their life.
+    pub const ALL: [Self; 6] = [
+        Self::Empty,
+        Self::TranscriptMissing,
+        Self::Settling,
+        Self::Requested,
+        Self::Analysed,
+        Self::AnalysisFailed,
+    ];
+
     /// The state as the API names it.
     pub const fn label(self) -> &'static str {
         match self {
@@ -126,6 +136,14 @@ impl SessionState {
             Self::Analysed => "analysed",
             Self::AnalysisFailed => "analysis_failed",
         }
+    }
+}
+
+impl std::str::FromStr for SessionState {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|state| state.label() == text).ok_or(())
     }
 }
 

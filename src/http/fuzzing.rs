@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::lines::{Json, Line, Lines};
 use super::query::{self, Query};
-use super::{ingest, legacy, lines};
+use super::{cursor, ingest, lines};
 
 /// The lines of a body that comes in these chunks, by number; none for a line that is too long.
 pub async fn body_lines(chunks: Vec<Vec<u8>>) -> Vec<(u64, Option<Vec<u8>>)> {
@@ -62,10 +62,10 @@ pub fn percent_decode(text: &str) -> Option<String> {
 
 /// A cursor for an id in a list.
 pub fn cursor(instance: Uuid, scope: &str, id: &[u8; 16]) -> String {
-    legacy::seal(instance, scope, id)
+    cursor::seal(instance, scope, id)
 }
 
 /// The id in a cursor of this list.
 pub fn open_cursor(instance: Uuid, scope: &str, cursor: &str) -> Option<[u8; 16]> {
-    legacy::unseal(instance, scope, cursor).ok()
+    cursor::unseal(instance, scope, cursor).ok()
 }

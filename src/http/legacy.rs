@@ -2,15 +2,11 @@
 
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use hmac::{Hmac, KeyInit, Mac};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sha2::Sha256;
-use uuid::Uuid;
 
 use super::Api;
+use super::cursor;
 use super::query::Query;
 use super::reply::ApiError;
 use super::view;
@@ -18,7 +14,7 @@ use crate::actors::intake::Requeue;
 use crate::actors::registry::{ListBatches, ListRequests, ShowBatch, ShowRequest, Summary};
 use crate::domain::batch::BatchStatus;
 use crate::domain::id::{BatchId, CompanyId, RequestId};
-use crate::domain::request::{RequestStatus, Source};
+use crate::domain::request::RequestStatus;
 use crate::panics;
 use crate::store::RequestFilter;
 
@@ -54,17 +50,14 @@ pub async fn requests(api: &Api, query: &Query) -> Result<Value, ApiError> {
         company.as_ref().map_or("", |company| company.as_str()),
         batch.map(|batch| batch.to_string()).unwrap_or_default(),
     );
-    let before = match query.get("cursor") {
-        Some(cursor) => Some(RequestId::from_bytes(open_cursor(api, &scope, cursor)?)),
-        None => None,
-    };
+    let before = cursor::of_query(api, &scope, query)?.map(RequestId::from_bytes);
     let filter = RequestFilter { status, company, batch };
     let (requests, next) =
         api.registry.send(ListRequests { filter, before, limit }).timeout(PATIENCE).await??;
     Ok(json!({
         "ok": true,
         "requests": requests.iter().map(view::request).collect::<Vec<_>>(),
-        "nextCursor": next.map(|id| cursor(api, &scope, id.as_bytes())),
+        "nextCursor": next.map(|id| cursor::make(api, &scope, id.as_bytes())),
     }))
 }
 
@@ -73,25 +66,8 @@ pub async fn request(api: &Api, id: &str) -> Result<Value, ApiError> {
     let unknown = || ApiError::not_found("unknown_request", format!("there is no request {id}"));
     let parsed: RequestId = id.parse().map_err(|_| unknown())?;
     let request = api.registry.send(ShowRequest(parsed)).timeout(PATIENCE).await??.ok_or_else(unknown)?;
-    let (result, analysis) = {
-        let (reader, source) = (api.shared.reader.clone(), request.source.clone());
-        super::blocking(move || {
-            let analysis = match source {
-                Source::Session { session, version, .. } => reader.analysis(session, version)?,
-                Source::Generic { .. } => None,
-            };
-            Ok((reader.result(parsed)?, analysis))
-        })
-        .await?
-    };
-    let mut shown = view::request(&request);
-    if let Value::Object(fields) = &mut shown {
-        let json_of = |text: &[u8]| serde_json::from_slice::<Value>(text).unwrap_or(Value::Null);
-        fields.insert("history".to_owned(), request.history.iter().map(view::attempt).collect());
-        fields.insert("result".to_owned(), result.as_deref().map_or(Value::Null, json_of));
-        let analysis = analysis.as_deref().map_or(Value::Null, |text| json_of(text.as_bytes()));
-        fields.insert("analysis".to_owned(), analysis);
-    }
+    let reader = api.shared.reader.clone();
+    let shown = super::blocking(move || view::whole_request(&reader, &request)).await?;
     Ok(json!({ "ok": true, "request": shown }))
 }
 
@@ -147,16 +123,13 @@ pub async fn batches(api: &Api, query: &Query) -> Result<Value, ApiError> {
         status.map(BatchStatus::label).unwrap_or_default(),
         company.as_ref().map_or("", |company| company.as_str()),
     );
-    let before = match query.get("cursor") {
-        Some(cursor) => Some(BatchId::from_bytes(open_cursor(api, &scope, cursor)?)),
-        None => None,
-    };
+    let before = cursor::of_query(api, &scope, query)?.map(BatchId::from_bytes);
     let (batches, next) =
         api.registry.send(ListBatches { company, status, before, limit }).timeout(PATIENCE).await??;
     Ok(json!({
         "ok": true,
         "batches": batches.iter().map(view::batch).collect::<Vec<_>>(),
-        "nextCursor": next.map(|id| cursor(api, &scope, id.as_bytes())),
+        "nextCursor": next.map(|id| cursor::make(api, &scope, id.as_bytes())),
     }))
 }
 
@@ -196,49 +169,4 @@ pub fn health() -> Value {
 pub fn switches(api: &Api) -> Value {
     let switches = &api.shared.switches;
     json!({ "ok": true, "switches": { "creation": switches.creation(), "polling": switches.polling() } })
-}
-
-type Signature = Hmac<Sha256>;
-
-const CURSOR_SIGNATURE: usize = 16;
-
-/// A cursor: the last id of the page, signed together with what the list was asked for.
-fn cursor(api: &Api, scope: &str, id: &[u8; 16]) -> String {
-    seal(api.shared.store.instance(), scope, id)
-}
-
-pub(super) fn seal(instance: Uuid, scope: &str, id: &[u8; 16]) -> String {
-    let mut bytes = id.to_vec();
-    bytes.extend(signature(instance, scope, id).iter().take(CURSOR_SIGNATURE));
-    URL_SAFE_NO_PAD.encode(bytes)
-}
-
-fn open_cursor(api: &Api, scope: &str, cursor: &str) -> Result<[u8; 16], ApiError> {
-    unseal(api.shared.store.instance(), scope, cursor)
-}
-
-pub(super) fn unseal(instance: Uuid, scope: &str, cursor: &str) -> Result<[u8; 16], ApiError> {
-    let bad = || {
-        let detail = "this cursor is not from this list: take nextCursor as it is, with the same filter, or start anew";
-        ApiError::invalid("bad_cursor", detail)
-    };
-    let bytes = URL_SAFE_NO_PAD.decode(cursor).map_err(|_| bad())?;
-    let (id, signed) = bytes.split_first_chunk::<16>().ok_or_else(bad)?;
-    let expected = signature(instance, scope, id);
-    let expected = expected.get(..CURSOR_SIGNATURE).unwrap_or_default();
-    if bool::from(subtle::ConstantTimeEq::ct_eq(signed, expected)) { Ok(*id) } else { Err(bad()) }
-}
-
-fn signature(instance: Uuid, scope: &str, id: &[u8; 16]) -> Vec<u8> {
-    // Not a secret worth much: the signature keeps mistakes out, the token keeps people out.
-    let key = format!("cursor/{instance}");
-    match Signature::new_from_slice(key.as_bytes()) {
-        Ok(mut mac) => {
-            mac.update(scope.as_bytes());
-            mac.update(id);
-            mac.finalize().into_bytes().to_vec()
-        }
-        // HMAC takes keys of every length.
-        Err(_) => Vec::new(),
-    }
 }

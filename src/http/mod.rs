@@ -5,9 +5,13 @@
 
 pub mod auth;
 mod budget;
+mod cells;
 mod control;
 mod csv;
+mod cursor;
 mod encoding;
+mod export;
+mod filters;
 #[doc(hidden)]
 pub mod fuzzing;
 mod ingest;
@@ -17,9 +21,12 @@ mod lines;
 mod query;
 mod reply;
 mod request_body;
+mod results;
 #[doc(hidden)]
 pub mod table;
+mod timeline;
 mod view;
+mod waits;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -187,8 +194,7 @@ impl Call {
         let (company, id) = (params.company.unwrap_or_default(), params.id.unwrap_or_default());
         let query = Query::parse(&self.query)?;
         // Health checks may carry what their programs like; the lists say themselves what they know.
-        if !matches!(route, Route::Health | Route::Ready | Route::Summary | Route::Requests | Route::Batches)
-        {
+        if !route.has_parameters() {
             query.only(&[])?;
         }
         let shown = match route {
@@ -234,7 +240,18 @@ impl Call {
             }
             Route::Session => {
                 let company = self.company(company).await?;
-                self.session(company, id).await?
+                results::session(api, company, id, &query).await?
+            }
+            Route::Timeline => results::timeline_for_operators(api, id).await?,
+            Route::OwnRequests => results::requests(api, self.company(company).await?, &query).await?,
+            Route::OwnRequest => results::request(api, self.company(company).await?, id).await?,
+            Route::OwnTimeline => results::timeline(api, self.company(company).await?, id).await?,
+            Route::OwnSessions => results::sessions(api, self.company(company).await?, &query).await?,
+            Route::ExportRequests => {
+                return export::requests(api, self.company(company).await?, &query).await;
+            }
+            Route::ExportSessions => {
+                return export::sessions(api, self.company(company).await?, &query).await;
             }
         };
         Ok((StatusCode::OK, shown).into())
@@ -258,20 +275,6 @@ impl Call {
             Some(_) => Ok(id),
             None => Err(unknown()),
         }
-    }
-
-    async fn session(&self, company: CompanyId, id: &str) -> Result<Value, ApiError> {
-        let (reader, external) = (self.api.shared.reader.clone(), id.to_owned());
-        let found = blocking(move || {
-            let session = reader.session_by_external_id(&company, &external)?;
-            let Some(session) = session else { return Ok(None) };
-            let analysis = reader.analysis(session.id, session.version)?;
-            Ok(Some((session, analysis)))
-        });
-        let (session, analysis) = found
-            .await?
-            .ok_or_else(|| ApiError::not_found("unknown_session", format!("there is no session {id}")))?;
-        Ok(json!({ "ok": true, "session": view::session(&session, analysis.as_deref()) }))
     }
 }
 

@@ -1,6 +1,9 @@
 //! Replies: `{"ok": true, …}`, or an error as RFC 9457 `application/problem+json` with `"ok": false`.
 
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
+use tokio::sync::mpsc;
+use warp::Reply;
 use warp::http::header::{
     CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
@@ -105,17 +108,28 @@ impl From<actix::MailboxError> for ApiError {
     }
 }
 
+/// A body broke off in its midst: the connection is cut, so that nobody takes what came for all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the body broke off")]
+pub struct BrokenOff;
+
+/// What a body is made of.
+enum Content {
+    Json(Value),
+    Stream { content_type: &'static str, pieces: mpsc::Receiver<Result<Bytes, BrokenOff>> },
+}
+
 /// What a call is answered with.
 pub struct Answer {
     status: StatusCode,
-    body: Value,
+    content: Content,
     /// More headers.
     headers: Vec<(&'static str, HeaderValue)>,
 }
 
 impl From<(StatusCode, Value)> for Answer {
     fn from((status, body): (StatusCode, Value)) -> Self {
-        Self { status, body, headers: Vec::new() }
+        Self { status, content: Content::Json(body), headers: Vec::new() }
     }
 }
 
@@ -125,9 +139,28 @@ impl Answer {
         Self { headers, ..self }
     }
 
+    /// A body that comes piece by piece.
+    pub fn stream(
+        status: StatusCode,
+        content_type: &'static str,
+        pieces: mpsc::Receiver<Result<Bytes, BrokenOff>>,
+    ) -> Self {
+        Self { status, content: Content::Stream { content_type, pieces }, headers: Vec::new() }
+    }
+
     /// The reply.
     pub fn reply(self) -> Response {
-        let mut reply = bytes(self.status, "application/json", &self.body);
+        let mut reply = match self.content {
+            Content::Json(body) => bytes(self.status, "application/json", &body),
+            Content::Stream { content_type, pieces } => {
+                let pieces = futures_util::stream::unfold(pieces, |mut pieces| async move {
+                    let piece = pieces.recv().await?;
+                    Some((piece, pieces))
+                });
+                let reply = warp::reply::stream(pieces).into_response();
+                dressed(reply, self.status, content_type)
+            }
+        };
         for (name, value) in self.headers {
             reply.headers_mut().insert(name, value);
         }
@@ -136,7 +169,10 @@ impl Answer {
 }
 
 fn bytes(status: StatusCode, content_type: &'static str, body: &Value) -> Response {
-    let mut reply: Response = Plain::new(body.to_string()).map(Into::into);
+    dressed(Plain::new(body.to_string()).map(Into::into), status, content_type)
+}
+
+fn dressed(mut reply: Response, status: StatusCode, content_type: &'static str) -> Response {
     *reply.status_mut() = status;
     let headers = reply.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

@@ -38,6 +38,33 @@ pub enum Route {
     Session,
     Budget,
     SetBudget,
+    Timeline,
+    OwnRequests,
+    OwnRequest,
+    OwnTimeline,
+    OwnSessions,
+    ExportRequests,
+    ExportSessions,
+}
+
+impl Route {
+    /// Whether it has parameters in its query, which it then checks itself. Health checks may carry what their programs
+    /// like.
+    pub const fn has_parameters(self) -> bool {
+        matches!(
+            self,
+            Self::Health
+                | Self::Ready
+                | Self::Summary
+                | Self::Requests
+                | Self::Batches
+                | Self::Session
+                | Self::OwnRequests
+                | Self::OwnSessions
+                | Self::ExportRequests
+                | Self::ExportSessions
+        )
+    }
 }
 
 /// One route.
@@ -65,6 +92,7 @@ pub static TABLE: &[Entry] = &[
     entry("GET", "/api/admin/legacy/requests", Access::Read, Route::Requests),
     entry("POST", "/api/admin/legacy/requests/requeue", Access::Write, Route::Requeue),
     entry("GET", "/api/admin/legacy/requests/{id}", Access::Read, Route::Request),
+    entry("GET", "/api/admin/legacy/requests/{id}/timeline", Access::Read, Route::Timeline),
     entry("GET", "/api/admin/legacy/batches", Access::Read, Route::Batches),
     entry("GET", "/api/admin/legacy/batches/{id}", Access::Read, Route::Batch),
     entry("POST", "/api/admin/legacy/batches/{id}/cancel", Access::Write, Route::Cancel),
@@ -75,10 +103,16 @@ pub static TABLE: &[Entry] = &[
     entry("GET", "/api/admin/legacy/health", Access::Read, Route::Inner),
     entry("GET", "/api/admin/legacy/verify", Access::Read, Route::Verify),
     entry("POST", "/api/v1/companies/{companyId}/requests", Access::OwnWrite, Route::IngestRequests),
+    entry("GET", "/api/v1/companies/{companyId}/requests", Access::OwnRead, Route::OwnRequests),
+    entry("GET", "/api/v1/companies/{companyId}/requests/{id}", Access::OwnRead, Route::OwnRequest),
+    entry("GET", "/api/v1/companies/{companyId}/requests/{id}/timeline", Access::OwnRead, Route::OwnTimeline),
     entry("POST", "/api/v1/companies/{companyId}/sessions", Access::OwnWrite, Route::IngestSessions),
     entry("GET", "/api/v1/companies/{companyId}/budget", Access::OwnRead, Route::Budget),
     entry("PUT", "/api/v1/companies/{companyId}/budget", Access::Write, Route::SetBudget),
+    entry("GET", "/api/v1/companies/{companyId}/sessions", Access::OwnRead, Route::OwnSessions),
     entry("GET", "/api/v1/companies/{companyId}/sessions/{id}", Access::OwnRead, Route::Session),
+    entry("GET", "/api/v1/companies/{companyId}/export/requests", Access::OwnRead, Route::ExportRequests),
+    entry("GET", "/api/v1/companies/{companyId}/export/sessions", Access::OwnRead, Route::ExportSessions),
 ];
 
 /// The texts that stand where a path has braces.

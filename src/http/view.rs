@@ -6,8 +6,8 @@ use crate::domain::batch::{Batch, Origin};
 use crate::domain::company::Company;
 use crate::domain::id::Timestamp;
 use crate::domain::request::{Attempt, Request, Source, Usage};
-use crate::domain::session::Session;
-use crate::store::StoryLine;
+use crate::domain::session::{Message, SessionFacts};
+use crate::store::{SessionFound, StoreError, StoreReader, StoryLine};
 
 fn time(at: Option<Timestamp>) -> Value {
     at.map_or(Value::Null, |at| Value::String(at.to_string()))
@@ -64,6 +64,27 @@ fn tokens(usage: &Usage) -> Value {
         "acceptedPredictionTokens": usage.accepted_prediction,
         "rejectedPredictionTokens": usage.rejected_prediction,
     })
+}
+
+/// A request with its history, its result and, for a session, the analysis.
+pub fn whole_request(reader: &StoreReader, shown: &Request) -> Result<Value, StoreError> {
+    let analysis = match shown.source {
+        Source::Session { session, version, .. } => reader.analysis(session, version)?,
+        Source::Generic { .. } => None,
+    };
+    let result = reader.result(shown.id)?;
+    let mut view = request(shown);
+    if let Value::Object(fields) = &mut view {
+        fields.insert("history".to_owned(), shown.history.iter().map(attempt).collect());
+        fields.insert("result".to_owned(), json_of(result.as_deref()));
+        fields.insert("analysis".to_owned(), json_of(analysis.as_deref().map(str::as_bytes)));
+    }
+    Ok(view)
+}
+
+/// Stored JSON text as a value; null where there is none.
+pub fn json_of(text: Option<&[u8]>) -> Value {
+    text.and_then(|text| serde_json::from_slice(text).ok()).unwrap_or(Value::Null)
 }
 
 /// One attempt of a request's history.
@@ -159,8 +180,12 @@ pub fn summary(counts: [u64; 4]) -> Value {
     })
 }
 
-/// A session, without its messages.
-pub fn session(session: &Session, analysis: Option<&str>) -> Value {
+/// A session with what became of it, without its messages.
+pub fn session(found: &SessionFound) -> Value {
+    let SessionFound { session, analysis, request } = found;
+    let request = request.as_ref();
+    let failure = request.and_then(|request| request.failure.as_ref());
+    let cost = request.and_then(|request| request.cost.as_ref());
     json!({
         "id": session.id.to_string(),
         "companyId": session.company.as_str(),
@@ -168,11 +193,42 @@ pub fn session(session: &Session, analysis: Option<&str>) -> Value {
         "state": session.state.label(),
         "version": session.version,
         "messages": session.message_count,
+        "receivedAt": time(Some(session.id.made_at())),
         "startedAt": time(session.facts.started_at),
         "endedAt": time(session.facts.ended_at),
         "changedAt": time(Some(session.changed_at)),
         "metadata": session.facts.metadata.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok()),
+        "facts": facts(&session.facts),
         "requestId": session.request.map(|request| request.to_string()),
-        "analysis": analysis.and_then(|text| serde_json::from_str::<Value>(text).ok()),
+        "requestStatus": request.map(|request| request.status.label()),
+        "errorClass": failure.map(|failure| failure.class.label()),
+        "error": failure.map(ToString::to_string),
+        "costMicros": cost.map(|cost| cost.micros),
+        "currency": cost.map(|cost| cost.currency.as_str()),
+        "analysis": json_of(analysis.as_deref().map(str::as_bytes)),
     })
+}
+
+/// What an export said of a session besides its times, under the names that ingest takes.
+fn facts(facts: &SessionFacts) -> Value {
+    json!({
+        "ipAddress": facts.ip_address,
+        "country": facts.country,
+        "language": facts.language,
+        "messagesSent": facts.messages_sent,
+        "sentiment": facts.sentiment,
+        "escalated": facts.escalated,
+        "forwardedHr": facts.forwarded_hr,
+        "transcript": facts.transcript,
+        "avgResponseMs": facts.avg_response_ms,
+        "tokens": facts.tokens,
+        "tokensEurMicros": facts.tokens_eur_micros,
+        "category": facts.category,
+        "firstMessage": facts.first_message,
+    })
+}
+
+/// A message of a session.
+pub fn message(message: &Message) -> Value {
+    json!({ "role": message.role.label(), "content": message.text, "at": time(message.at) })
 }

@@ -7,6 +7,7 @@ use super::{StoreError, StoreReader, codec};
 use crate::domain::batch::{Batch, BatchStatus};
 use crate::domain::cut;
 use crate::domain::id::{BatchId, CompanyId, FileId, ProviderBatchId, RequestId, Timestamp};
+use crate::domain::request::Group;
 
 impl StoreReader {
     /// One batch.
@@ -75,6 +76,22 @@ impl StoreReader {
         entries.into_iter().map(|(_, value)| codec::decode(&value)).collect()
     }
 
+    /// The first `first` lines of a batch's story and, of those behind them, the last `last`; oldest first.
+    pub fn story_ends(&self, id: BatchId, first: usize, last: usize) -> Result<Vec<StoryLine>, StoreError> {
+        let end = keys::after_prefix(id.as_bytes());
+        let mut entries = self.engine.scan(Tree::Story, id.as_bytes(), end.as_deref(), first)?;
+        if entries.len() == first {
+            let behind = match entries.last() {
+                Some((key, _)) => Key::new().bytes(key).byte(0).done(),
+                None => id.as_bytes().to_vec(),
+            };
+            let mut rest = self.engine.scan_back(Tree::Story, &behind, end.as_deref(), last)?;
+            rest.reverse();
+            entries.append(&mut rest);
+        }
+        entries.into_iter().map(|(_, value)| codec::decode(&value)).collect()
+    }
+
     /// At most `limit` members of a batch after `after`, in the order of its input file.
     pub fn members(
         &self,
@@ -94,31 +111,43 @@ impl StoreReader {
 
     /// What waits, group by group.
     pub fn waiting(&self) -> Result<Vec<GroupWaiting>, StoreError> {
-        self.waiting_below(&[])
+        self.waiting_below(&[], usize::MAX)
+    }
+
+    /// The same of at most `limit` groups.
+    pub fn first_waiting(&self, limit: usize) -> Result<Vec<GroupWaiting>, StoreError> {
+        self.waiting_below(&[], limit)
     }
 
     /// What waits of one company, group by group.
     pub fn waiting_of(&self, company: &CompanyId) -> Result<Vec<GroupWaiting>, StoreError> {
-        self.waiting_below(&Key::new().company(company).done())
+        self.waiting_below(&Key::new().company(company).done(), usize::MAX)
     }
 
-    fn waiting_below(&self, prefix: &[u8]) -> Result<Vec<GroupWaiting>, StoreError> {
-        let mut groups = Vec::new();
-        let end = keys::after_prefix(prefix);
-        for (key, value) in self.engine.scan(Tree::Groups, prefix, end.as_deref(), usize::MAX)? {
-            let stat: GroupStat = codec::decode(&value)?;
-            let oldest = self.oldest(&key)?;
-            groups.push(GroupWaiting {
-                waiting: cut::Waiting {
-                    requests: stat.requests,
-                    bytes: stat.bytes,
-                    oldest: oldest.unwrap_or(Timestamp::from_millis(i64::MAX)),
-                },
-                group: stat.group,
-                filling: stat.filling,
-            });
-        }
-        Ok(groups)
+    fn waiting_below(&self, prefix: &[u8], limit: usize) -> Result<Vec<GroupWaiting>, StoreError> {
+        let groups = self.engine.scan(Tree::Groups, prefix, keys::after_prefix(prefix).as_deref(), limit)?;
+        groups.iter().map(|(key, value)| self.group_waiting(key, value)).collect()
+    }
+
+    /// What waits in one group, if it is there.
+    pub fn waiting_in(&self, group: &Group) -> Result<Option<GroupWaiting>, StoreError> {
+        let key = Key::new().group(group).done();
+        let value = self.engine.get(Tree::Groups, &key)?;
+        value.map(|value| self.group_waiting(&key, &value)).transpose()
+    }
+
+    fn group_waiting(&self, key: &[u8], value: &[u8]) -> Result<GroupWaiting, StoreError> {
+        let stat: GroupStat = codec::decode(value)?;
+        let oldest = self.oldest(key)?;
+        Ok(GroupWaiting {
+            waiting: cut::Waiting {
+                requests: stat.requests,
+                bytes: stat.bytes,
+                oldest: oldest.unwrap_or(Timestamp::from_millis(i64::MAX)),
+            },
+            group: stat.group,
+            filling: stat.filling,
+        })
     }
 
     /// Since when the oldest request of a group waits: the first of each priority that is there.

@@ -90,6 +90,8 @@ trees! {
     Misfits = "misfits",
     /// end, company, Idempotency-Key → nothing
     KeyEnds = "key_ends",
+    /// company, session → nothing
+    SessionsOf = "sessions_of",
 }
 
 /// Builds a key piece by piece.
@@ -190,6 +192,11 @@ pub fn counter(company: Option<&CompanyId>, status: RequestStatus) -> Vec<u8> {
 /// The key of a member in `members` and `outstanding`.
 pub fn member(batch: BatchId, request: RequestId) -> Vec<u8> {
     Key::new().bytes(batch.as_bytes()).bytes(request.as_bytes()).done()
+}
+
+/// The key of a session in `sessions_of`.
+pub fn session_of(company: &CompanyId, session: SessionId) -> Vec<u8> {
+    Key::new().company(company).bytes(session.as_bytes()).done()
 }
 
 /// The key of one part of a long value.

@@ -420,7 +420,7 @@ pub(super) fn named_by(key: &[u8], value: &[u8]) -> Result<Option<RequestId>, St
     Ok(Some(known.request))
 }
 
-fn client_key(company: &CompanyId, key: &ClientKey) -> Vec<u8> {
+pub(super) fn client_key(company: &CompanyId, key: &ClientKey) -> Vec<u8> {
     let start = Key::new().company(company);
     match key {
         ClientKey::Id(id) => start.byte(1).text(id).done(),

@@ -104,6 +104,7 @@ fn accept(tx: &mut Tx<'_>, new: SessionIn, now: Timestamp) -> Result<SessionTake
             request: None,
         };
         tx.write(Tree::SessionKeys, key, &new.id)?;
+        tx.put(Tree::SessionsOf, keys::session_of(&session.company, session.id), Vec::new());
         if let Some(messages) = new.messages {
             add_version(tx, &mut session, messages, new.content_hash, new.settles_at, now)?;
         }

@@ -167,6 +167,8 @@ async fn every_record_that_does_not_fit_the_others_breaks_its_invariant() {
         (1, Tree::Settling, at(time(4)), none.clone()),
         (1, Tree::Settling, at(time(5)), some(b"")),
         (1, Tree::SessionKeys, Box::new(key_of(Tree::SessionKeys)), none.clone()),
+        (1, Tree::SessionsOf, Box::new(key_of(Tree::SessionsOf)), none.clone()),
+        (1, Tree::SessionsOf, at(vec![9; 20]), some(b"")),
         (
             6,
             Tree::SessionKeys,

@@ -367,7 +367,13 @@ impl Scan {
         match tree {
             Tree::Companies => drop(codec::decode::<Company>(value)?),
             Tree::Tokens => drop(codec::decode::<StoredToken>(value)?),
-            Tree::Sessions => self.report.sessions += 1,
+            Tree::Sessions => {
+                self.report.sessions += 1;
+                let Session { id, company, .. } = codec::decode(value)?;
+                if engine.get(Tree::SessionsOf, &keys::session_of(&company, id))?.is_none() {
+                    wrong.push((1, format!("session {id} is not listed in {}", Tree::SessionsOf.name())));
+                }
+            }
             Tree::SessionKeys => {
                 let id: SessionId = codec::decode(value)?;
                 let session: Option<Session> = get(engine, Tree::Sessions, id.as_bytes())?;
@@ -443,7 +449,8 @@ impl Scan {
             | Tree::Pending
             | Tree::Backoff
             | Tree::LiveBatches
-            | Tree::Deletions => {}
+            | Tree::Deletions
+            | Tree::SessionsOf => {}
         }
         Ok(wrong)
     }
@@ -505,6 +512,7 @@ impl Scan {
             (Tree::Requests, 1, Tree::Backoff, tally.backing_off, "requests that wait for their time"),
             (Tree::Requests, 2, Tree::Outstanding, tally.in_progress, "requests in batches"),
             (Tree::Sessions, 1, Tree::SessionKeys, tally.sessions, "sessions"),
+            (Tree::Sessions, 1, Tree::SessionsOf, tally.sessions, "sessions"),
             (Tree::Sessions, 1, Tree::Settling, tally.settling, "sessions that settle"),
             (Tree::Batches, 2, Tree::LiveBatches, tally.live, "live batches"),
         ];

@@ -123,6 +123,14 @@ impl Reply {
     }
 }
 
+/// A reply as it came.
+#[derive(Debug)]
+pub struct Raw {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
 /// A call to be made; as an admin from 192.0.2.1 unless said otherwise.
 pub struct Call {
     method: &'static str,
@@ -233,6 +241,13 @@ impl Nightshift {
     }
 
     pub async fn call(&self, call: Call) -> Reply {
+        let Raw { status, headers, body } = self.raw(call).await;
+        let body = if body.is_empty() { Value::Null } else { serde_json::from_str(&body).unwrap() };
+        Reply { status, headers, body }
+    }
+
+    /// The same where the body is no JSON, or of many lines.
+    pub async fn raw(&self, call: Call) -> Raw {
         let mut request = warp::test::request()
             .method(call.method)
             .path(&call.path)
@@ -245,9 +260,8 @@ impl Nightshift {
             request = request.header("authorization", format!("Bearer {token}"));
         }
         let reply = request.reply(&self.routes).await;
-        let body =
-            if reply.body().is_empty() { Value::Null } else { serde_json::from_slice(reply.body()).unwrap() };
-        Reply { status: reply.status().as_u16(), headers: reply.headers().clone(), body }
+        let body = String::from_utf8(reply.body().to_vec()).unwrap();
+        Raw { status: reply.status().as_u16(), headers: reply.headers().clone(), body }
     }
 
     pub async fn get(&self, path: &str) -> Value {

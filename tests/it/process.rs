@@ -132,6 +132,11 @@ impl Server {
         None
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal; its end is not waited for.
     pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();

@@ -1,0 +1,218 @@
+//! `nightshift export`: writes what a company has to a file or to standard output.
+
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::client::Client;
+use super::{CliError, block_on, output};
+use crate::config::Settings;
+use crate::domain::id::CompanyId;
+
+/// What to write.
+#[derive(Debug, Args)]
+pub struct Export {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Sessions with their analyses.
+    Sessions(Sessions),
+    /// Requests with their results.
+    Requests(Requests),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// One JSON object a line.
+    Ndjson,
+    /// For spreadsheets.
+    Csv,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Whose.
+    #[arg(long)]
+    company: CompanyId,
+    /// How.
+    #[arg(long, value_enum, default_value = "ndjson")]
+    format: Format,
+    /// Where to; it has its name only once it is whole. Without it: standard output.
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Only from this time on (RFC 3339).
+    #[arg(long, value_name = "TIME")]
+    from: Option<String>,
+    /// Only before this time.
+    #[arg(long, value_name = "TIME")]
+    to: Option<String>,
+    /// Only those whose error has this in it.
+    #[arg(long, value_name = "TEXT")]
+    error: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Sessions {
+    #[command(flatten)]
+    common: Common,
+    /// Only in this state.
+    #[arg(long)]
+    state: Option<String>,
+    /// Only with this sentiment.
+    #[arg(long)]
+    sentiment: Option<String>,
+    /// Only of this category.
+    #[arg(long)]
+    category: Option<String>,
+    /// Only in this language, as analysed.
+    #[arg(long)]
+    language: Option<String>,
+    /// Only from this country.
+    #[arg(long)]
+    country: Option<String>,
+    /// With what was said.
+    #[arg(long)]
+    messages: bool,
+}
+
+#[derive(Debug, Args)]
+struct Requests {
+    #[command(flatten)]
+    common: Common,
+    /// Only with this status.
+    #[arg(long)]
+    status: Option<String>,
+    /// Only for this endpoint.
+    #[arg(long)]
+    endpoint: Option<String>,
+    /// Only for this model.
+    #[arg(long)]
+    model: Option<String>,
+    /// Only those that failed like this.
+    #[arg(long)]
+    class: Option<String>,
+    /// Only the analyses of this session.
+    #[arg(long, value_name = "ID")]
+    session: Option<String>,
+}
+
+/// Writes the export.
+pub fn run(command: &Export, settings: &Settings, server: Option<&str>) -> Result<(), CliError> {
+    let client = Client::new(settings, server)?;
+    let (what, common, more) = match &command.what {
+        What::Sessions(of) => {
+            let messages = of.messages.then(|| "messages".to_owned());
+            let more = [
+                ("state", of.state.clone()),
+                ("sentiment", of.sentiment.clone()),
+                ("category", of.category.clone()),
+                ("language", of.language.clone()),
+                ("country", of.country.clone()),
+                ("include", messages),
+            ];
+            ("sessions", &of.common, more.to_vec())
+        }
+        What::Requests(of) => {
+            let more = [
+                ("status", of.status.clone()),
+                ("endpoint", of.endpoint.clone()),
+                ("model", of.model.clone()),
+                ("class", of.class.clone()),
+                ("sessionId", of.session.clone()),
+            ];
+            ("requests", &of.common, more.to_vec())
+        }
+    };
+    let format = match common.format {
+        Format::Ndjson => "ndjson",
+        Format::Csv => "csv",
+    };
+    let common_filters =
+        [("from", common.from.clone()), ("to", common.to.clone()), ("error", common.error.clone())];
+    let mut query = vec![("format", format.to_owned())];
+    let given = common_filters.into_iter().chain(more);
+    query.extend(given.filter_map(|(key, value)| value.map(|value| (key, value))));
+    let path = format!("/api/v1/companies/{}/export/{what}", common.company);
+    match &common.output {
+        Some(file) => to_file(&client, &path, &query, file),
+        None => {
+            let bar = bar();
+            let mut out = BufWriter::new(std::io::stdout());
+            download(&client, &path, &query, &mut out, &bar)?;
+            out.flush().map_err(|err| unwritten("standard output", &err))
+        }
+    }
+}
+
+/// Writes beside the file and renames: under its own name there is never half of it.
+fn to_file(client: &Client, path: &str, query: &[(&str, String)], file: &Path) -> Result<(), CliError> {
+    let shown = file.display().to_string();
+    let failed = |err: &std::io::Error| unwritten(&shown, err);
+    let Some(name) = file.file_name() else {
+        return Err(CliError::Failed(format!("--output {shown}: that is no name of a file")));
+    };
+    let part = file.with_file_name(format!(".{}.{}.part", name.to_string_lossy(), std::process::id()));
+    let written = write_part(client, path, query, &part, &failed)
+        .and_then(|()| std::fs::rename(&part, file).map_err(|err| failed(&err)));
+    if written.is_err() {
+        // What is left of it is of no use; that it cannot be removed changes nothing.
+        let _ = std::fs::remove_file(&part);
+    }
+    written
+}
+
+fn write_part(
+    client: &Client,
+    path: &str,
+    query: &[(&str, String)],
+    part: &Path,
+    failed: &dyn Fn(&std::io::Error) -> CliError,
+) -> Result<(), CliError> {
+    let mut out = BufWriter::new(File::create(part).map_err(|err| failed(&err))?);
+    let bar = bar();
+    let bytes = download(client, path, query, &mut out, &bar)?;
+    let file = out.into_inner().map_err(|err| failed(err.error()))?;
+    file.sync_all().map_err(|err| failed(&err))?;
+    output::talk(&format!("{bytes} bytes written"));
+    Ok(())
+}
+
+fn download(
+    client: &Client,
+    path: &str,
+    query: &[(&str, String)],
+    out: &mut impl Write,
+    bar: &ProgressBar,
+) -> Result<u64, CliError> {
+    let mut bytes = 0;
+    let ended = block_on(client.download(path, query, |piece| {
+        bytes += piece.len() as u64;
+        bar.set_position(bytes);
+        out.write_all(piece).map_err(|err| unwritten("the output", &err))
+    }));
+    bar.finish_and_clear();
+    ended.map(|()| bytes)
+}
+
+fn unwritten(what: &str, err: &std::io::Error) -> CliError {
+    CliError::Failed(format!("{what} cannot be written: {err}"))
+}
+
+/// How much there is to come is not known before the end.
+fn bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new_spinner();
+    let style = "{spinner} {bytes} {bytes_per_sec} {elapsed}";
+    bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}

@@ -1,0 +1,194 @@
+//! Rows as CSV after RFC 4180: quoted where needed, lines ended by CRLF, UTF-8.
+//!
+//! A spreadsheet takes a cell for a formula by how it begins, and formulas read files and call addresses. So a text that
+//! would be taken for one gets a `'` in front. Numbers are ours and stay as they are.
+
+use serde_json::Value;
+
+use crate::store::StoreError;
+
+/// A column: its name, and where the value lies in the row.
+pub type Column = (&'static str, &'static str);
+
+/// Of requests.
+pub const REQUEST: &[Column] = &[
+    ("id", "/id"),
+    ("clientId", "/clientId"),
+    ("sessionId", "/sessionId"),
+    ("status", "/status"),
+    ("endpoint", "/endpoint"),
+    ("model", "/model"),
+    ("requestedAt", "/requestedAt"),
+    ("completedAt", "/completedAt"),
+    ("attempts", "/attempts"),
+    ("errorClass", "/errorClass"),
+    ("error", "/error"),
+    ("batchId", "/batchId"),
+    ("priority", "/priority"),
+    ("notBefore", "/notBefore"),
+    ("metadata", "/metadata"),
+    ("answeredModel", "/answeredModel"),
+    ("promptTokens", "/usage/promptTokens"),
+    ("completionTokens", "/usage/completionTokens"),
+    ("totalTokens", "/usage/totalTokens"),
+    ("cachedTokens", "/usage/cachedTokens"),
+    ("reasoningTokens", "/usage/reasoningTokens"),
+    ("costMicros", "/costMicros"),
+    ("currency", "/currency"),
+    ("result", "/result"),
+];
+
+macro_rules! of_session {
+    ($($more:expr),*) => {
+        &[
+            ("id", "/id"),
+            ("externalId", "/externalId"),
+            ("state", "/state"),
+            ("version", "/version"),
+            ("messages", "/messages"),
+            ("receivedAt", "/receivedAt"),
+            ("startedAt", "/startedAt"),
+            ("endedAt", "/endedAt"),
+            ("changedAt", "/changedAt"),
+            ("requestId", "/requestId"),
+            ("requestStatus", "/requestStatus"),
+            ("errorClass", "/errorClass"),
+            ("error", "/error"),
+            ("costMicros", "/costMicros"),
+            ("currency", "/currency"),
+            ("language", "/analysis/language"),
+            ("sentiment", "/analysis/sentiment"),
+            ("escalated", "/analysis/escalated"),
+            ("forwardedHr", "/analysis/forwarded_hr"),
+            ("category", "/analysis/category"),
+            ("questions", "/analysis/questions"),
+            ("summary", "/analysis/summary"),
+            ("facts.country", "/facts/country"),
+            ("facts.language", "/facts/language"),
+            ("facts.ipAddress", "/facts/ipAddress"),
+            ("facts.messagesSent", "/facts/messagesSent"),
+            ("facts.sentiment", "/facts/sentiment"),
+            ("facts.escalated", "/facts/escalated"),
+            ("facts.forwardedHr", "/facts/forwardedHr"),
+            ("facts.transcript", "/facts/transcript"),
+            ("facts.avgResponseMs", "/facts/avgResponseMs"),
+            ("facts.tokens", "/facts/tokens"),
+            ("facts.tokensEurMicros", "/facts/tokensEurMicros"),
+            ("facts.category", "/facts/category"),
+            ("facts.firstMessage", "/facts/firstMessage"),
+            $($more),*
+        ]
+    };
+}
+
+/// Of sessions.
+pub const SESSION: &[Column] = of_session!();
+/// Of sessions with what was said.
+pub const SESSION_WITH_MESSAGES: &[Column] = of_session!(("conversation", "/conversation"));
+
+/// The line of names.
+pub fn head(columns: &[Column], to: &mut Vec<u8>) -> Result<(), StoreError> {
+    record(columns.iter().map(|(name, _)| (*name).to_owned()), to)
+}
+
+/// The line of one row.
+pub fn row(columns: &[Column], row: &Value, to: &mut Vec<u8>) -> Result<(), StoreError> {
+    record(columns.iter().map(|(_, pointer)| cell(row.pointer(pointer).unwrap_or(&Value::Null))), to)
+}
+
+fn record(cells: impl Iterator<Item = String>, to: &mut Vec<u8>) -> Result<(), StoreError> {
+    let mut builder = csv::WriterBuilder::new();
+    let mut writer = builder.terminator(csv::Terminator::CRLF).from_writer(to);
+    let written = writer.write_record(cells.map(String::into_bytes));
+    written.map_err(|err| StoreError::Codec(err.to_string()))?;
+    writer.flush().map_err(|err| StoreError::Codec(err.to_string()))
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::Bool(_) | Value::Number(_) => value.to_string(),
+        Value::String(text) => harmless(text.clone()),
+        Value::Array(_) | Value::Object(_) => harmless(value.to_string()),
+    }
+}
+
+/// The text with a `'` in front where a spreadsheet would take it for a formula.
+fn harmless(text: String) -> String {
+    if is_formula(&text) { format!("'{text}") } else { text }
+}
+
+/// Whether a cell begins like a formula, also behind white space or a byte order mark, which some programs drop, and in
+/// the full-width forms that some take for the plain ones.
+fn is_formula(text: &str) -> bool {
+    if text.starts_with(['\t', '\r', '\n', '\0']) {
+        return true;
+    }
+    let bare = text.trim_start_matches(|c: char| c.is_whitespace() || c.is_control() || c == '\u{feff}');
+    bare.starts_with(['=', '+', '-', '@', '＝', '＋', '－', '＠'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_begins_like_a_formula_gets_a_quote_in_front_and_numbers_do_not() {
+        for bad in [
+            "=1+1",
+            "+1",
+            "-1",
+            "@a",
+            "\tx",
+            "\rx",
+            "\nx",
+            "\0x",
+            "＝1",
+            "＋1",
+            "－1",
+            "＠a",
+            "  =1",
+            "\u{feff}=1",
+        ] {
+            assert_eq!(cell(&json!(bad)), format!("'{bad}"));
+        }
+        for good in ["", "a=1", "1-2", "'=1", " a", "{}"] {
+            assert_eq!(cell(&json!(good)), good);
+        }
+        assert_eq!((cell(&json!(-128)).as_str(), cell(&json!(true)).as_str()), ("-128", "true"));
+        assert_eq!((cell(&json!(["-a"])).as_str(), cell(&Value::Null).as_str()), (r#"["-a"]"#, ""));
+    }
+
+    #[test]
+    fn a_line_ends_with_crlf_and_is_quoted_where_it_must_be() {
+        let mut bytes = Vec::new();
+        let columns = [("a", "/a"), ("b", "/b/c"), ("d", "/d")];
+        head(&columns, &mut bytes).unwrap();
+        row(&columns, &json!({ "a": "x\"y", "b": { "c": 7 }, "d": "1,2\r\n3" }), &mut bytes).unwrap();
+        assert_eq!(String::from_utf8(bytes).unwrap(), "a,b,d\r\n\"x\"\"y\",7,\"1,2\r\n3\"\r\n");
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_cell_begins_like_a_formula_and_every_text_is_still_there(
+            texts in prop::collection::vec("[ \t\r\n\0\u{feff}]{0,2}[=+@＝＋－＠-]?\\PC{0,6}[\",;\r\n]?", 3..=3)
+        ) {
+            let columns = [("a", "/0"), ("b", "/1"), ("c", "/2")];
+            let mut bytes = Vec::new();
+            // A reader drops a byte order mark at the very begin: there stands the line of names.
+            head(&columns, &mut bytes).unwrap();
+            row(&columns, &json!(texts), &mut bytes).unwrap();
+            let mut reader = csv::Reader::from_reader(bytes.as_slice());
+            let record = reader.records().next().unwrap().unwrap();
+            prop_assert_eq!(record.len(), 3);
+            for (cell, text) in record.iter().zip(&texts) {
+                prop_assert!(cell == text || cell.strip_prefix('\'') == Some(text.as_str()), "{:?} {:?}", cell, text);
+                let first = cell.trim_start().trim_start_matches('\u{feff}').trim_start().chars().next();
+                let formula = first.is_some_and(|c| "=+-@＝＋－＠".contains(c));
+                prop_assert!(!formula && !cell.starts_with(['\t', '\r', '\0']), "{:?}", cell);
+            }
+        }
+    }
+}

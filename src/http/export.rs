@@ -1,0 +1,206 @@
+//! Exports: everything of a list as lines of JSON or as CSV, read page by page while the client reads.
+//!
+//! What is ready and not yet taken is bounded, so a slow client slows the reading and a gone one ends it. An error in
+//! the midst cuts the connection: a body that ends in order is whole.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use warp::http::StatusCode;
+use warp::http::header::{CONTENT_DISPOSITION, HeaderValue};
+
+use super::query::Query;
+use super::reply::{Answer, ApiError, BrokenOff};
+use super::{Api, blocking, cells, filters, results, view};
+use crate::domain::id::{CompanyId, RequestId, SessionId};
+use crate::domain::request::Request;
+use crate::store::{RequestsOf, SessionFound, SessionsOf, StoreError, StoreReader};
+
+/// Rows that are read at once.
+const PAGE: usize = 250;
+/// A piece of the body is sent once it is so long; a single row may be longer.
+const PIECE_BYTES: usize = 64 * 1024;
+/// Pieces that are ready and not yet taken.
+const PIECES: usize = 2;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Ndjson,
+    Csv,
+}
+
+impl Format {
+    fn of(query: &Query) -> Result<Self, ApiError> {
+        match query.get("format") {
+            None | Some("ndjson") => Ok(Self::Ndjson),
+            Some("csv") => Ok(Self::Csv),
+            Some(_) => Err(ApiError::invalid("unknown_format", "format can be ndjson or csv")),
+        }
+    }
+
+    const fn content_type(self) -> &'static str {
+        match self {
+            Self::Ndjson => "application/x-ndjson",
+            Self::Csv => "text/csv; charset=utf-8",
+        }
+    }
+
+    const fn extension(self) -> &'static str {
+        match self {
+            Self::Ndjson => "ndjson",
+            Self::Csv => "csv",
+        }
+    }
+}
+
+/// `GET /api/v1/companies/{companyId}/export/requests`
+pub async fn requests(api: &Api, company: CompanyId, query: &Query) -> Result<Answer, ApiError> {
+    query.only(&[&filters::OF_REQUESTS[..], &["format"]].concat())?;
+    let (filter, format) = (filters::requests(company.clone(), query)?, Format::of(query)?);
+    let rows = Rows::Requests { filter, before: None, read: VecDeque::new() };
+    start(api, "requests", &company, rows, format).await
+}
+
+/// `GET /api/v1/companies/{companyId}/export/sessions`
+pub async fn sessions(api: &Api, company: CompanyId, query: &Query) -> Result<Answer, ApiError> {
+    query.only(&[&filters::OF_SESSIONS[..], &["format", "include"]].concat())?;
+    let (filter, format) = (filters::sessions(company.clone(), query)?, Format::of(query)?);
+    let messages = results::includes_messages(query)?;
+    let rows = Rows::Sessions { filter, messages, before: None, read: VecDeque::new() };
+    start(api, "sessions", &company, rows, format).await
+}
+
+async fn start(
+    api: &Api,
+    what: &str,
+    company: &CompanyId,
+    rows: Rows,
+    format: Format,
+) -> Result<Answer, ApiError> {
+    let mut export =
+        Export { reader: api.shared.reader.clone(), rows, format, begun: false, is_last_page: false };
+    // The first piece is read before the reply begins: until then an error can still be told.
+    let (export, first) = blocking(move || export.piece().map(|piece| (export, piece))).await?;
+    let (sender, pieces) = mpsc::channel(PIECES);
+    tokio::spawn(export.send(first, sender));
+    let day: String = api.shared.clock.now().to_string().chars().take(10).collect();
+    // Neither has anything in it that would need quoting.
+    let name = format!("attachment; filename=\"{what}-{company}-{day}.{}\"", format.extension());
+    let name = HeaderValue::from_str(&name).map(|name| (CONTENT_DISPOSITION.as_str(), name));
+    Ok(Answer::stream(StatusCode::OK, format.content_type(), pieces).with(name.into_iter().collect()))
+}
+
+/// The rows that are still to be sent.
+enum Rows {
+    Requests { filter: RequestsOf, before: Option<RequestId>, read: VecDeque<Request> },
+    Sessions { filter: SessionsOf, messages: bool, before: Option<SessionId>, read: VecDeque<SessionFound> },
+}
+
+struct Export {
+    reader: StoreReader,
+    rows: Rows,
+    format: Format,
+    begun: bool,
+    is_last_page: bool,
+}
+
+impl Export {
+    /// Sends the pieces one after another, as they are taken.
+    async fn send(self, first: Option<Vec<u8>>, sender: mpsc::Sender<Result<Bytes, BrokenOff>>) {
+        let (mut export, mut piece) = (self, first);
+        while let Some(bytes) = piece {
+            // An empty piece is a page in which nothing was wanted.
+            if sender.is_closed() || (!bytes.is_empty() && sender.send(Ok(bytes.into())).await.is_err()) {
+                return;
+            }
+            let next = blocking(move || export.piece().map(|piece| (export, piece))).await;
+            match next {
+                Ok((back, next)) => (export, piece) = (back, next),
+                Err(err) => {
+                    tracing::error!(code = err.code, "an export broke off in its midst");
+                    let _ = sender.send(Err(BrokenOff)).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The next piece, which may be empty; none at the end. Reads one page at most.
+    fn piece(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
+        let mut bytes = Vec::new();
+        if !std::mem::replace(&mut self.begun, true) && self.format == Format::Csv {
+            cells::head(self.columns(), &mut bytes)?;
+        }
+        if self.rows.is_empty() {
+            if self.is_last_page {
+                return Ok(if bytes.is_empty() { None } else { Some(bytes) });
+            }
+            self.is_last_page = self.rows.read(&self.reader)?;
+        }
+        while bytes.len() < PIECE_BYTES {
+            let Some(row) = self.rows.next(&self.reader)? else { break };
+            match self.format {
+                Format::Ndjson => {
+                    bytes.extend_from_slice(row.to_string().as_bytes());
+                    bytes.push(b'\n');
+                }
+                Format::Csv => cells::row(self.columns(), &row, &mut bytes)?,
+            }
+        }
+        Ok(Some(bytes))
+    }
+
+    const fn columns(&self) -> &'static [cells::Column] {
+        match self.rows {
+            Rows::Requests { .. } => cells::REQUEST,
+            Rows::Sessions { messages: false, .. } => cells::SESSION,
+            Rows::Sessions { messages: true, .. } => cells::SESSION_WITH_MESSAGES,
+        }
+    }
+}
+
+impl Rows {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Requests { read, .. } => read.is_empty(),
+            Self::Sessions { read, .. } => read.is_empty(),
+        }
+    }
+
+    /// Reads the next page; says whether it was the last one.
+    fn read(&mut self, reader: &StoreReader) -> Result<bool, StoreError> {
+        match self {
+            Self::Requests { filter, before, read } => {
+                let (found, next) = reader.requests_of(filter, *before, PAGE)?;
+                (*read, *before) = (found.into(), next);
+                Ok(next.is_none())
+            }
+            Self::Sessions { filter, before, read, .. } => {
+                let (found, next) = reader.sessions_of(filter, *before, PAGE)?;
+                (*read, *before) = (found.into(), next);
+                Ok(next.is_none())
+            }
+        }
+    }
+
+    /// The next row of the page that was read, as it is shown. What is long is only read here.
+    fn next(&mut self, reader: &StoreReader) -> Result<Option<Value>, StoreError> {
+        match self {
+            Self::Requests { read, .. } => {
+                let Some(request) = read.pop_front() else { return Ok(None) };
+                let result = reader.result(request.id)?;
+                let mut shown = view::request(&request);
+                if let Value::Object(fields) = &mut shown {
+                    fields.insert("result".to_owned(), view::json_of(result.as_deref()));
+                }
+                Ok(Some(shown))
+            }
+            Self::Sessions { read, messages, .. } => {
+                let Some(found) = read.pop_front() else { return Ok(None) };
+                results::whole_session(reader, &found, *messages).map(Some)
+            }
+        }
+    }
+}
