@@ -84,6 +84,16 @@ trees! {
     Releases = "releases",
     /// time, nonce → an intent: whose, and whether it was given up
     Intents = "intents",
+    /// company, webhook → webhook
+    Webhooks = "webhooks",
+    /// webhook, delivery → delivery
+    Deliveries = "deliveries",
+    /// webhook, whether it waits or has ended, due or end time, delivery → nothing
+    DeliveryOrder = "delivery_order",
+    /// event → how many deliveries there are of it
+    Events = "events",
+    /// event, part → what is told, packed
+    EventTexts = "event_texts",
 }
 
 /// Builds a key piece by piece.

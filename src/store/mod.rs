@@ -14,6 +14,7 @@ mod engine;
 mod intents;
 mod keys;
 mod lock;
+mod outbox;
 mod outcomes;
 mod requests;
 mod rooms;
@@ -21,6 +22,7 @@ mod sessions;
 mod sums;
 mod tx;
 mod verify;
+mod webhooks;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,6 +36,7 @@ pub use intents::{NotedIntent, WATCHED_FOR};
 pub use requests::{Accepted, ClientKey, NewRequest, RequestFilter, Requeued};
 pub use sessions::{Content, SessionIn, SessionTaken};
 pub use verify::{Report, Violation};
+pub use webhooks::{WebhookChange, WebhookMade};
 
 use committer::Committer;
 use engine::Engine;
@@ -189,6 +192,8 @@ pub struct Store {
     instance: Uuid,
     /// One check of the whole store at a time.
     checking: Arc<tokio::sync::Mutex<()>>,
+    /// Rung when a webhook may have to be told of something.
+    bell: Arc<outbox::Bell>,
 }
 
 /// Reads the store. Its calls block for a disk read at most; long ones belong on a blocking thread.
@@ -252,7 +257,7 @@ impl Store {
                 }
             })
             .await?;
-        Ok(Self { committer, reader, instance, checking: Arc::default() })
+        Ok(Self { committer, reader, instance, checking: Arc::default(), bell: Arc::default() })
     }
 
     /// Moves the anchor to what was stored last, if it is not there.

@@ -14,6 +14,7 @@ use super::batches::{Fate, Provisional, StoryLine};
 use super::engine::{Engine, Found, Writes};
 use super::intents::NotedIntent;
 use super::keys::{self, Key, Tree};
+use super::outbox;
 use super::requests::GroupStat;
 use super::rooms::{self, Hold};
 use super::sums::{Sum, Sums};
@@ -414,6 +415,9 @@ impl Scan {
             Tree::Rooms => drop(codec::decode::<Room>(value)?),
             Tree::Releases => drop(codec::decode::<(Vec<u8>, u64)>(value)?),
             Tree::Intents => drop(codec::decode::<NotedIntent>(value)?),
+            Tree::Webhooks | Tree::Deliveries | Tree::DeliveryOrder | Tree::Events => {
+                outbox::check(engine, tree, key, value, &mut wrong)?;
+            }
             // Their values are nothing, plain bytes, or parts of packed texts: their checksums say all there is.
             Tree::Meta
             | Tree::Settling
@@ -426,7 +430,8 @@ impl Scan {
             | Tree::Pending
             | Tree::Backoff
             | Tree::LiveBatches
-            | Tree::Deletions => {}
+            | Tree::Deletions
+            | Tree::EventTexts => {}
         }
         Ok(wrong)
     }
