@@ -25,6 +25,7 @@ use crate::config::{ImportSource, Location, ProviderKind, Settings};
 use crate::disk::{self, Bounds, Disk};
 use crate::domain::cut::Limits;
 use crate::domain::{retry, step};
+use crate::fetch::{Fetcher, Guard, SystemNames};
 use crate::http;
 use crate::import;
 use crate::panics;
@@ -380,6 +381,7 @@ fn share(
         reader: store.reader(),
         store,
         provider,
+        fetcher: Arc::new(fetcher(settings)?),
         identity: identity(settings),
         made_with: credentials(settings, store_instance),
         clock,
@@ -415,6 +417,12 @@ fn share(
         polling_calls_max: usize::try_from(settings.polling.max_calls).unwrap_or(usize::MAX),
         settle: settings.analysis.settle,
     })
+}
+
+fn fetcher(settings: &Settings) -> Result<Fetcher, AppError> {
+    let guard = Guard::new(&settings.fetch.allow_hosts)
+        .map_err(|err| AppError::System(format!("[fetch] allow_hosts: {err}")))?;
+    Fetcher::new(guard, Arc::new(SystemNames)).map_err(|err| AppError::System(err.to_string()))
 }
 
 fn source(configured: &ImportSource) -> Option<Source> {

@@ -8,6 +8,7 @@
 //! - [`clock`]: the only place that asks the machine for the time, and the source of new ids.
 //! - [`condition`]: what stands in the way of the work just now; every part reports to it and asks it.
 //! - [`disk`]: the room below the data folder, and what is done before there is none.
+//! - [`fetch`]: what comes from, and goes to, addresses that somebody else may have chosen.
 //! - [`config`]: defaults, file, environment and flags become checked settings.
 //! - [`telemetry`]: how logs leave the process.
 //! - [`serving`]: the accept loop that every HTTP server here stands behind.
@@ -31,6 +32,7 @@ pub mod condition;
 pub mod config;
 pub mod disk;
 pub mod domain;
+pub mod fetch;
 pub mod http;
 pub mod import;
 pub mod panics;

@@ -48,6 +48,7 @@ use crate::domain::batch::{Credentials, ProviderIdentity};
 use crate::domain::cut::Limits;
 use crate::domain::price::PriceTable;
 use crate::domain::{retry, step};
+use crate::fetch::Fetcher;
 use crate::panics;
 use crate::provider::Provider;
 use crate::store::{Store, StoreError, StoreReader};
@@ -109,6 +110,8 @@ pub struct Shared {
     pub reader: StoreReader,
     /// The provider.
     pub provider: Arc<dyn Provider>,
+    /// What comes from, and goes to, addresses that others chose.
+    pub fetcher: Arc<Fetcher>,
     /// Which provider that is.
     pub identity: ProviderIdentity,
     /// With what calls are made now.

@@ -33,6 +33,7 @@ use nightshift::domain::request::{
 };
 use nightshift::domain::session::{Message, Role as Speaker, SessionFacts};
 use nightshift::domain::{retry, step};
+use nightshift::fetch::{Fetcher, Guard, SystemNames};
 use nightshift::http;
 use nightshift::provider::openai::{OpenAi, Options};
 use nightshift::store::{Accepted, AppliedLine, ClientKey, NewRequest, Role, SessionIn, Store, StoredToken};
@@ -359,6 +360,7 @@ fn share(store: Store, clock: SharedClock, spool: &Path) -> Shared {
         store,
         // Port 1 of this machine: nobody listens there.
         provider: Arc::new(OpenAi::new(Options::new("http://127.0.0.1:1/v1"), clock.clone()).unwrap()),
+        fetcher: Arc::new(Fetcher::new(Guard::default(), Arc::new(SystemNames)).unwrap()),
         made_with: Credentials::default(),
         identity: ProviderIdentity { kind: "simulator".to_owned(), ..ProviderIdentity::default() },
         ids: Ids::new(clock.clone()),
