@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::actors::account::Account;
 use crate::actors::creator::{Creator, Nudge};
+use crate::actors::deliverer::Deliverer;
 use crate::actors::importer::{Importer, Source};
 use crate::actors::intake::Intake;
 use crate::actors::poller::Poller;
@@ -157,7 +158,7 @@ pub struct Application {
     address: SocketAddr,
     shared: Arc<Shared>,
     /// Parts that nothing replaces.
-    parts: [(&'static str, IsAlive); 5],
+    parts: [(&'static str, IsAlive); 6],
     _importers: Vec<Addr<Importer>>,
     stop: watch::Sender<bool>,
     lost: mpsc::Receiver<&'static str>,
@@ -214,6 +215,7 @@ pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Ap
     let intake = Intake::new(shared.clone(), creator.clone()).start();
     let reconciler = Reconciler::new(shared.clone(), registry.clone()).start();
     let poller = Poller::new(shared.clone(), registry.clone()).start();
+    let deliverer = Deliverer::new(shared.clone()).start();
     let sources = settings.imports.iter().filter_map(source);
     let importers =
         sources.map(|source| Importer::new(source, intake.clone(), shared.clone()).start()).collect();
@@ -225,6 +227,7 @@ pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Ap
         ("intake", alive(&intake)),
         ("poller", alive(&poller)),
         ("reconciler", alive(&reconciler)),
+        ("deliverer", alive(&deliverer)),
     ];
     let api = http::Api::new(registry.clone(), intake, shared.clone(), settings.server.admin_token.clone())?;
     let routes = http::routes(api);

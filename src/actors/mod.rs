@@ -12,6 +12,7 @@
 //!  timer ──► poller ──► registry: Observable    Observed ──────▲ │ Moved, Died
 //!               └────────────────────────────────────────────┘  ▼
 //! http ──► registry: the legacy views                         registry
+//! store ──► deliverer ──► webhooks of the companies
 //! ```
 //!
 //! A message lives in the file of the actor that handles it.
@@ -19,6 +20,7 @@
 pub mod account;
 pub mod batch;
 pub mod creator;
+pub mod deliverer;
 mod effects;
 mod finding;
 pub mod importer;

@@ -109,12 +109,7 @@ pub struct Webhook {
 impl Webhook {
     /// Whether it is to be told of such an event.
     pub fn listens_to(&self, kind: EventKind) -> bool {
-        match kind {
-            EventKind::Test => self.standing != Standing::Deleted,
-            EventKind::RequestFinished | EventKind::BatchFinished => {
-                self.standing == Standing::Enabled && self.events.contains(&kind)
-            }
-        }
+        self.standing == Standing::Enabled && self.events.contains(&kind)
     }
 
     /// The secrets that sign a message now, the newest first.

@@ -15,6 +15,8 @@ mod reply;
 #[doc(hidden)]
 pub mod table;
 mod view;
+#[doc(hidden)]
+pub mod webhooks;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -178,8 +180,15 @@ impl Call {
         let (company, id) = (params.company.unwrap_or_default(), params.id.unwrap_or_default());
         let query = Query::parse(&self.query)?;
         // Health checks may carry what their programs like; the lists say themselves what they know.
-        if !matches!(route, Route::Health | Route::Ready | Route::Summary | Route::Requests | Route::Batches)
-        {
+        if !matches!(
+            route,
+            Route::Health
+                | Route::Ready
+                | Route::Summary
+                | Route::Requests
+                | Route::Batches
+                | Route::Webhooks(_)
+        ) {
             query.only(&[])?;
         }
         let shown = match route {
@@ -222,6 +231,14 @@ impl Call {
             Route::Session => {
                 let company = self.company(company).await?;
                 self.session(company, id).await?
+            }
+            Route::Webhooks(action) => {
+                let company = self.company(company).await?;
+                if action.has_body() {
+                    self.expect_json()?;
+                }
+                let body = read_whole(body, SMALL_BODY_BYTES_MAX).await?;
+                webhooks::run(api, action, company, params, &query, &body).await?
             }
         };
         Ok((StatusCode::OK, shown).into())

@@ -519,7 +519,7 @@ pub(super) fn check(
         };
         let delivery = engine.get(Tree::Deliveries, &delivery_key(webhook, id))?;
         let delivery: Option<Delivery> = delivery.map(|value| codec::decode(&value)).transpose()?;
-        if !delivery.is_some_and(|delivery| order_key(&delivery) == key) {
+        if delivery.is_none_or(|delivery| order_key(&delivery) != key) {
             wrong.push((INDEX, format!("delivery {id} is not there, or stands elsewhere")));
         }
     } else {

@@ -20,7 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("provider", &["domain", "disk", "clock"]),
     ("import", &["domain"]),
     ("actors", &["domain", "store", "provider", "import", "fetch", "clock", "condition", "disk", "panics"]),
-    ("http", &["actors", "domain", "store", "serving", "config", "clock", "condition", "panics"]),
+    ("http", &["actors", "domain", "store", "fetch", "serving", "config", "clock", "condition", "panics"]),
     ("simulator", &["clock", "serving", "domain::id"]),
     ("app", &[""]),
     ("cli", &[""]),

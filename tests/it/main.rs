@@ -33,4 +33,5 @@ mod simulation;
 mod trouble;
 mod turns;
 mod web;
+mod webhooks;
 mod whole;
