@@ -15,7 +15,7 @@ use super::registry::blocking;
 use super::{Shared, every};
 use crate::domain::id::{CompanyId, Timestamp, WebhookId};
 use crate::domain::webhook::signature;
-use crate::domain::webhook::{Answer, Delivery, RETRY_AFTER_MAX, Standing, Try, Webhook};
+use crate::domain::webhook::{Answer, Delivery, RETRY_AFTER_MAX, Standing, Try, WAIT_MAX, Webhook};
 use crate::fetch::{FetchError, Reply, Url};
 use crate::panics;
 use crate::store::StoreError;
@@ -31,7 +31,7 @@ const TIDY: Duration = Duration::from_secs(3600);
 /// A lane looks again after so long, whatever it waits for: the wall clock may have been turned.
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
 /// After trouble of our own a lane rests so long.
-const REST: Duration = Duration::from_secs(60);
+const REST: Duration = Duration::from_secs(10);
 /// Webhooks that are read at once.
 const PAGE: usize = 100;
 
@@ -224,7 +224,12 @@ impl Lane {
         if webhook.standing != Standing::Enabled {
             return Ok(Next::Wait(None));
         }
-        let due = delivery.state.due().unwrap_or(now);
+        // What came of it could not be stored, or the store may be an older one that was told of already.
+        if self.shared.condition.intake_stopped().is_some() {
+            return Ok(Next::Wait(Some(REST)));
+        }
+        // A time that is further away was stored by a clock that was ahead.
+        let due = delivery.state.due().filter(|due| due.since(now) <= WAIT_MAX).unwrap_or(now);
         let rests_until = self.rests_until.filter(|until| until.since(now) <= RETRY_AFTER_MAX);
         let wait = due.max(rests_until.unwrap_or(due)).since(now);
         if wait > Duration::ZERO {

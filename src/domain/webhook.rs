@@ -18,10 +18,13 @@ pub const WEBHOOKS_MAX: usize = 10;
 pub const BUNDLE_MAX: usize = 250;
 /// After a rotation the old secret signs beside the new one for so long.
 pub const OLD_SECRET_SIGNS: Duration = Duration::from_secs(24 * 3600);
-/// A delivery is tried again until so long after its first try was due.
+/// A delivery is tried again until so long after its first try.
 pub const TRIES_FOR: Duration = Duration::from_secs(24 * 3600);
 /// A receiver that names a time to wait is not believed beyond this.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+
+/// No delivery waits longer than this for its next try.
+pub const WAIT_MAX: Duration = Duration::from_secs(8 * 3600);
 
 /// The waits after the first, second, … failure; the last one repeats.
 const WAITS: [Duration; 9] = [
@@ -33,7 +36,7 @@ const WAITS: [Duration; 9] = [
     Duration::from_secs(3600),
     Duration::from_secs(2 * 3600),
     Duration::from_secs(4 * 3600),
-    Duration::from_secs(8 * 3600),
+    WAIT_MAX,
 ];
 
 /// What a webhook can be told of.
@@ -234,7 +237,7 @@ pub struct Delivery {
     pub state: DeliveryState,
     /// When the event happened.
     pub created_at: Timestamp,
-    /// Since when it is tried: an order to deliver it again begins anew.
+    /// When it was tried first, or made: an order to deliver it again begins anew.
     pub tried_since: Timestamp,
     /// How often it was tried since then.
     pub tries: u32,
@@ -255,6 +258,10 @@ impl Delivery {
 
     /// Takes note of a try and of what it came to.
     pub fn tried(&mut self, tried: Try, answer: Answer, now: Timestamp) {
+        if self.tries == 0 {
+            // It may have waited long for reasons of ours: for a webhook to be enabled, or for room on the disk.
+            self.tried_since = tried.at;
+        }
         self.tries = self.tries.saturating_add(1);
         if self.log.len() >= Self::TRIES_KEPT {
             self.log.remove(0);
@@ -445,6 +452,14 @@ mod tests {
         let waits: std::collections::BTreeSet<_> =
             (0..=255).map(|id| tries(delivery(id), Answer::NotTaken { retry_after: None }).0[2]).collect();
         assert!(waits.len() > 200, "they come back together");
+    }
+
+    #[test]
+    fn what_waited_for_reasons_of_ours_has_its_whole_day() {
+        let later = NOW.plus(TRIES_FOR * 3);
+        let mut one = delivery(1);
+        one.tried(a_try(later), Answer::NotTaken { retry_after: None }, later);
+        assert!(one.state.due().is_some());
     }
 
     #[test]

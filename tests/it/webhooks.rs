@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use nightshift::actors::deliverer::Deliverer;
 use nightshift::clock::Clock as _;
+use nightshift::condition::Hindrance;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -307,6 +308,24 @@ fn what_waits_for_a_webhook_that_is_disabled_goes_once_it_is_enabled() {
         batch.finish(vec![good_line(1, None)], Vec::new()).await;
         let asked = until(async || web.asked().first().cloned()).await;
         assert_eq!((asked.path.as_str(), &said(&asked)["type"]), ("/other", &"batch.finished".into()));
+    });
+}
+
+#[test]
+fn nothing_is_sent_while_the_work_stands_still() {
+    with_receivers([|_| Answer::ok("")], async |nightshift, [web]| {
+        make(&nightshift, &wish(&web.url("/hook"))).await;
+        nightshift.request(1, "demo", |_| ()).await;
+        let mut batch = nightshift.open_batch(1, "demo", 1).await;
+        batch.send().await;
+        nightshift.shared.condition.raise(Hindrance::Disk, "a test");
+        let slept = nightshift.clock.slept();
+        batch.finish(vec![good_line(1, None)], Vec::new()).await;
+        until(async || (nightshift.clock.slept() > slept).then_some(())).await;
+        assert!(web.asked().is_empty());
+        nightshift.shared.condition.clear(Hindrance::Disk);
+        nightshift.clock.advance(Duration::from_secs(10));
+        until(async || (web.asked().len() == 2).then_some(())).await;
     });
 }
 
