@@ -522,6 +522,11 @@ pub(super) fn check(
         if delivery.is_none_or(|delivery| order_key(&delivery) != key) {
             wrong.push((INDEX, format!("delivery {id} is not there, or stands elsewhere")));
         }
+    } else if tree == Tree::EventTexts {
+        let event = key.first_chunk::<16>().map(|id| engine.get(Tree::Events, id)).transpose()?.flatten();
+        if event.is_none() {
+            wrong.push((INDEX, "a text is there whose event is not".to_owned()));
+        }
     } else {
         let event: StoredEvent = codec::decode(value)?;
         let id = key.first_chunk::<16>().copied().map(EventId::from_bytes);

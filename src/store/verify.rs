@@ -415,7 +415,7 @@ impl Scan {
             Tree::Rooms => drop(codec::decode::<Room>(value)?),
             Tree::Releases => drop(codec::decode::<(Vec<u8>, u64)>(value)?),
             Tree::Intents => drop(codec::decode::<NotedIntent>(value)?),
-            Tree::Webhooks | Tree::Deliveries | Tree::DeliveryOrder | Tree::Events => {
+            Tree::Webhooks | Tree::Deliveries | Tree::DeliveryOrder | Tree::Events | Tree::EventTexts => {
                 outbox::check(engine, tree, key, value, &mut wrong)?;
             }
             // Their values are nothing, plain bytes, or parts of packed texts: their checksums say all there is.
@@ -430,8 +430,7 @@ impl Scan {
             | Tree::Pending
             | Tree::Backoff
             | Tree::LiveBatches
-            | Tree::Deletions
-            | Tree::EventTexts => {}
+            | Tree::Deletions => {}
         }
         Ok(wrong)
     }

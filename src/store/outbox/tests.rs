@@ -339,6 +339,7 @@ async fn an_entry_that_does_not_fit_the_others_is_noticed() {
         (Tree::DeliveryOrder, elsewhere, Some(Vec::new())),
         (Tree::Deliveries, own, None),
         (Tree::Events, event, None),
+        (Tree::EventTexts, vec![0; 20], Some(Vec::new())),
         (Tree::EventTexts, text, None),
         (Tree::Webhooks, webhooks::key(&acme(), hook(1)), Some(codec::encode(&counted_wrong).unwrap())),
     ];
