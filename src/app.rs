@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::actors::account::Account;
 use crate::actors::creator::{Creator, Nudge};
+use crate::actors::deliverer::Deliverer;
 use crate::actors::importer::{Importer, Source};
 use crate::actors::intake::Intake;
 use crate::actors::poller::Poller;
@@ -25,6 +26,7 @@ use crate::config::{ImportSource, Location, ProviderKind, Settings};
 use crate::disk::{self, Bounds, Disk};
 use crate::domain::cut::Limits;
 use crate::domain::{retry, step};
+use crate::fetch::{Fetcher, Guard, SystemNames};
 use crate::http;
 use crate::import;
 use crate::panics;
@@ -156,7 +158,7 @@ pub struct Application {
     address: SocketAddr,
     shared: Arc<Shared>,
     /// Parts that nothing replaces.
-    parts: [(&'static str, IsAlive); 5],
+    parts: [(&'static str, IsAlive); 6],
     _importers: Vec<Addr<Importer>>,
     stop: watch::Sender<bool>,
     lost: mpsc::Receiver<&'static str>,
@@ -213,6 +215,7 @@ pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Ap
     let intake = Intake::new(shared.clone(), creator.clone()).start();
     let reconciler = Reconciler::new(shared.clone(), registry.clone()).start();
     let poller = Poller::new(shared.clone(), registry.clone()).start();
+    let deliverer = Deliverer::new(shared.clone()).start();
     let sources = settings.imports.iter().filter_map(source);
     let importers =
         sources.map(|source| Importer::new(source, intake.clone(), shared.clone()).start()).collect();
@@ -224,6 +227,7 @@ pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Ap
         ("intake", alive(&intake)),
         ("poller", alive(&poller)),
         ("reconciler", alive(&reconciler)),
+        ("deliverer", alive(&deliverer)),
     ];
     let api = http::Api::new(
         registry.clone(),
@@ -386,6 +390,7 @@ fn share(
         reader: store.reader(),
         store,
         provider,
+        fetcher: Arc::new(fetcher(settings)?),
         identity: identity(settings),
         made_with: credentials(settings, store_instance),
         clock,
@@ -423,6 +428,12 @@ fn share(
         time_zone: settings.import.time_zone.clone(),
         repair_rounds: settings.analysis.repair_rounds,
     })
+}
+
+fn fetcher(settings: &Settings) -> Result<Fetcher, AppError> {
+    let guard = Guard::new(&settings.fetch.allow_hosts)
+        .map_err(|err| AppError::System(format!("[fetch] allow_hosts: {err}")))?;
+    Fetcher::new(guard, Arc::new(SystemNames)).map_err(|err| AppError::System(err.to_string()))
 }
 
 fn source(configured: &ImportSource) -> Option<Source> {

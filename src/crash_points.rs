@@ -72,6 +72,9 @@ pub const CRASH_POINTS: &[&str] = &[
     "list_batches.after_send",
     "cancel.before_send",
     "cancel.after_send",
+    // What webhooks are told.
+    "webhook.before_send",
+    "webhook.after_send_before_commit",
     // Leaving.
     "drain.before_anchor",
     "store.before_name",

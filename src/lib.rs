@@ -8,13 +8,14 @@
 //! - [`clock`]: the only place that asks the machine for the time, and the source of new ids.
 //! - [`condition`]: what stands in the way of the work just now; every part reports to it and asks it.
 //! - [`disk`]: the room below the data folder, and what is done before there is none.
+//! - [`fetch`]: what comes from, and goes to, addresses that somebody else may have chosen.
 //! - [`config`]: defaults, file, environment and flags become checked settings.
 //! - [`telemetry`]: how logs leave the process.
 //! - [`serving`]: the accept loop that every HTTP server here stands behind.
 //! - [`store`]: the embedded database; the only place that names sled or bincode.
 //! - [`provider`]: OpenAI's Files and Batch API as a client sees it.
 //! - [`import`]: CSV exports and transcripts, read as streams.
-//! - [`actors`]: intake, creator, batches, poller, registry, importer.
+//! - [`actors`]: intake, creator, batches, poller, registry, deliverer, importer.
 //! - [`http`]: the admin and ingest API.
 //! - [`simulator`]: an OpenAI-compatible Files and Batch server of our own.
 //! - [`app`]: puts the parts together, runs them, drains them.
@@ -31,6 +32,7 @@ pub mod condition;
 pub mod config;
 pub mod disk;
 pub mod domain;
+pub mod fetch;
 pub mod http;
 pub mod import;
 pub mod panics;

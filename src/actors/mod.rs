@@ -12,6 +12,7 @@
 //!  timer ──► poller ──► registry: Observable    Observed ──────▲ │ Moved, Died
 //!               └────────────────────────────────────────────┘  ▼
 //! http ──► registry: the legacy views                         registry
+//! store ──► deliverer ──► webhooks of the companies
 //! ```
 //!
 //! A message lives in the file of the actor that handles it.
@@ -19,6 +20,7 @@
 pub mod account;
 pub mod batch;
 pub mod creator;
+pub mod deliverer;
 mod effects;
 mod finding;
 pub mod importer;
@@ -49,6 +51,7 @@ use crate::domain::batch::{Credentials, ProviderIdentity};
 use crate::domain::cut::{self, Limits};
 use crate::domain::price::PriceTable;
 use crate::domain::{retry, step};
+use crate::fetch::Fetcher;
 use crate::panics;
 use crate::provider::Provider;
 use crate::store::{Store, StoreError, StoreReader};
@@ -110,6 +113,8 @@ pub struct Shared {
     pub reader: StoreReader,
     /// The provider.
     pub provider: Arc<dyn Provider>,
+    /// What comes from, and goes to, addresses that others chose.
+    pub fetcher: Arc<Fetcher>,
     /// Which provider that is.
     pub identity: ProviderIdentity,
     /// With what calls are made now.

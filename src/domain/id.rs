@@ -91,6 +91,18 @@ uuid_id!(
     /// A value made for one create call and never used again, by which its batch is recognised.
     Nonce, "a nonce (a UUID)"
 );
+uuid_id!(
+    /// An address of a company that is told what has happened.
+    WebhookId, "a webhook id (a UUID)"
+);
+uuid_id!(
+    /// Something that has happened and is told; several webhooks may be told of it.
+    EventId, "an event id (a UUID)"
+);
+uuid_id!(
+    /// One event on its way to one webhook.
+    DeliveryId, "a delivery id (a UUID)"
+);
 
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident) => {

@@ -15,3 +15,4 @@ pub mod retry;
 pub mod room;
 pub mod session;
 pub mod step;
+pub mod webhook;

@@ -27,6 +27,8 @@ pub mod table;
 mod timeline;
 mod view;
 mod waits;
+#[doc(hidden)]
+pub mod webhooks;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -252,6 +254,14 @@ impl Call {
             }
             Route::ExportSessions => {
                 return export::sessions(api, self.company(company).await?, &query).await;
+            }
+            Route::Webhooks(action) => {
+                let company = self.company(company).await?;
+                if action.has_body() {
+                    self.expect_json()?;
+                }
+                let body = read_whole(body, SMALL_BODY_BYTES_MAX).await?;
+                webhooks::run(api, action, company, params, &query, &body).await?
             }
         };
         Ok((StatusCode::OK, shown).into())

@@ -1,5 +1,7 @@
 //! One table of routes: path, method, who may call it, and what it leads to. Whatever is not in it is denied.
 
+use super::webhooks::Action;
+
 /// Who may call a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -45,6 +47,7 @@ pub enum Route {
     OwnSessions,
     ExportRequests,
     ExportSessions,
+    Webhooks(Action),
 }
 
 impl Route {
@@ -63,6 +66,7 @@ impl Route {
                 | Self::OwnSessions
                 | Self::ExportRequests
                 | Self::ExportSessions
+                | Self::Webhooks(_)
         )
     }
 }
@@ -113,6 +117,56 @@ pub static TABLE: &[Entry] = &[
     entry("GET", "/api/v1/companies/{companyId}/sessions/{id}", Access::OwnRead, Route::Session),
     entry("GET", "/api/v1/companies/{companyId}/export/requests", Access::OwnRead, Route::ExportRequests),
     entry("GET", "/api/v1/companies/{companyId}/export/sessions", Access::OwnRead, Route::ExportSessions),
+    entry("POST", "/api/v1/companies/{companyId}/webhooks", Access::OwnWrite, Route::Webhooks(Action::Make)),
+    entry("GET", "/api/v1/companies/{companyId}/webhooks", Access::OwnRead, Route::Webhooks(Action::List)),
+    entry(
+        "GET",
+        "/api/v1/companies/{companyId}/webhooks/{id}",
+        Access::OwnRead,
+        Route::Webhooks(Action::Show),
+    ),
+    entry(
+        "PUT",
+        "/api/v1/companies/{companyId}/webhooks/{id}",
+        Access::OwnWrite,
+        Route::Webhooks(Action::Change),
+    ),
+    entry(
+        "DELETE",
+        "/api/v1/companies/{companyId}/webhooks/{id}",
+        Access::OwnWrite,
+        Route::Webhooks(Action::Delete),
+    ),
+    entry(
+        "POST",
+        "/api/v1/companies/{companyId}/webhooks/{id}/rotate",
+        Access::OwnWrite,
+        Route::Webhooks(Action::Rotate),
+    ),
+    entry(
+        "POST",
+        "/api/v1/companies/{companyId}/webhooks/{id}/test",
+        Access::OwnWrite,
+        Route::Webhooks(Action::Test),
+    ),
+    entry(
+        "GET",
+        "/api/v1/companies/{companyId}/webhooks/{id}/deliveries",
+        Access::OwnRead,
+        Route::Webhooks(Action::Deliveries),
+    ),
+    entry(
+        "GET",
+        "/api/v1/companies/{companyId}/webhooks/{id}/deliveries/{otherId}",
+        Access::OwnRead,
+        Route::Webhooks(Action::Delivery),
+    ),
+    entry(
+        "POST",
+        "/api/v1/companies/{companyId}/webhooks/{id}/deliveries/{otherId}/redeliver",
+        Access::OwnWrite,
+        Route::Webhooks(Action::Redeliver),
+    ),
 ];
 
 /// The texts that stand where a path has braces.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::keys::{self, Key, Tree};
 use super::tx::Tx;
 use super::{Store, StoreError};
-use super::{budgets, intents, outcomes, requests, rooms};
+use super::{budgets, intents, outbox, outcomes, requests, rooms};
 use crate::domain::analysis::Misfit;
 use crate::domain::batch::{Batch, BatchState, Intent, Origin};
 use crate::domain::cut::{self, Limits};
@@ -214,14 +214,19 @@ impl Store {
         step: Step,
         now: Timestamp,
     ) -> Result<Batch, StoreError> {
-        self.committer
+        let batch = self
+            .committer
             .commit(1, move |tx| {
                 let mut batch = load(tx, id, revision)?;
                 take_step(tx, &mut batch, &step, now)?;
                 save(tx, &mut batch)?;
                 Ok(batch)
             })
-            .await
+            .await?;
+        if batch.closed_at.is_some() {
+            self.bell.ring(batch.group.company.clone());
+        }
+        Ok(batch)
     }
 
     /// Stores the intent for a create call, or that there is no room for the batch. That is decided here, one batch
@@ -257,17 +262,22 @@ impl Store {
         lines: Vec<AppliedLine>,
         now: Timestamp,
     ) -> Result<Batch, StoreError> {
-        self.committer
+        let batch = self
+            .committer
             .commit(lines.len(), move |tx| {
                 let mut batch = load(tx, id, revision)?;
+                let mut finished = outbox::Finished::begin(tx, &batch)?;
                 for line in lines {
-                    outcomes::apply_line(tx, &mut batch, line, now)?;
+                    outcomes::apply_line(tx, &mut batch, line, &mut finished, now)?;
                 }
+                finished.tell(tx, &batch, now)?;
                 take_step(tx, &mut batch, &step, now)?;
                 save(tx, &mut batch)?;
                 Ok(batch)
             })
-            .await
+            .await?;
+        self.bell.ring(batch.group.company.clone());
+        Ok(batch)
     }
 
     /// Gives at most 250 outstanding members their end. `named` are those that the provider said are wrong.
@@ -280,9 +290,12 @@ impl Store {
         policy: Policy,
         now: Timestamp,
     ) -> Result<Closed, StoreError> {
-        self.committer
+        let closed = self
+            .committer
             .commit(CHUNK, move |tx| outcomes::close_chunk(tx, id, revision, &named, &retry, &policy, now))
-            .await
+            .await?;
+        self.bell.ring(closed.batch.group.company.clone());
+        Ok(closed)
     }
 
     /// Forgets a file of ours that is deleted at the provider.
@@ -463,6 +476,7 @@ pub(super) fn take_step(
                 if let Some(input) = &batch.input {
                     delete_later(tx, *at, input);
                 }
+                outbox::batch_finished(tx, batch, now)?;
             }
         }
     }

@@ -92,6 +92,16 @@ trees! {
     KeyEnds = "key_ends",
     /// company, session → nothing
     SessionsOf = "sessions_of",
+    /// company, webhook → webhook
+    Webhooks = "webhooks",
+    /// webhook, delivery → delivery
+    Deliveries = "deliveries",
+    /// webhook, whether it waits or has ended, due or end time, delivery → nothing
+    DeliveryOrder = "delivery_order",
+    /// event → how many deliveries there are of it
+    Events = "events",
+    /// event, part → what is told, packed
+    EventTexts = "event_texts",
 }
 
 /// Builds a key piece by piece.

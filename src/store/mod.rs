@@ -16,6 +16,7 @@ mod intents;
 mod keys;
 mod lists;
 mod lock;
+mod outbox;
 mod outcomes;
 mod requests;
 mod rooms;
@@ -23,6 +24,7 @@ mod sessions;
 mod sums;
 mod tx;
 mod verify;
+mod webhooks;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -37,6 +39,7 @@ pub use lists::{LOOKED_AT_MAX, RequestsOf, SessionFound, SessionsOf};
 pub use requests::{Accepted, ClientKey, NewRequest, RequestFilter, Requeued};
 pub use sessions::{Content, SessionIn, SessionTaken};
 pub use verify::{Report, Violation};
+pub use webhooks::{WebhookChange, WebhookMade};
 
 use committer::Committer;
 use engine::Engine;
@@ -192,6 +195,8 @@ pub struct Store {
     instance: Uuid,
     /// One check of the whole store at a time.
     checking: Arc<tokio::sync::Mutex<()>>,
+    /// Rung when a webhook may have to be told of something.
+    bell: Arc<outbox::Bell>,
 }
 
 /// Reads the store. Its calls block for a disk read at most; long ones belong on a blocking thread.
@@ -255,7 +260,7 @@ impl Store {
                 }
             })
             .await?;
-        Ok(Self { committer, reader, instance, checking: Arc::default() })
+        Ok(Self { committer, reader, instance, checking: Arc::default(), bell: Arc::default() })
     }
 
     /// Moves the anchor to what was stored last, if it is not there.

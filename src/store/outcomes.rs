@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::batches::{self, Again, AppliedLine, CHUNK, Closed, Fate, Provisional, Read, Repair};
 use super::keys::{self, Key, Tree};
+use super::outbox::Finished;
 use super::tx::Tx;
 use super::{StoreError, StoreReader, budgets, codec, requests, rooms, sessions};
 use crate::domain::analysis::Misfit;
@@ -29,6 +30,7 @@ pub(super) fn apply_line(
     tx: &mut Tx<'_>,
     batch: &mut Batch,
     line: AppliedLine,
+    finished: &mut Finished,
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let (id, outcome, analysis, repair, cost) = match line {
@@ -80,6 +82,7 @@ pub(super) fn apply_line(
         Ok(body) => {
             request.answered = outcome.answered;
             complete(tx, batch, &mut request, &body, analysis.as_deref(), now)?;
+            finished.note(tx, &request, now)?;
         }
         Err(failure) => match outstanding {
             Some(Provisional(None)) => {
@@ -213,6 +216,7 @@ pub(super) fn close_chunk(
 ) -> Result<Closed, StoreError> {
     let mut batch = batches::load(tx, id, revision)?;
     let outstanding = tx.scan_prefix(Tree::Outstanding, id.as_bytes(), CHUNK)?;
+    let mut finished = Finished::begin(tx, &batch)?;
     for (key, value) in &outstanding {
         let request = keys::request_at_end(key)
             .ok_or_else(|| StoreError::Codec("an outstanding key is too short".to_owned()))?;
@@ -223,7 +227,11 @@ pub(super) fn close_chunk(
             batch.anomalies.missing += 1;
         }
         give_end(tx, &mut batch, &mut request, end, retry, now)?;
+        if request.status == RequestStatus::ProcessingFailed {
+            finished.note(tx, &request, now)?;
+        }
     }
+    finished.tell(tx, &batch, now)?;
     let remaining = !tx.scan_prefix(Tree::Outstanding, id.as_bytes(), 1)?.is_empty();
     let event = Event::ChunkClosed { remaining, at: now };
     let step = step::step(&batch.state, batch.orders(), &event, policy)

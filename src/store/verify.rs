@@ -17,6 +17,7 @@ use super::budgets;
 use super::engine::{Engine, Found, Writes};
 use super::intents::NotedIntent;
 use super::keys::{self, Key, Tree};
+use super::outbox;
 use super::requests::{self, GroupStat};
 use super::rooms::{self, Hold};
 use super::sums::{Sum, Sums};
@@ -435,6 +436,9 @@ impl Scan {
             Tree::Budgets => drop(codec::decode::<Money>(value)?),
             Tree::Releases => drop(codec::decode::<(Vec<u8>, u64)>(value)?),
             Tree::Intents => drop(codec::decode::<NotedIntent>(value)?),
+            Tree::Webhooks | Tree::Deliveries | Tree::DeliveryOrder | Tree::Events | Tree::EventTexts => {
+                outbox::check(engine, tree, key, value, &mut wrong)?;
+            }
             // Their values are nothing, plain bytes, or parts of packed texts: their checksums say all there is.
             Tree::Meta
             | Tree::Settling

@@ -15,11 +15,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("config", &["domain"]),
     ("telemetry", &[]),
     ("serving", &[]),
+    ("fetch", &[]),
     ("store", &["domain"]),
     ("provider", &["domain", "disk", "clock"]),
     ("import", &["domain"]),
-    ("actors", &["domain", "store", "provider", "import", "clock", "condition", "disk", "panics"]),
-    ("http", &["actors", "domain", "store", "serving", "config", "clock", "condition", "panics"]),
+    ("actors", &["domain", "store", "provider", "import", "fetch", "clock", "condition", "disk", "panics"]),
+    ("http", &["actors", "domain", "store", "fetch", "serving", "config", "clock", "condition", "panics"]),
     ("simulator", &["clock", "serving", "domain::id"]),
     ("app", &[""]),
     ("cli", &[""]),
@@ -31,7 +32,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const HOMES: &[(&str, &[&str])] = &[
     ("sled", &["src/store/"]),
     ("bincode", &["src/store/"]),
-    ("reqwest", &["src/provider/", "src/cli/client.rs"]),
+    ("reqwest", &["src/provider/", "src/fetch/", "src/cli/client.rs"]),
     ("actix", &["src/actors/", "src/app.rs", "src/http/"]),
     ("warp", &["src/http/", "src/simulator/", "src/serving.rs"]),
 ];

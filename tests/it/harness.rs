@@ -33,6 +33,7 @@ use nightshift::domain::request::{
 };
 use nightshift::domain::session::{Message, Role as Speaker, SessionFacts};
 use nightshift::domain::{retry, step};
+use nightshift::fetch::{Fetcher, Guard, SystemNames};
 use nightshift::http;
 use nightshift::provider::openai::{OpenAi, Options};
 use nightshift::store::{Accepted, AppliedLine, ClientKey, NewRequest, Role, SessionIn, Store, StoredToken};
@@ -171,6 +172,10 @@ impl Call {
         Self { token: Some(token), ..self }
     }
 
+    pub fn method(self, method: &'static str) -> Self {
+        Self { method, ..self }
+    }
+
     pub fn without_token(self) -> Self {
         Self { token: None, ..self }
     }
@@ -216,12 +221,22 @@ pub fn with_a_creator(test: impl AsyncFnOnce(Nightshift)) {
 
 impl Nightshift {
     async fn start(switches: Switches) -> Self {
+        Self::start_with(|shared| Shared { switches, ..shared }).await
+    }
+
+    /// One that may also reach these hosts, as `fetch.allow_hosts` names them. Within an actix system.
+    pub async fn reaching(hosts: &[String]) -> Self {
+        let fetcher = Fetcher::new(Guard::new(hosts).unwrap(), Arc::new(SystemNames)).unwrap();
+        Self::start_with(|shared| Shared { fetcher: Arc::new(fetcher), ..shared }).await
+    }
+
+    async fn start_with(change: impl FnOnce(Shared) -> Shared) -> Self {
         let clock = Arc::new(ManualClock::new(Timestamp::from_millis(START)));
         let shared_clock: SharedClock = clock.clone();
         let spool = tempfile::tempdir().unwrap();
         let store = Store::in_memory(uuid(9, 1)).await.unwrap();
         fill(&store, clock.now()).await;
-        let shared = Arc::new(Shared { switches, ..share(store, shared_clock, spool.path()) });
+        let shared = Arc::new(change(share(store, shared_clock, spool.path())));
         let registry = Registry::new(shared.clone()).start();
         let creator = Creator::new(shared.clone(), registry.clone()).start();
         let intake = Intake::new(shared.clone(), creator.clone()).start();
@@ -377,6 +392,7 @@ fn share(store: Store, clock: SharedClock, spool: &Path) -> Shared {
         store,
         // Port 1 of this machine: nobody listens there.
         provider: Arc::new(OpenAi::new(Options::new("http://127.0.0.1:1/v1"), clock.clone()).unwrap()),
+        fetcher: Arc::new(Fetcher::new(Guard::default(), Arc::new(SystemNames)).unwrap()),
         made_with: Credentials::default(),
         identity: ProviderIdentity { kind: "simulator".to_owned(), ..ProviderIdentity::default() },
         ids: Ids::new(clock.clone()),

@@ -401,6 +401,9 @@ fn routes() -> Vec<(&'static str, String, [u16; 5])> {
     let own_read = [401, 200, 200, 404, 200];
     // Two hundred would need a body: what is checked is who gets as far as to be told so.
     let ingest = [401, 403, 415, 404, 415];
+    let hooks = |rest: &str| format!("/api/v1/companies/demo/webhooks{rest}");
+    // There is none of that name: whoever may look is told so.
+    let none = [401, 404, 404, 404, 404];
     vec![
         ("GET", "/healthz".to_owned(), [200; 5]),
         ("GET", "/readyz".to_owned(), [200; 5]),
@@ -429,6 +432,17 @@ fn routes() -> Vec<(&'static str, String, [u16; 5])> {
         ("GET", "/api/v1/companies/demo/sessions".to_owned(), own_read),
         ("GET", "/api/v1/companies/demo/export/requests".to_owned(), own_read),
         ("GET", "/api/v1/companies/demo/export/sessions".to_owned(), own_read),
+        ("GET", "/api/v1/companies/demo/sessions/chat-1".to_owned(), [401, 200, 200, 404, 200]),
+        ("POST", hooks(""), ingest),
+        ("GET", hooks(""), [401, 200, 200, 404, 200]),
+        ("GET", hooks("/none"), none),
+        ("PUT", hooks("/none"), ingest),
+        ("DELETE", hooks("/none"), [401, 403, 404, 404, 404]),
+        ("POST", hooks("/none/rotate"), [401, 403, 404, 404, 404]),
+        ("POST", hooks("/none/test"), [401, 403, 404, 404, 404]),
+        ("GET", hooks("/none/deliveries"), none),
+        ("GET", hooks("/none/deliveries/msg_none"), none),
+        ("POST", hooks("/none/deliveries/msg_none/redeliver"), [401, 403, 404, 404, 404]),
     ]
 }
 
@@ -475,7 +489,7 @@ fn the_list_of_routes_here_is_the_one_of_the_program() {
 #[test]
 fn a_company_is_not_told_which_other_companies_there_are() {
     with_actors(async |nightshift| {
-        for path in ["requests", "sessions"] {
+        for path in ["requests", "sessions", "webhooks"] {
             let to = |company: &str| format!("/api/v1/companies/{company}/{path}");
             let there = nightshift.call(Call::json(to("acme"), &json!({})).token(DEMO)).await;
             let not_there = nightshift.call(Call::json(to("none"), &json!({})).token(DEMO)).await;

@@ -5,13 +5,14 @@
 //! run beside each other; each goes through its points with one data folder: end there, start again with the next
 //! point and more work, and at last come to the end without one.
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use nightshift::crash_points::CRASH_POINTS;
@@ -49,6 +50,7 @@ const ROUGH: &[&str] = &[
 const ALONE: &[&str] = &["get_batch.before_send", "get_batch.after_send", "poll.single.before_tell"];
 const CANCELLED: &[&str] = &["cancel.before_send", "cancel.after_send"];
 const FAILING: &[&str] = &["requeue.before_commit", "requeue.after_commit"];
+const TOLD: &[&str] = &["webhook.before_send", "webhook.after_send_before_commit"];
 const IMPORT: &[&str] = &[
     "import.mid_read",
     "import.before_commit",
@@ -83,6 +85,8 @@ const OFTEN: &[&str] = &[
     "step.after_commit",
 ];
 
+const WEBHOOKS: &str = "/api/v1/companies/demo/webhooks";
+
 /// A kind of work, and what goes wrong with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Work {
@@ -98,6 +102,8 @@ enum Work {
     Cancelled,
     /// Sessions out of an export that grows.
     Import,
+    /// A webhook is told of all that is finished.
+    Told,
 }
 
 impl Work {
@@ -108,6 +114,7 @@ impl Work {
             (CANCELLED, Self::Cancelled),
             (FAILING, Self::Failing),
             (IMPORT, Self::Import),
+            (TOLD, Self::Told),
         ];
         let found = kinds.into_iter().find(|(points, _)| points.contains(&point));
         found.map_or(Self::Calm, |(_, work)| work)
@@ -116,7 +123,7 @@ impl Work {
     fn faults(self) -> Value {
         let every = |from: u64, step: usize| (from..2000).step_by(step).collect::<Vec<_>>();
         match self {
-            Self::Calm | Self::Alone | Self::Cancelled | Self::Import => json!({}),
+            Self::Calm | Self::Alone | Self::Cancelled | Self::Import | Self::Told => json!({}),
             Self::Rough => json!({ "calls": [
                 { "call": "files.create", "fault": "drop_after", "nth": every(1, 2) },
                 { "call": "batches.create", "fault": "drop_before", "nth": every(1, 3) },
@@ -128,7 +135,7 @@ impl Work {
 
     const fn wave(self) -> usize {
         match self {
-            Self::Calm | Self::Rough | Self::Cancelled | Self::Failing => 10,
+            Self::Calm | Self::Rough | Self::Cancelled | Self::Failing | Self::Told => 10,
             Self::Alone => 3,
             Self::Import => 2,
         }
@@ -293,6 +300,46 @@ impl Drop for Process {
     }
 }
 
+/// Takes what webhooks are told, and keeps of which requests it was.
+struct Hearer {
+    host: String,
+    told: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Hearer {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (host, told) = (listener.local_addr().unwrap().to_string(), Arc::<Mutex<BTreeSet<_>>>::default());
+        let heard = told.clone();
+        // It ends with the process of the tests; a sender that dies in the midst is what is tested.
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let _ = Self::hear(stream, &heard);
+            }
+        });
+        Self { host, told }
+    }
+
+    fn hear(stream: std::net::TcpStream, told: &Mutex<BTreeSet<String>>) -> std::io::Result<()> {
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        let mut reader = BufReader::new(&stream);
+        let (mut line, mut length) = (String::new(), 0);
+        while reader.read_line(&mut line)? > 2 {
+            let (name, value) = line.split_once(':').unwrap_or_default();
+            if name.eq_ignore_ascii_case("content-length") {
+                length = value.trim().parse().unwrap();
+            }
+            line.clear();
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
+        let said: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let requests = said["data"]["requests"].as_array().cloned().unwrap_or_default();
+        told.lock().unwrap().extend(requests.iter().map(|one| one["clientId"].as_str().unwrap().to_owned()));
+        (&stream).write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
+    }
+}
+
 /// A data folder with its provider, through all starts.
 struct Lane {
     name: String,
@@ -302,6 +349,7 @@ struct Lane {
     /// How many requests were sent, answered or not.
     sent: usize,
     sessions: usize,
+    receiver: Option<Hearer>,
     wrong: Vec<String>,
 }
 
@@ -314,6 +362,10 @@ impl Lane {
             std::fs::write(folder.path().join("sessions.csv"), "").unwrap();
             config += "[[imports]]\ncompany = \"demo\"\ncsv = \"sessions.csv\"\nevery = \"1s\"\n";
         }
+        let receiver = (work == Work::Told).then(Hearer::start);
+        if let Some(receiver) = &receiver {
+            config += &format!("[fetch]\nallow_hosts = [\"{}\"]\n", receiver.host);
+        }
         std::fs::write(folder.path().join("config.toml"), config).unwrap();
         let mut simulate = command(folder.path());
         simulate.args(["simulate", "--port", "0", "--state", "provider", "--turnaround", "500ms"]);
@@ -324,7 +376,16 @@ impl Lane {
             let url = simulator.url[at..].split_whitespace().next().unwrap();
             simulator.url = url.to_owned();
         }
-        Self { name: name.to_owned(), work, folder, simulator, sent: 0, sessions: 0, wrong: Vec::new() }
+        Self {
+            name: name.to_owned(),
+            work,
+            folder,
+            simulator,
+            sent: 0,
+            sessions: 0,
+            receiver,
+            wrong: Vec::new(),
+        }
     }
 
     fn program(&self) -> Command {
@@ -364,9 +425,38 @@ impl Lane {
             Ok(line) => {
                 let from = line.find("API on ").expect("no address") + "API on ".len();
                 process.url = line[from..].split(',').next().unwrap().to_owned();
+                self.make_webhook(&process);
                 (process, None)
             }
             Err(ended) => (process, Some(ended.expect("it neither came up nor ended"))),
+        }
+    }
+
+    /// Makes the webhook at the first start, before anything is sent.
+    fn make_webhook(&self, process: &Process) {
+        if let (Some(receiver), 0) = (&self.receiver, self.sent) {
+            let wish = json!({ "url": format!("http://{}/", receiver.host), "events": ["request.finished"] });
+            let made = process.call("POST", WEBHOOKS, "application/json", wish.to_string()).unwrap();
+            assert_eq!(made["ok"], true, "{made}");
+        }
+    }
+
+    /// All that is finished has been told, at least once.
+    fn hear_all(&mut self, process: &mut Process) {
+        let Some(receiver) = &self.receiver else { return };
+        let end = Instant::now() + DONE_WITHIN;
+        while Instant::now() < end {
+            let listed = process.call("GET", WEBHOOKS, "application/json", String::new());
+            if listed.is_some_and(|listed| listed["webhooks"][0]["pendingDeliveries"] == 0) {
+                break;
+            }
+            let _ = process.read_until("never said", LOOK);
+        }
+        let all: BTreeSet<_> = (0..self.sent).map(|number| format!("r{number}")).collect();
+        let told = receiver.told.lock().unwrap();
+        if *told != all {
+            let missing: Vec<_> = all.difference(&told).collect();
+            self.wrong.push(format!("{}: the receiver was not told of {missing:?}", self.name));
         }
     }
 
@@ -534,6 +624,7 @@ impl Lane {
         assert!(ended.is_none(), "{}: {ended:?}\n{}", self.name, process.tail());
         self.send_wave(&process);
         self.come_to_the_end(&mut process);
+        self.hear_all(&mut process);
         self.stop(process);
 
         let ledger = read(&self.folder.path().join("provider/ledger.jsonl"));
@@ -604,6 +695,7 @@ fn an_end_at_any_point_loses_nothing_and_pays_for_nothing_twice() {
         (Work::Cancelled, 1),
         (Work::Failing, 1),
         (Work::Import, 2),
+        (Work::Told, 1),
     ] {
         let of_work: Vec<Case> = cases.iter().copied().filter(|(point, _)| Work::of(point) == work).collect();
         for lane in 0..among {
@@ -648,7 +740,9 @@ fn a_panic_at_any_point_is_counted_and_the_work_comes_to_its_end() {
     let ends = |point: &str| ENDS_THE_PROCESS.iter().any(|(ends, _)| *ends == point);
     let survived: Vec<_> = reachable().filter(|point| !ends(point)).collect();
     let mut lanes: Vec<Box<dyn FnOnce() -> Vec<String> + Send>> = Vec::new();
-    for work in [Work::Calm, Work::Rough, Work::Alone, Work::Cancelled, Work::Failing, Work::Import] {
+    for work in
+        [Work::Calm, Work::Rough, Work::Alone, Work::Cancelled, Work::Failing, Work::Import, Work::Told]
+    {
         let points: Vec<_> = survived.iter().copied().filter(|point| Work::of(point) == work).collect();
         lanes.push(Box::new(move || {
             let mut lane = Lane::new(&format!("panics, {work:?}"), work);
