@@ -1,7 +1,7 @@
 //! The actors, and who messages whom:
 //!
 //! ```text
-//! http, importer ──► intake ──► (store: new and requeued requests, sessions)
+//! http, importer, transcripts ──► intake ──► (store: new and requeued requests, sessions)
 //!                      │ Nudge
 //!                      ▼
 //!  timer ──────────► creator ──► (store: an empty batch) ──► registry: Host
@@ -19,6 +19,7 @@
 pub mod account;
 pub mod batch;
 pub mod creator;
+mod download;
 mod effects;
 mod finding;
 pub mod importer;
@@ -28,6 +29,7 @@ pub mod poller;
 pub mod reconciler;
 pub mod registry;
 mod spool;
+pub mod transcripts;
 
 #[doc(hidden)]
 pub use effects::observation;
@@ -154,6 +156,10 @@ pub struct Shared {
     pub polling_calls_max: usize,
     /// A session is analysed when it was unchanged so long.
     pub settle: Duration,
+    /// The exports that are read again and again.
+    pub sources: Vec<Arc<importer::Source>>,
+    /// Bounds of what is fetched for them.
+    pub fetching: transcripts::Bounds,
 }
 
 impl std::fmt::Debug for Shared {

@@ -245,11 +245,13 @@ fn what_is_probably_not_meant_is_noted() {
 #[test]
 fn no_secret_is_shown_anywhere() {
     let text = "[[companies]]\nid = \"a\"\n[[imports]]\ncompany = \"a\"\n\
-        csv = \"https://user:SECRET@files.example/a/export.csv?token=SECRET\"";
+        csv = \"https://files.example/a/export.csv?token=SECRET\"\n\
+        username = \"user\"\npassword_env = \"EXPORT_PASSWORD\"";
     let env = [
         ("OPENAI_API_KEY", "sk-SECRET"),
         ("OPENAI_WEBHOOK_SECRET", "whsec_SECRET"),
         ("NIGHTSHIFT_ADMIN_TOKEN", "SECRETSECRETSECRET"),
+        ("EXPORT_PASSWORD", "SECRET"),
     ];
     let settings = load_with(text, &env, &[]).unwrap();
     // The name of a variable is no secret.
@@ -259,10 +261,10 @@ fn no_secret_is_shown_anywhere() {
         settings.describe().iter().map(|listed| format!("{} {}", listed.key, listed.value)).collect();
     assert!(shown.iter().all(|line| !line.replace("WEBHOOK_SECRET", "").contains("SECRET")), "{shown:#?}");
     assert!(shown.iter().any(|line| line == "OPENAI_API_KEY set (hidden)"), "{shown:#?}");
-    assert!(shown.iter().any(|line| line.contains("https://[hidden]@files.example/a/export.csv?[hidden]")));
+    assert!(shown.iter().any(|line| line.contains("https://files.example/a/export.csv?[hidden]")));
     assert_eq!(
         settings.imports[0].csv,
-        Location::Url("https://user:SECRET@files.example/a/export.csv?token=SECRET".into())
+        Location::Url("https://files.example/a/export.csv?token=SECRET".into())
     );
 }
 

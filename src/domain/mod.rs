@@ -13,4 +13,5 @@ pub mod request;
 pub mod retry;
 pub mod room;
 pub mod session;
+pub mod source;
 pub mod step;

@@ -529,7 +529,7 @@ impl Kind for Sessions {
             None => None,
             Some(messages) => Some(messages.into_iter().map(message).collect::<Result<Vec<_>, _>>()?),
         };
-        Ok((ChatSession { external_id: line.external_id, facts, messages }, json.len()))
+        Ok((ChatSession { external_id: line.external_id, facts, messages, fetch: None }, json.len()))
     }
 
     async fn store(

@@ -12,6 +12,7 @@ mod legacy;
 mod lines;
 mod query;
 mod reply;
+mod sources;
 #[doc(hidden)]
 pub mod table;
 mod view;
@@ -219,6 +220,8 @@ impl Call {
                 let company = self.company(company).await?;
                 return Ok(ingest::sessions(api, &company, &self.headers, body).await?.into());
             }
+            Route::Sources => sources::list(api, &self.company(company).await?).await?,
+            Route::ReadSource => sources::read_now(api, &self.company(company).await?, id)?,
             Route::Session => {
                 let company = self.company(company).await?;
                 self.session(company, id).await?
@@ -253,12 +256,13 @@ impl Call {
             let session = reader.session_by_external_id(&company, &external)?;
             let Some(session) = session else { return Ok(None) };
             let analysis = reader.analysis(session.id, session.version)?;
-            Ok(Some((session, analysis)))
+            let fetch = reader.fetch(session.id)?;
+            Ok(Some((session, analysis, fetch)))
         });
-        let (session, analysis) = found
+        let (session, analysis, fetch) = found
             .await?
             .ok_or_else(|| ApiError::not_found("unknown_session", format!("there is no session {id}")))?;
-        Ok(json!({ "ok": true, "session": view::session(&session, analysis.as_deref()) }))
+        Ok(json!({ "ok": true, "session": view::session(&session, analysis.as_deref(), fetch.as_ref()) }))
     }
 }
 

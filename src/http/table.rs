@@ -36,6 +36,8 @@ pub enum Route {
     IngestRequests,
     IngestSessions,
     Session,
+    Sources,
+    ReadSource,
 }
 
 /// One route.
@@ -75,6 +77,8 @@ pub static TABLE: &[Entry] = &[
     entry("POST", "/api/v1/companies/{companyId}/requests", Access::OwnWrite, Route::IngestRequests),
     entry("POST", "/api/v1/companies/{companyId}/sessions", Access::OwnWrite, Route::IngestSessions),
     entry("GET", "/api/v1/companies/{companyId}/sessions/{id}", Access::OwnRead, Route::Session),
+    entry("GET", "/api/v1/companies/{companyId}/sources", Access::OwnRead, Route::Sources),
+    entry("POST", "/api/v1/companies/{companyId}/sources/{id}/read", Access::Write, Route::ReadSource),
 ];
 
 /// The texts that stand where a path has braces.

@@ -7,9 +7,10 @@ use crate::domain::company::Company;
 use crate::domain::id::Timestamp;
 use crate::domain::request::{Attempt, Request, Source, Usage};
 use crate::domain::session::Session;
+use crate::domain::source::Fetch;
 use crate::store::StoryLine;
 
-fn time(at: Option<Timestamp>) -> Value {
+pub fn time(at: Option<Timestamp>) -> Value {
     at.map_or(Value::Null, |at| Value::String(at.to_string()))
 }
 
@@ -156,7 +157,7 @@ pub fn summary(counts: [u64; 4]) -> Value {
 }
 
 /// A session, without its messages.
-pub fn session(session: &Session, analysis: Option<&str>) -> Value {
+pub fn session(session: &Session, analysis: Option<&str>, fetch: Option<&Fetch>) -> Value {
     json!({
         "id": session.id.to_string(),
         "companyId": session.company.as_str(),
@@ -168,6 +169,7 @@ pub fn session(session: &Session, analysis: Option<&str>) -> Value {
         "endedAt": time(session.facts.ended_at),
         "changedAt": time(Some(session.changed_at)),
         "requestId": session.request.map(|request| request.to_string()),
+        "fetch": super::sources::fetch(fetch),
         "analysis": analysis.and_then(|text| serde_json::from_str::<Value>(text).ok()),
     })
 }

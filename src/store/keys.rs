@@ -84,6 +84,12 @@ trees! {
     Releases = "releases",
     /// time, nonce → an intent: whose, and whether it was given up
     Intents = "intents",
+    /// company, source → what is known of an export that is read again and again
+    Sources = "sources",
+    /// session → the fetching of its transcript
+    Fetches = "fetches",
+    /// host, due time, session → nothing
+    FetchesDue = "fetches_due",
 }
 
 /// Builds a key piece by piece.

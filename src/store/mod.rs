@@ -18,6 +18,7 @@ mod outcomes;
 mod requests;
 mod rooms;
 mod sessions;
+mod sources;
 mod sums;
 mod tx;
 mod verify;
@@ -33,6 +34,7 @@ pub use companies::{Role, StoredToken};
 pub use intents::{NotedIntent, WATCHED_FOR};
 pub use requests::{Accepted, ClientKey, NewRequest, RequestFilter, Requeued};
 pub use sessions::{Content, SessionIn, SessionTaken};
+pub use sources::{Due, FetchFailed, Reading, TranscriptIn};
 pub use verify::{Report, Violation};
 
 use committer::Committer;

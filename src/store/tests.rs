@@ -106,6 +106,7 @@ async fn full_store() -> Store {
         messages: Some(vec![message]),
         content_hash: [1; 32],
         settles_at: NOW,
+        fetch: None,
     };
     store.accept_sessions(vec![session], NOW).await.unwrap();
     complete(&store, 1).await;

@@ -17,7 +17,7 @@ use super::keys::{self, Key, Tree};
 use super::requests::GroupStat;
 use super::rooms::{self, Hold};
 use super::sums::{Sum, Sums};
-use super::{Store, StoreError, StoreReader, StoredToken, codec, tx};
+use super::{Store, StoreError, StoreReader, StoredToken, codec, sources, tx};
 use crate::domain::batch::{Batch, BatchState, Counts};
 use crate::domain::company::Company;
 use crate::domain::id::{BatchId, RequestId, SessionId, Timestamp};
@@ -414,6 +414,11 @@ impl Scan {
             Tree::Rooms => drop(codec::decode::<Room>(value)?),
             Tree::Releases => drop(codec::decode::<(Vec<u8>, u64)>(value)?),
             Tree::Intents => drop(codec::decode::<NotedIntent>(value)?),
+            Tree::Sources => sources::verify_source(value)?,
+            Tree::Fetches => {
+                wrong.extend(sources::verify_fetch(engine, key, value)?.map(|what| (LOSS, what)));
+            }
+            Tree::FetchesDue => wrong.extend(sources::verify_due(engine, key)?.map(|what| (LOSS, what))),
             // Their values are nothing, plain bytes, or parts of packed texts: their checksums say all there is.
             Tree::Meta
             | Tree::Settling

@@ -289,6 +289,7 @@ impl Nightshift {
             ]),
             content_hash: [1; 32],
             settles_at: self.now(),
+            fetch: None,
         };
         self.store().accept_sessions(vec![session], self.now()).await.unwrap();
         let source = Source::Session { session: session_id(number), version: 1, prompt: 1 };
@@ -386,6 +387,8 @@ fn share(store: Store, clock: SharedClock, spool: &Path) -> Shared {
         polling_interval: Duration::from_secs(120),
         polling_calls_max: 100,
         settle: Duration::from_secs(3600),
+        sources: Vec::new(),
+        fetching: Default::default(),
     }
 }
 

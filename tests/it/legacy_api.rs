@@ -419,6 +419,12 @@ fn routes() -> Vec<(&'static str, String, [u16; 5])> {
         ("POST", "/api/v1/companies/demo/requests".to_owned(), ingest),
         ("POST", "/api/v1/companies/demo/sessions".to_owned(), ingest),
         ("GET", "/api/v1/companies/demo/sessions/chat-1".to_owned(), [401, 200, 200, 404, 200]),
+        ("GET", "/api/v1/companies/demo/sources".to_owned(), [401, 200, 200, 404, 200]),
+        (
+            "POST",
+            format!("/api/v1/companies/demo/sources/{}/read", "a5".repeat(16)),
+            [401, 403, 403, 403, 404],
+        ),
     ]
 }
 

@@ -30,6 +30,7 @@ mod properties;
 mod sdk;
 mod service;
 mod simulation;
+mod sources;
 mod trouble;
 mod turns;
 mod web;
