@@ -88,7 +88,13 @@ impl Transcripts {
                 Ok((due, after)) => {
                     this.after = after;
                     for (session, fetch) in due {
+                        let host = fetch.at.host;
                         this.start(session, fetch, ctx);
+                        if this.under_way.len() >= ALL_MAX {
+                            // The next look goes on behind it, or a few slow hosts would have every place for ever.
+                            this.after = Some(host);
+                            break;
+                        }
                     }
                 }
                 Err(err) => tracing::error!(error = %err, "the transcripts that are due could not be read"),

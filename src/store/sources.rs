@@ -306,3 +306,176 @@ pub(super) fn verify_due(engine: &Engine, key: &[u8]) -> Result<Option<String>, 
 pub(super) fn verify_source(value: &[u8]) -> Result<(), StoreError> {
     codec::decode::<SourceRecord>(value).map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::session::{Role, SessionFacts};
+    use crate::store::SessionIn;
+
+    const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+    const SOURCE: SourceId = SourceId::from_bytes([7; 16]);
+
+    fn later(seconds: u64) -> Timestamp {
+        START.plus(Duration::from_secs(seconds))
+    }
+
+    fn company() -> CompanyId {
+        "acme".parse().unwrap()
+    }
+
+    fn session(number: u8) -> SessionId {
+        SessionId::from_bytes([number; 16])
+    }
+
+    fn at(host: u8, url: &str) -> TranscriptAt {
+        TranscriptAt { source: SOURCE, url: url.to_owned(), host: [host; 8] }
+    }
+
+    fn row(number: u8, country: &str, fetch: Option<TranscriptAt>) -> SessionIn {
+        SessionIn {
+            company: company(),
+            external_id: number.to_string(),
+            id: session(number),
+            facts: SessionFacts { country: Some(country.to_owned()), ..SessionFacts::default() },
+            messages: None,
+            content_hash: [0; 32],
+            settles_at: START,
+            fetch,
+        }
+    }
+
+    fn had(number: u8, url: &str, text: &str) -> TranscriptIn {
+        let message = Message { role: Role::User, at: None, text: text.to_owned() };
+        let hash = [u8::try_from(text.len()).unwrap(); 32];
+        let validators = Validators { etag: Some(text.to_owned()), last_modified: None };
+        let content = Some((vec![message], hash));
+        TranscriptIn { session: session(number), url: url.to_owned(), content, validators, settles_at: START }
+    }
+
+    fn failed(number: u8, url: &str, state: FetchState, due: Option<Timestamp>) -> FetchFailed {
+        FetchFailed { session: session(number), url: url.to_owned(), state, error: "no".to_owned(), due }
+    }
+
+    async fn store() -> Store {
+        Store::in_memory(uuid::Uuid::nil()).await.unwrap()
+    }
+
+    async fn check(store: &Store, waiting: u64, had: u64, given_up: u64) {
+        let counts = store.reader().source(&company(), SOURCE).unwrap().unwrap().transcripts;
+        let given = counts.failed + counts.not_allowed;
+        assert_eq!((counts.waiting, counts.had, given), (waiting, had, given_up));
+        assert_eq!(store.verify().await.unwrap().violations, []);
+    }
+
+    fn due(store: &Store, now: Timestamp) -> Vec<SessionId> {
+        let (due, _) = store.reader().fetches_due(now, None, 100, 100).unwrap();
+        due.into_iter().map(|(session, _)| session).collect()
+    }
+
+    #[tokio::test]
+    async fn what_an_export_names_again_is_fetched_again_only_with_a_reason() {
+        let store = store().await;
+        let name = async |country: &str, fetch: Option<TranscriptAt>, now| {
+            store.accept_sessions(vec![row(1, country, fetch)], now).await.unwrap()
+        };
+        name("NL", Some(at(1, "u")), START).await;
+        assert_eq!(due(&store, START), [session(1)]);
+        check(&store, 1, 0, 0).await;
+        // Tried in vain: the export's next reading does not hurry it.
+        let again = failed(1, "u", FetchState::Waiting, Some(later(60)));
+        store.note_fetch_failed(again).await.unwrap();
+        name("NL", Some(at(1, "u")), later(1)).await;
+        assert!(due(&store, later(59)).is_empty());
+        assert_eq!(due(&store, later(60)), [session(1)]);
+        // Had: a session of an unknown day that is as before is left alone.
+        assert_eq!(
+            store.take_transcript(had(1, "u", "hi"), later(61)).await,
+            Ok(Some(SessionTaken::Changed))
+        );
+        name("NL", Some(at(1, "u")), later(62)).await;
+        assert!(due(&store, later(1_000_000)).is_empty());
+        check(&store, 0, 1, 0).await;
+        // Other facts, and then another address, whose first version nobody has.
+        name("DE", Some(at(1, "u")), later(63)).await;
+        let fetch = store.reader().fetch(session(1)).unwrap().unwrap();
+        assert_eq!((fetch.state, fetch.validators.etag.as_deref()), (FetchState::Waiting, Some("hi")));
+        name("DE", Some(at(2, "v")), later(64)).await;
+        assert_eq!(store.reader().fetch(session(1)).unwrap().unwrap().validators, Validators::default());
+        check(&store, 1, 0, 0).await;
+        // What was under way from the old address comes too late.
+        assert_eq!(store.take_transcript(had(1, "u", "old"), later(65)).await, Ok(None));
+        store.note_fetch_failed(failed(1, "u", FetchState::Failed, None)).await.unwrap();
+        check(&store, 1, 0, 0).await;
+        // Given up, and named anew.
+        store.note_fetch_failed(failed(1, "v", FetchState::Failed, None)).await.unwrap();
+        check(&store, 0, 0, 1).await;
+        assert!(due(&store, later(1_000_000)).is_empty());
+        name("DE", Some(at(2, "v")), later(66)).await;
+        assert_eq!(due(&store, later(66)), [session(1)]);
+        // Its messages came by another way.
+        let whole = SessionIn { messages: Some(Vec::new()), ..row(1, "DE", None) };
+        store.accept_sessions(vec![whole], later(67)).await.unwrap();
+        assert_eq!(store.reader().fetch(session(1)).unwrap(), None);
+        check(&store, 0, 0, 0).await;
+    }
+
+    #[tokio::test]
+    async fn a_young_session_is_asked_for_with_each_reading() {
+        let store = store().await;
+        let facts = SessionFacts { ended_at: Some(START), ..SessionFacts::default() };
+        let young = || SessionIn { facts: facts.clone(), ..row(1, "", Some(at(1, "u"))) };
+        store.accept_sessions(vec![young()], START).await.unwrap();
+        store.take_transcript(had(1, "u", "hi"), START).await.unwrap();
+        let day = 24 * 60 * 60;
+        store.accept_sessions(vec![young()], later(day)).await.unwrap();
+        assert!(due(&store, later(day)).is_empty());
+        store.accept_sessions(vec![young()], later(day - 1)).await.unwrap();
+        assert_eq!(due(&store, later(day)), [session(1)]);
+        // It has not changed.
+        let same = TranscriptIn { content: None, ..had(1, "u", "hi") };
+        assert_eq!(store.take_transcript(same, later(day)).await, Ok(Some(SessionTaken::Unchanged)));
+        assert_eq!(store.reader().session(session(1)).unwrap().unwrap().version, 1);
+    }
+
+    #[tokio::test]
+    async fn a_host_with_many_due_ones_hides_no_other() {
+        let store = store().await;
+        let rows = (1..=20).map(|number| row(number, "", Some(at(number / 10, "u")))).collect();
+        store.accept_sessions(rows, START).await.unwrap();
+        let (first, after) = store.reader().fetches_due(START, None, 2, 3).unwrap();
+        let hosts: Vec<u8> = first.iter().map(|(_, fetch)| fetch.at.host[0]).collect();
+        assert_eq!((hosts, after), (vec![0, 0, 0, 1, 1, 1], Some([1; 8])));
+        let (rest, after) = store.reader().fetches_due(START, after, 2, 3).unwrap();
+        assert_eq!((rest.len(), after), (1, None));
+    }
+
+    #[tokio::test]
+    async fn a_fetch_that_is_not_listed_as_it_says_is_found() {
+        let store = store().await;
+        store.accept_sessions(vec![row(1, "", Some(at(1, "u")))], START).await.unwrap();
+        let key = due_key(&at(1, "u"), START, session(1));
+        for (tree, key, value) in [
+            (Tree::FetchesDue, key.clone(), None),
+            (Tree::FetchesDue, due_key(&at(1, "u"), later(1), session(1)), Some(Vec::new())),
+            (Tree::FetchesDue, due_key(&at(1, "u"), START, session(2)), Some(Vec::new())),
+        ] {
+            let before = store.reader().engine.get(tree, &key).unwrap();
+            let set = async |value: Option<Vec<u8>>| {
+                let key = key.clone();
+                let op = move |tx: &mut Tx<'_>| {
+                    match value {
+                        Some(value) => tx.put(tree, key, value),
+                        None => tx.remove(tree, key),
+                    }
+                    Ok(())
+                };
+                store.committer.commit(1, op).await.unwrap();
+            };
+            set(value).await;
+            assert_eq!(store.verify().await.unwrap().violations.len(), 1);
+            set(before).await;
+            assert_eq!(store.verify().await.unwrap().violations, []);
+        }
+    }
+}
