@@ -129,7 +129,7 @@ pub(super) fn imports(
             optional(check, &path, item, "transcript_concurrency", values::small(1, CONCURRENCY_MAX));
         let login = login(check, &path, item, csv.as_ref(), env);
         if let (Some(Location::Url(url)), Some(guard)) = (&csv, guard) {
-            warn_of_address(check, &path, url, guard);
+            warn_of_address(check, &path, url, guard, login.as_ref().is_some_and(Option::is_some));
         }
         let import = (|| {
             Some(ImportSource {
@@ -189,10 +189,13 @@ fn login(
 }
 
 /// Tells of an address that will be refused, as far as it tells itself, and of a password in the clear.
-fn warn_of_address(check: &mut Check, path: &str, url: &str, guard: &Guard) {
+fn warn_of_address(check: &mut Check, path: &str, url: &str, guard: &Guard, has_login: bool) {
     let Ok(parsed) = Url::parse(url) else { return };
     if let Err(why) = guard.check(&parsed) {
         check.notes.push(format!("{path}.csv is not fetched: {why}"));
+    }
+    if has_login && parsed.scheme() == "http" {
+        check.notes.push(format!("{path}.csv is not https: the password travels in the clear"));
     }
 }
 
