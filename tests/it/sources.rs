@@ -207,8 +207,7 @@ fn an_export_by_address_comes_in_with_its_transcripts_and_changes_with_it() {
         let running = Running::start(&settings(folder.path(), &import, &allowed)).await;
         running.until_outcome("read").await;
         // What is due is looked for each second.
-        running.advance(SECOND).await;
-        running.until_fetch("a", "had", 0).await;
+        running.later_fetch("a", "had", 0).await;
         running.until_fetch("young", "had", 0).await;
         running.until_fetch("twice", "waiting", 1).await;
         running.until_fetch("never", "waiting", 1).await;
@@ -296,9 +295,9 @@ fn an_export_that_cannot_be_had_says_why_and_is_tried_again_soon() {
         until_error("the server answered 503").await;
         let next = running.clock.now().plus(MINUTE).to_string();
         assert_eq!(running.source().await["nextRead"], next);
-        running.advance(MINUTE + 5 * SECOND).await;
+        running.advance(MINUTE).await;
         running
-            .until("broken", async |it| {
+            .later("broken", async |it| {
                 let source = it.source().await;
                 source["outcome"] == "failed"
                     && source["error"].as_str().unwrap().contains("connection broke")
