@@ -207,7 +207,8 @@ fn an_export_by_address_comes_in_with_its_transcripts_and_changes_with_it() {
         let running = Running::start(&settings(folder.path(), &import, &allowed)).await;
         running.until_outcome("read").await;
         // What is due is looked for each second.
-        running.later_fetch("a", "had", 0).await;
+        running.later("fetching begins", async |_| web.count("/in/t/a.txt") > 0).await;
+        running.until_fetch("a", "had", 0).await;
         running.until_fetch("young", "had", 0).await;
         running.until_fetch("twice", "waiting", 1).await;
         running.until_fetch("never", "waiting", 1).await;
@@ -242,7 +243,7 @@ fn an_export_by_address_comes_in_with_its_transcripts_and_changes_with_it() {
 
         // Nothing has changed, so nothing comes again.
         running.advance(12 * MINUTE).await;
-        running.until_outcome("unchanged").await;
+        running.later("unchanged", async |it| it.source().await["outcome"] == "unchanged").await;
         assert_eq!(web.count("/in/t/a.txt"), 1);
         assert_eq!(running.source().await["counts"]["new"], 7, "those of the last whole reading stay");
 
@@ -251,7 +252,7 @@ fn an_export_by_address_comes_in_with_its_transcripts_and_changes_with_it() {
         files.text("/in/t/new.txt", "User: I am new");
         files.text("/young.txt?a=b", "User: hello\nAssistant: there");
         running.advance(15 * MINUTE).await;
-        running.until_outcome("read").await;
+        running.later("read", async |it| it.source().await["outcome"] == "read").await;
         running.later_fetch("new", "had", 0).await;
         running.later("young has grown", async |it| it.session("young").await["messages"] == 2).await;
         assert_eq!(running.session("young").await["version"], 2);
