@@ -14,11 +14,12 @@ use tokio::sync::{mpsc, watch};
 use crate::actors::account::Account;
 use crate::actors::creator::{Creator, Nudge};
 use crate::actors::deliverer::Deliverer;
-use crate::actors::importer::{Importer, Source};
+use crate::actors::importer::{Importer, Place, Remote, Source};
 use crate::actors::intake::Intake;
 use crate::actors::poller::Poller;
 use crate::actors::reconciler::Reconciler;
 use crate::actors::registry::{Registry, Resume};
+use crate::actors::transcripts::{self, Transcripts};
 use crate::actors::{Shared, Switches};
 use crate::clock::{Ids, SharedClock, SystemClock};
 use crate::condition::{Condition, Hindrance, safe_mode};
@@ -26,7 +27,7 @@ use crate::config::{ImportSource, Location, ProviderKind, Settings};
 use crate::disk::{self, Bounds, Disk};
 use crate::domain::cut::Limits;
 use crate::domain::{retry, step};
-use crate::fetch::{Fetcher, Guard, SystemNames};
+use crate::fetch::{Fetcher, Guard, Login, SystemNames, Url};
 use crate::http;
 use crate::import;
 use crate::panics;
@@ -160,6 +161,7 @@ pub struct Application {
     /// Parts that nothing replaces.
     parts: [(&'static str, IsAlive); 6],
     _importers: Vec<Addr<Importer>>,
+    _transcripts: Option<Addr<Transcripts>>,
     stop: watch::Sender<bool>,
     lost: mpsc::Receiver<&'static str>,
     server: tokio::task::JoinHandle<()>,
@@ -216,9 +218,10 @@ pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Ap
     let reconciler = Reconciler::new(shared.clone(), registry.clone()).start();
     let poller = Poller::new(shared.clone(), registry.clone()).start();
     let deliverer = Deliverer::new(shared.clone()).start();
-    let sources = settings.imports.iter().filter_map(source);
-    let importers =
-        sources.map(|source| Importer::new(source, intake.clone(), shared.clone()).start()).collect();
+    let read = |source: &Arc<Source>| Importer::new(source.clone(), intake.clone(), shared.clone()).start();
+    let importers: Vec<_> = shared.sources.iter().map(read).collect();
+    let transcripts = Transcripts::new(intake.clone(), shared.clone());
+    let transcripts = (!importers.is_empty()).then(|| transcripts.start());
 
     announce(settings, address, resumed);
     let parts = [
@@ -253,7 +256,16 @@ pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Ap
     actix::spawn(missed(lost.clone(), "watcher of the disk", disk.watch()));
     actix::spawn(missed(lost, "keeper of the anchor", keep_anchored(store.clone())));
     actix::spawn(check_store(store, condition, creator));
-    Ok(Application { address, shared, parts, _importers: importers, stop, lost: a_lost_part, server })
+    Ok(Application {
+        address,
+        shared,
+        parts,
+        _importers: importers,
+        _transcripts: transcripts,
+        stop,
+        lost: a_lost_part,
+        server,
+    })
 }
 
 impl Application {
@@ -427,6 +439,17 @@ fn share(
         settle: settings.analysis.settle,
         time_zone: settings.import.time_zone.clone(),
         repair_rounds: settings.analysis.repair_rounds,
+        sources: settings
+            .imports
+            .iter()
+            .map(|import| source(import).map(Arc::new))
+            .collect::<Result<_, _>>()?,
+        fetching: transcripts::Bounds {
+            timeout: settings.fetch.timeout,
+            export_bytes_max: settings.fetch.max_export_size,
+            transcript_bytes_max: settings.fetch.max_transcript_size,
+            attempts: settings.fetch.attempts,
+        },
     })
 }
 
@@ -436,22 +459,25 @@ fn fetcher(settings: &Settings) -> Result<Fetcher, AppError> {
     Fetcher::new(guard, Arc::new(SystemNames)).map_err(|err| AppError::System(err.to_string()))
 }
 
-fn source(configured: &ImportSource) -> Option<Source> {
-    let csv = match &configured.csv {
-        Location::Path(path) => path.clone(),
-        Location::Url(_) => {
-            tracing::error!(company.id = %configured.company, "the export {} is not read: exports are read from files", configured.csv);
-            return None;
+fn source(configured: &ImportSource) -> Result<Source, AppError> {
+    let place = match &configured.csv {
+        Location::Path(path) => {
+            let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
+            Place::File { csv: path.clone(), transcripts: configured.transcripts.clone().unwrap_or(folder) }
         }
+        Location::Url(url) => Place::Remote(Remote {
+            url: Url::parse(url).map_err(|err| AppError::System(format!("{}: {err}", configured.csv)))?,
+            login: configured.login.as_ref().map(|(username, password)| Login {
+                username: username.clone(),
+                password: password.expose().into(),
+            }),
+        }),
     };
-    let folder = csv.parent().map(Path::to_path_buf).unwrap_or_default();
-    Some(Source {
-        company: configured.company.clone(),
-        transcripts: configured.transcripts.clone().unwrap_or(folder),
-        csv,
-        options: import::Options { time_zone: configured.time_zone.clone() },
-        every: configured.every,
-    })
+    let options = import::Options { time_zone: configured.time_zone.clone() };
+    let label = configured.csv.to_string();
+    let mut source = Source::new(configured.company.clone(), place, label, options, configured.every);
+    source.transcript_concurrency = usize::try_from(configured.transcript_concurrency).unwrap_or(1);
+    Ok(source)
 }
 
 /// Makes the first admin token where there is none, prints it once, and leaves it where the commands find it.

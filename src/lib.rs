@@ -15,7 +15,7 @@
 //! - [`store`]: the embedded database; the only place that names sled or bincode.
 //! - [`provider`]: OpenAI's Files and Batch API as a client sees it.
 //! - [`import`]: CSV exports and transcripts, read as streams.
-//! - [`actors`]: intake, creator, batches, poller, registry, deliverer, importer.
+//! - [`actors`]: intake, creator, batches, poller, registry, deliverer, importer, transcripts.
 //! - [`http`]: the admin and ingest API.
 //! - [`simulator`]: an OpenAI-compatible Files and Batch server of our own.
 //! - [`app`]: puts the parts together, runs them, drains them.

@@ -15,8 +15,11 @@ use crate::domain::analysis::{self, Misfit};
 use crate::domain::id::{CompanyId, RequestId, SessionId};
 use crate::domain::request::{Endpoint, Group, Source};
 use crate::domain::session::{Message as ChatMessage, Session, SessionFacts};
+use crate::domain::source::{TranscriptAt, Validators};
 use crate::provider::jsonl;
-use crate::store::{Accepted, ClientKey, Content, NewRequest, Requeued, SessionIn, SessionTaken, StoreError};
+use crate::store::{
+    Accepted, ClientKey, Content, NewRequest, Requeued, SessionIn, SessionTaken, StoreError, TranscriptIn,
+};
 
 /// How many requests or sessions one message may carry.
 pub const CHUNK: usize = 250;
@@ -183,6 +186,8 @@ pub struct ChatSession {
     pub facts: SessionFacts,
     /// The messages; none where the transcript could not be had.
     pub messages: Option<Vec<ChatMessage>>,
+    /// Where its transcript is fetched from, if it is.
+    pub fetch: Option<TranscriptAt>,
 }
 
 /// Take in sessions of one company, at most [`CHUNK`].
@@ -212,6 +217,7 @@ impl Handler<AcceptSessions> for Intake {
                 content_hash: content_hash(session.messages.as_deref().unwrap_or_default()),
                 messages: session.messages,
                 settles_at: now.plus(shared.settle),
+                fetch: session.fetch,
             };
             let sessions = sessions.into_iter().map(take).collect();
             crash_point!("import.before_commit");
@@ -221,6 +227,50 @@ impl Handler<AcceptSessions> for Intake {
         };
         Box::pin(alone(taken).into_actor(self).map(|taken, this, ctx| {
             if this.shared.settle.is_zero() {
+                this.settle(ctx);
+            }
+            taken
+        }))
+    }
+}
+
+/// Give a session the transcript that was fetched for it.
+#[derive(Debug, Clone, Message)]
+#[rtype(result = "Result<Option<SessionTaken>, IntakeError>")]
+pub struct AcceptTranscript {
+    /// Of which session.
+    pub session: SessionId,
+    /// The address that it was fetched from.
+    pub url: String,
+    /// What it says; none where it has not changed.
+    pub messages: Option<Vec<ChatMessage>>,
+    /// By which the next change is told.
+    pub validators: Validators,
+}
+
+impl Handler<AcceptTranscript> for Intake {
+    type Result = ResponseActFuture<Self, Result<Option<SessionTaken>, IntakeError>>;
+
+    fn handle(&mut self, asked: AcceptTranscript, _: &mut Context<Self>) -> Self::Result {
+        let shared = self.shared.clone();
+        let taken = async move {
+            may_take_in(&shared)?;
+            let now = shared.clock.now();
+            let content = asked.messages.map(|messages| {
+                let hash = content_hash(&messages);
+                (messages, hash)
+            });
+            let transcript = TranscriptIn {
+                session: asked.session,
+                url: asked.url,
+                content,
+                validators: asked.validators,
+                settles_at: now.plus(shared.settle),
+            };
+            Ok(shared.store.take_transcript(transcript, now).await?)
+        };
+        Box::pin(alone(taken).into_actor(self).map(|taken, this, ctx| {
+            if this.shared.settle.is_zero() && matches!(taken, Ok(Some(SessionTaken::Changed))) {
                 this.settle(ctx);
             }
             taken

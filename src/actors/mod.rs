@@ -1,7 +1,7 @@
 //! The actors, and who messages whom:
 //!
 //! ```text
-//! http, importer ──► intake ──► (store: new and requeued requests, sessions)
+//! http, importer, transcripts ──► intake ──► (store: new and requeued requests, sessions)
 //!                      │ Nudge
 //!                      ▼
 //!  timer ──────────► creator ──► (store: an empty batch) ──► registry: Host
@@ -21,6 +21,7 @@ pub mod account;
 pub mod batch;
 pub mod creator;
 pub mod deliverer;
+mod download;
 mod effects;
 mod finding;
 pub mod importer;
@@ -30,6 +31,7 @@ pub mod poller;
 pub mod reconciler;
 pub mod registry;
 mod spool;
+pub mod transcripts;
 
 #[doc(hidden)]
 pub use effects::observation;
@@ -161,6 +163,10 @@ pub struct Shared {
     pub time_zone: TimeZone,
     /// How often the model is asked once more for an answer that does not fit.
     pub repair_rounds: u32,
+    /// The exports that are read again and again.
+    pub sources: Vec<Arc<importer::Source>>,
+    /// Bounds of what is fetched for them.
+    pub fetching: transcripts::Bounds,
 }
 
 impl Shared {

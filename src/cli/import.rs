@@ -16,7 +16,7 @@ use super::{CliError, block_on, output};
 use crate::config::Settings;
 use crate::domain::id::CompanyId;
 use crate::import::Options;
-use crate::import::export::{self, ExportedSession};
+use crate::import::export::{self, ExportedSession, Transcript};
 
 /// Sessions in one call.
 const CHUNK: usize = 250;
@@ -67,7 +67,7 @@ pub fn run(command: &Import, settings: &Settings, server: Option<&str>, json: bo
     let reader = Counting { file, position: position.clone() };
     let open = move |reference: &str| {
         let path = export::below(&folder, reference)?;
-        File::open(path).map_err(|err| err.to_string())
+        File::open(path).map(Transcript::Here).map_err(|err| err.to_string())
     };
     let bar = bar(length);
     let path = format!("/api/v1/companies/{}/sessions", command.company);

@@ -12,6 +12,7 @@ use super::{
     Analysis, Creation, Data, Fetch, Import, Ingest, Listed, Log, Polling, Provider, ProviderKind, Retry,
     Secret, Server, Settings, Simulator, Submission, lists,
 };
+use crate::fetch::Guard;
 
 const SECOND: Duration = Duration::from_secs(1);
 /// The provider's own limits of a batch.
@@ -20,6 +21,7 @@ const FILE_BYTES_MAX: u64 = 200_000_000;
 const FILE_BYTES_MIN: u64 = 1_000;
 /// More is no floor but a mistake.
 const ROOM_BYTES_MAX: u64 = 1_000_000_000_000_000;
+const TRANSCRIPT_BYTES_MAX: u64 = 8 << 20;
 const ADMIN_TOKEN_CHARS_MIN: usize = 16;
 
 /// Collects what is wrong while values are read.
@@ -118,15 +120,16 @@ pub(super) fn settings(raw: Raw, env: &dyn Fn(&str) -> Option<String>) -> Result
     let retry = retry(&mut check);
     let analysis = analysis(&mut check);
     let import = check.get("import.time_zone", values::time_zone).map(|time_zone| Import { time_zone });
-    let fetch = check.get("fetch.allow_hosts", values::hosts).map(|allow_hosts| Fetch { allow_hosts });
     let ingest = ingest(&mut check);
+    let fetch = fetch(&mut check);
     let simulator = simulator(&mut check);
     let level = check.get("log.level", values::log_level);
     let format = check.get("log.format", values::log_format);
     let model = analysis.as_ref().map(|analysis| analysis.model.as_str());
     let companies = lists::companies(&mut check, &companies, model);
     let zone = import.as_ref().map(|import| &import.time_zone);
-    let imports = lists::imports(&mut check, &imports, &companies, zone);
+    let guard = fetch.as_ref().and_then(|fetch| Guard::new(&fetch.allow_hosts).ok());
+    let imports = lists::imports(&mut check, &imports, &companies, zone, guard.as_ref(), env);
     let companies = companies.into_iter().flat_map(|(_, company)| company).collect();
     let prices = lists::prices(&mut check, models);
     let Check { mut errors, notes, listing, .. } = check;
@@ -161,7 +164,7 @@ pub(super) fn settings(raw: Raw, env: &dyn Fn(&str) -> Option<String>) -> Result
     }
 }
 
-fn variable(env: &dyn Fn(&str) -> Option<String>, name: &str) -> Option<String> {
+pub(super) fn variable(env: &dyn Fn(&str) -> Option<String>, name: &str) -> Option<String> {
     env(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
 }
 
@@ -310,6 +313,22 @@ fn ingest(check: &mut Check) -> Option<Ingest> {
     let calls_per_minute = check.get("ingest.calls_per_minute", values::whole(1, 1_000_000));
     let bytes_per_hour = check.get("ingest.bytes_per_hour", values::size(1, u64::MAX));
     Some(Ingest { calls_per_minute: calls_per_minute?, bytes_per_hour: bytes_per_hour? })
+}
+
+fn fetch(check: &mut Check) -> Option<Fetch> {
+    let allow_hosts = check.get("fetch.allow_hosts", values::hosts);
+    let timeout = check.get("fetch.timeout", values::duration(SECOND));
+    let max_export_size = check.get("fetch.max_export_size", values::size(1, ROOM_BYTES_MAX));
+    // The reader of transcripts takes no more.
+    let max_transcript_size = check.get("fetch.max_transcript_size", values::size(1, TRANSCRIPT_BYTES_MAX));
+    let attempts = check.get("fetch.attempts", values::small(1, 100));
+    Some(Fetch {
+        allow_hosts: allow_hosts?,
+        timeout: timeout?,
+        max_export_size: max_export_size?,
+        max_transcript_size: max_transcript_size?,
+        attempts: attempts?,
+    })
 }
 
 fn simulator(check: &mut Check) -> Option<Simulator> {

@@ -3,7 +3,7 @@
 use super::error::Problem;
 
 /// Every single key with its default, written as a file would have it; none where it may be left out.
-pub(super) const KEYS: [(&str, Option<&str>); 37] = [
+pub(super) const KEYS: [(&str, Option<&str>); 41] = [
     ("server.bind", Some("127.0.0.1:8080")),
     ("data.path", Some("data")),
     ("data.free_space_floor", Some("256MB")),
@@ -33,6 +33,10 @@ pub(super) const KEYS: [(&str, Option<&str>); 37] = [
     ("ingest.calls_per_minute", Some("600")),
     ("ingest.bytes_per_hour", Some("50GB")),
     ("fetch.allow_hosts", Some("")),
+    ("fetch.timeout", Some("30s")),
+    ("fetch.max_export_size", Some("1GB")),
+    ("fetch.max_transcript_size", Some("8MB")),
+    ("fetch.attempts", Some("12")),
     ("simulator.turnaround", Some("10s")),
     ("simulator.faults", None),
     ("simulator.token_limit", None),
@@ -45,7 +49,16 @@ pub(super) const KEYS: [(&str, Option<&str>); 37] = [
 ];
 
 pub(super) const COMPANY_KEYS: [&str; 5] = ["id", "name", "model", "suspended", "monthly_budget"];
-pub(super) const IMPORT_KEYS: [&str; 5] = ["company", "csv", "every", "transcripts", "time_zone"];
+pub(super) const IMPORT_KEYS: [&str; 8] = [
+    "company",
+    "csv",
+    "every",
+    "transcripts",
+    "time_zone",
+    "username",
+    "password_env",
+    "transcript_concurrency",
+];
 pub(super) const RATE_KEYS: [&str; 4] = ["input", "cached", "cache_write", "output"];
 pub(super) const LONG_CONTEXT: &str = "long_context";
 pub(super) const LONG_CONTEXT_ABOVE: &str = "above";
@@ -108,6 +121,11 @@ pub(super) fn unknown_section(name: &str) -> Problem {
 /// There is no such key in an entry of a list.
 pub(super) fn unknown_in_list(key: &str, known: &[&'static str]) -> Problem {
     let remedy = match nearest(key, known.iter().copied()) {
+        _ if key == "password" && known.contains(&"password_env") => {
+            "take the password out of the file; put it into an environment variable, and that variable's name into \
+             password_env"
+                .to_owned()
+        }
         Some(near) => format!("did you mean {near}?"),
         None => format!("known here: {}", known.join(", ")),
     };

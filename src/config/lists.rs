@@ -10,12 +10,15 @@ use super::error::{Origin, Problem};
 use super::keys::LONG_CONTEXT;
 use super::raw::{Entry, Item};
 use super::values::{self, Scalar};
-use super::{ImportSource, Location};
+use super::{ImportSource, Location, Secret};
 use crate::domain::company::Company;
 use crate::domain::id::CompanyId;
 use crate::domain::price::{LongContext, ModelPrice, PriceTable, Rates};
+use crate::fetch::{Guard, Url};
 
 const SECOND: Duration = Duration::from_secs(1);
+/// No host is asked for more transcripts at once.
+const CONCURRENCY_MAX: u32 = 4;
 const EVERY_DEFAULT: Duration = Duration::from_secs(15 * 60);
 
 fn required<'a>(
@@ -107,6 +110,8 @@ pub(super) fn imports(
     items: &[Item],
     companies: &[(CompanyId, Option<Company>)],
     zone_default: Option<&TimeZone>,
+    guard: Option<&Guard>,
+    env: &dyn Fn(&str) -> Option<String>,
 ) -> Vec<ImportSource> {
     let mut imports = Vec::new();
     for (index, item) in items.iter().enumerate() {
@@ -127,6 +132,12 @@ pub(super) fn imports(
         let every = optional(check, &path, item, "every", values::duration(SECOND));
         let transcripts = optional(check, &path, item, "transcripts", values::path(&base));
         let time_zone = optional(check, &path, item, "time_zone", values::time_zone);
+        let concurrency =
+            optional(check, &path, item, "transcript_concurrency", values::small(1, CONCURRENCY_MAX));
+        let login = login(check, &path, item, csv.as_ref(), env);
+        if let (Some(Location::Url(url)), Some(guard)) = (&csv, guard) {
+            warn_of_address(check, &path, url, guard, login.as_ref().is_some_and(Option::is_some));
+        }
         let import = (|| {
             Some(ImportSource {
                 company: company?,
@@ -134,6 +145,8 @@ pub(super) fn imports(
                 every: every?.unwrap_or(EVERY_DEFAULT),
                 transcripts: transcripts?,
                 time_zone: time_zone?.or_else(|| zone_default.cloned())?,
+                login: login?,
+                transcript_concurrency: concurrency?.unwrap_or(CONCURRENCY_MAX),
             })
         })();
         if let Some(import) = import {
@@ -142,6 +155,55 @@ pub(super) fn imports(
         }
     }
     imports
+}
+
+/// `Some(None)` where there is none, none after an error.
+fn login(
+    check: &mut Check,
+    path: &str,
+    item: &Item,
+    csv: Option<&Location>,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Option<Option<(String, Secret)>> {
+    let name = optional(check, path, item, "username", values::text)?;
+    let variable = optional(check, path, item, "password_env", values::variable_name)?;
+    let field = if name.is_some() { "username" } else { "password_env" };
+    let problem = match (name, variable, csv) {
+        (None, None, _) => return Some(None),
+        (_, _, Some(Location::Path(_))) => {
+            Problem::new("the export is a file, which takes no login", "leave it out")
+        }
+        (Some(_), None, _) => Problem::new("there is no password for it", "give password_env, too"),
+        (None, Some(_), _) => Problem::new("there is no name for it", "give username, too"),
+        (Some(name), Some(_), _) if name.contains(':') || name.chars().any(char::is_control) => {
+            Problem::new("a name with a colon cannot be sent", "give another one")
+        }
+        (Some(name), Some(variable), _) => match super::check::variable(env, &variable) {
+            Some(password) => return Some(Some((name, Secret::new(password)))),
+            None => {
+                let remedy = format!("set {variable} to the password");
+                check.fail(
+                    format!("{path}.password_env"),
+                    origin_of(item, "password_env"),
+                    Problem::new(format!("the environment has no {variable}"), remedy),
+                );
+                return None;
+            }
+        },
+    };
+    check.fail(format!("{path}.{field}"), origin_of(item, field), problem);
+    None
+}
+
+/// Tells of an address that will be refused, as far as it tells itself, and of a password in the clear.
+fn warn_of_address(check: &mut Check, path: &str, url: &str, guard: &Guard, has_login: bool) {
+    let Ok(parsed) = Url::parse(url) else { return };
+    if let Err(why) = guard.check(&parsed) {
+        check.notes.push(format!("{path}.csv is not fetched: {why}"));
+    }
+    if has_login && parsed.scheme() == "http" {
+        check.notes.push(format!("{path}.csv is not https: the password travels in the clear"));
+    }
 }
 
 fn listed(import: &ImportSource) -> String {

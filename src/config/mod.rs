@@ -230,8 +230,17 @@ pub struct Ingest {
 /// What may be fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetch {
-    /// Hosts that exports and transcripts may come from although they are private or loopback; lower case.
+    /// Hosts that exports and transcripts may come from, and webhooks go to, although they are private or loopback;
+    /// lower case. One with a port allows that port, one without 80 and 443.
     pub allow_hosts: Vec<String>,
+    /// How long a fetch may take; a large body gets more, at 64 KiB a second.
+    pub timeout: Duration,
+    /// The largest export that is fetched, in bytes.
+    pub max_export_size: u64,
+    /// The largest transcript that is fetched, in bytes.
+    pub max_transcript_size: u64,
+    /// How often a transcript is tried before it is given up.
+    pub attempts: u32,
 }
 
 /// How the simulator behaves.
@@ -301,7 +310,8 @@ pub struct Log {
 pub enum Location {
     /// A file.
     Path(PathBuf),
-    /// An http or https address. It may hold a password, which [`fmt::Display`] and [`fmt::Debug`] leave out.
+    /// An http or https address without user and password. Its query may hold a secret, which [`fmt::Display`] and
+    /// [`fmt::Debug`] leave out.
     Url(String),
 }
 
@@ -333,6 +343,10 @@ pub struct ImportSource {
     pub transcripts: Option<PathBuf>,
     /// The zone of times without an offset.
     pub time_zone: TimeZone,
+    /// Name and password at the export's address.
+    pub login: Option<(String, Secret)>,
+    /// How many of its transcripts are fetched from one host at the same time.
+    pub transcript_concurrency: u32,
 }
 
 /// Reads and checks the configuration.
@@ -353,10 +367,16 @@ pub fn load(
     check::settings(raw, env)
 }
 
+/// Whether a variable is the provider's key or the password of an export, which only the service itself needs.
+fn is_needed_to_serve(name: &str) -> bool {
+    name == "OPENAI_API_KEY"
+        || !["OPENAI_", "BATCH_", "NIGHTSHIFT_"].iter().any(|ours| name.starts_with(ours))
+}
+
 /// The same with the environment of this process.
 ///
-/// Commands that only ask the server, or serve as a provider, do not need the provider's key: for them `needs_key`
-/// is false, and its absence is no error.
+/// Commands that only ask the server, or serve as a provider, do not need the provider's key, nor the password of
+/// an export: for them `needs_key` is false, and the absence of these is no error.
 pub fn from_process(
     path: Option<&Path>,
     needs_key: bool,
@@ -365,7 +385,7 @@ pub fn from_process(
     #[allow(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
     let env = |name: &str| match std::env::var(name) {
         Ok(value) => Some(value),
-        Err(_) if name == "OPENAI_API_KEY" && !needs_key => Some("not-needed".to_owned()),
+        Err(_) if !needs_key && is_needed_to_serve(name) => Some("not-needed".to_owned()),
         Err(_) => None,
     };
     let vars = std::env::vars_os()

@@ -248,11 +248,13 @@ fn what_is_probably_not_meant_is_noted() {
 #[test]
 fn no_secret_is_shown_anywhere() {
     let text = "[[companies]]\nid = \"a\"\n[[imports]]\ncompany = \"a\"\n\
-        csv = \"https://user:SECRET@files.example/a/export.csv?token=SECRET\"";
+        csv = \"https://files.example/a/export.csv?token=SECRET\"\n\
+        username = \"user\"\npassword_env = \"EXPORT_PASSWORD\"";
     let env = [
         ("OPENAI_API_KEY", "sk-SECRET"),
         ("OPENAI_WEBHOOK_SECRET", "whsec_SECRET"),
         ("NIGHTSHIFT_ADMIN_TOKEN", "SECRETSECRETSECRET"),
+        ("EXPORT_PASSWORD", "SECRET"),
     ];
     let settings = load_with(text, &env, &[]).unwrap();
     // The name of a variable is no secret.
@@ -262,10 +264,10 @@ fn no_secret_is_shown_anywhere() {
         settings.describe().iter().map(|listed| format!("{} {}", listed.key, listed.value)).collect();
     assert!(shown.iter().all(|line| !line.replace("WEBHOOK_SECRET", "").contains("SECRET")), "{shown:#?}");
     assert!(shown.iter().any(|line| line == "OPENAI_API_KEY set (hidden)"), "{shown:#?}");
-    assert!(shown.iter().any(|line| line.contains("https://[hidden]@files.example/a/export.csv?[hidden]")));
+    assert!(shown.iter().any(|line| line.contains("https://files.example/a/export.csv?[hidden]")));
     assert_eq!(
         settings.imports[0].csv,
-        Location::Url("https://user:SECRET@files.example/a/export.csv?token=SECRET".into())
+        Location::Url("https://files.example/a/export.csv?token=SECRET".into())
     );
 }
 
@@ -340,6 +342,66 @@ fn the_committed_file_is_valid_and_fast() {
         let name = key.rsplit('.').next().unwrap();
         assert!(text.contains(name), "{key} is not in {DEFAULT_FILE}");
     }
+}
+
+#[test]
+fn a_login_for_an_export_stands_in_two_keys_and_a_variable() {
+    let import = |rest: &str| format!("[[companies]]\nid = \"a\"\n[[imports]]\ncompany = \"a\"\n{rest}");
+    let env = [("EXPORT_PASSWORD", "hunter2")];
+    let url = "csv = \"https://files.example/a.csv\"\n";
+    let whole = import(&format!(
+        "{url}username = \"ann\"\npassword_env = \"EXPORT_PASSWORD\"\ntranscript_concurrency = 2"
+    ));
+    let settings = load_with(&whole, &env, &[]).unwrap();
+    let (name, password) = settings.imports[0].login.clone().unwrap();
+    assert_eq!((name.as_str(), password.expose()), ("ann", "hunter2"));
+    assert_eq!(settings.imports[0].transcript_concurrency, 2);
+    for (text, key, remedy) in [
+        ("csv = \"https://ann:hunter2@files.example/a.csv\"", "imports[0].csv", "password_env"),
+        ("csv = \"https://ann@files.example/a.csv\"", "imports[0].csv", "password_env"),
+        (&format!("{url}username = \"ann\""), "imports[0].username", "give password_env"),
+        (&format!("{url}password_env = \"EXPORT_PASSWORD\""), "imports[0].password_env", "give username"),
+        (
+            &format!("{url}username = \"a:b\"\npassword_env = \"EXPORT_PASSWORD\""),
+            "imports[0].username",
+            "another",
+        ),
+        (
+            &format!("{url}username = \"ann\"\npassword_env = \"OTHER\""),
+            "imports[0].password_env",
+            "set OTHER",
+        ),
+        (
+            &format!("{url}username = \"ann\"\npassword_env = \"hunter2\""),
+            "imports[0].password_env",
+            "into that",
+        ),
+        (&format!("{url}password = \"hunter2\""), "imports[0].password", "password_env"),
+        ("csv = \"a.csv\"\nusername = \"ann\"", "imports[0].username", "leave it out"),
+        (&format!("{url}transcript_concurrency = 5"), "imports[0].transcript_concurrency", "1 to 4"),
+    ] {
+        let err = error(&import(text), &env, &[]);
+        assert!(err.key == key && err.remedy.contains(remedy), "{text}: {err}");
+        assert!(!err.to_string().contains("hunter2"), "{err}");
+    }
+}
+
+#[test]
+fn an_address_that_will_be_refused_is_told_at_once() {
+    let text = |allowed: &str| {
+        format!(
+            "[fetch]\nallow_hosts = [{allowed}]\n[[companies]]\nid = \"a\"\n[[imports]]\ncompany = \"a\"\n\
+             csv = \"http://127.0.0.1:8000/a.csv\""
+        )
+    };
+    let notes = good(&text("")).notes;
+    assert!(notes.iter().any(|note| note.contains("imports[0].csv is not fetched: 127.0.0.1")), "{notes:?}");
+    let login = "\nusername = \"ann\"\npassword_env = \"EXPORT_PASSWORD\"";
+    let env = [("EXPORT_PASSWORD", "hunter2")];
+    let notes = load_with(&(text("") + login), &env, &[]).unwrap().notes;
+    assert!(notes.iter().any(|note| note.contains("in the clear")), "{notes:?}");
+    let notes = good(&text("\"127.0.0.1:8000\"")).notes;
+    assert!(!notes.iter().any(|note| note.contains("not fetched")), "{notes:?}");
 }
 
 proptest! {

@@ -10,6 +10,7 @@ use jiff::tz::TimeZone;
 use super::error::Problem;
 use super::{Location, LogFormat, LogLevel, ProviderKind};
 use crate::domain::price::parse_decimal;
+use crate::fetch::{Guard, Url};
 
 /// A value as a file, a variable or a flag gives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -220,6 +221,16 @@ pub(super) fn location(base: &Path) -> impl Fn(&Scalar) -> Parsed<Location> {
             // Not quoted: it may hold a password.
             return Err(Problem::new("it is neither a path nor an http(s) address", "use one of them"));
         }
+        let Ok(url) = Url::parse(&text) else {
+            return Err(Problem::new("it is no address that can be read", "copy it anew"));
+        };
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(Problem::new(
+                "it has a user or a password in it, and files end up in repositories",
+                "take it out of the address; give `username`, and `password_env`: the name of the environment \
+                 variable that holds the password",
+            ));
+        }
         Ok(Location::Url(text))
     }
 }
@@ -249,7 +260,8 @@ pub(super) fn hosts(value: &Scalar) -> Parsed<Vec<String>> {
             return wrong(value, "a list of hosts", "write it like [\"files.example\", \"10.0.0.5:8080\"]");
         }
     };
-    match hosts.iter().find(|host| host.is_empty() || host.contains(['/', '*', ' ', '@'])) {
+    let is_host = |host: &String| !host.contains(['/', '@']) && Guard::new(&[host]).is_ok();
+    match hosts.iter().find(|host| !is_host(host)) {
         Some(host) => Err(Problem::new(
             format!("{host:?} is not a host"),
             "give names or addresses, with a port if need be, without scheme or path",
@@ -280,6 +292,25 @@ pub(super) fn log_level(value: &Scalar) -> Parsed<LogLevel> {
 pub(super) fn log_format(value: &Scalar) -> Parsed<LogFormat> {
     let formats = [("auto", LogFormat::Auto), ("human", LogFormat::Human), ("json", LogFormat::Json)];
     choice(value, &formats)
+}
+
+/// The name of an environment variable.
+pub(super) fn variable_name(value: &Scalar) -> Parsed<String> {
+    let name = match value {
+        Scalar::Text(name) => name.trim(),
+        Scalar::Number(_) | Scalar::Truth(_) | Scalar::List(_) | Scalar::Other(_) => "",
+    };
+    let good = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+    if !name.is_empty()
+        && name.len() <= 100
+        && name.bytes().all(good)
+        && !name.starts_with(|c: char| c.is_ascii_digit())
+    {
+        return Ok(name.to_owned());
+    }
+    // Not quoted: it may be the password itself.
+    let problem = "it is not the name of an environment variable";
+    Err(Problem::new(problem, "use capitals, digits and _, and put the password into that variable"))
 }
 
 /// An amount of money in millionths, exact.

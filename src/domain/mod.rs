@@ -14,5 +14,6 @@ pub mod request;
 pub mod retry;
 pub mod room;
 pub mod session;
+pub mod source;
 pub mod step;
 pub mod webhook;

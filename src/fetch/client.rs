@@ -110,6 +110,11 @@ impl Body {
         Ok(Some(chunk))
     }
 
+    /// How long the server says that it is.
+    pub fn length(&self) -> Option<u64> {
+        self.response.content_length()
+    }
+
     /// The rest of it at once, for what is small.
     pub async fn bytes(mut self) -> Result<Vec<u8>, FetchError> {
         let mut all = Vec::new();

@@ -478,10 +478,11 @@ impl Kind for Sessions {
     }
 
     fn of_row(&self, row: Row) -> Result<(ChatSession, usize), LineError> {
-        // As with an export that is read from a file: without a reference nothing was said.
+        // As with an export that is read from a file: without a reference nothing was said. With one, its messages may
+        // come by another call: only a source of the configuration has its transcripts fetched.
         let messages = row.facts.transcript.is_none().then(Vec::new);
         // Facts are cut to size; this is what they come to at most.
-        Ok((ChatSession { external_id: row.external_id, facts: row.facts, messages }, 4096))
+        Ok((ChatSession { external_id: row.external_id, facts: row.facts, messages, fetch: None }, 4096))
     }
 
     fn read(&self, _: u64, json: &[u8]) -> Result<(ChatSession, usize), LineError> {
@@ -513,7 +514,7 @@ impl Kind for Sessions {
             None => None,
             Some(messages) => Some(messages.into_iter().map(message).collect::<Result<Vec<_>, _>>()?),
         };
-        Ok((ChatSession { external_id: line.external_id, facts, messages }, json.len()))
+        Ok((ChatSession { external_id: line.external_id, facts, messages, fetch: None }, json.len()))
     }
 
     async fn store(

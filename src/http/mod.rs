@@ -22,6 +22,7 @@ mod query;
 mod reply;
 mod request_body;
 mod results;
+mod sources;
 #[doc(hidden)]
 pub mod table;
 mod timeline;
@@ -240,6 +241,8 @@ impl Call {
                 let body = read_whole(body, SMALL_BODY_BYTES_MAX).await?;
                 budget::set(api, company, &body).await?
             }
+            Route::Sources => sources::list(api, &self.company(company).await?).await?,
+            Route::ReadSource => sources::read_now(api, &self.company(company).await?, id)?,
             Route::Session => {
                 let company = self.company(company).await?;
                 results::session(api, company, id, &query).await?

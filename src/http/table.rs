@@ -48,6 +48,8 @@ pub enum Route {
     ExportRequests,
     ExportSessions,
     Webhooks(Action),
+    Sources,
+    ReadSource,
 }
 
 impl Route {
@@ -167,6 +169,8 @@ pub static TABLE: &[Entry] = &[
         Access::OwnWrite,
         Route::Webhooks(Action::Redeliver),
     ),
+    entry("GET", "/api/v1/companies/{companyId}/sources", Access::OwnRead, Route::Sources),
+    entry("POST", "/api/v1/companies/{companyId}/sources/{id}/read", Access::Write, Route::ReadSource),
 ];
 
 /// The texts that stand where a path has braces.

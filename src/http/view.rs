@@ -9,7 +9,7 @@ use crate::domain::request::{Attempt, Request, Source, Usage};
 use crate::domain::session::{Message, SessionFacts};
 use crate::store::{SessionFound, StoreError, StoreReader, StoryLine};
 
-fn time(at: Option<Timestamp>) -> Value {
+pub fn time(at: Option<Timestamp>) -> Value {
     at.map_or(Value::Null, |at| Value::String(at.to_string()))
 }
 
@@ -182,7 +182,7 @@ pub fn summary(counts: [u64; 4]) -> Value {
 
 /// A session with what became of it, without its messages.
 pub fn session(found: &SessionFound) -> Value {
-    let SessionFound { session, analysis, request } = found;
+    let SessionFound { session, analysis, request, fetch } = found;
     let request = request.as_ref();
     let failure = request.and_then(|request| request.failure.as_ref());
     let cost = request.and_then(|request| request.cost.as_ref());
@@ -200,6 +200,7 @@ pub fn session(found: &SessionFound) -> Value {
         "metadata": session.facts.metadata.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok()),
         "facts": facts(&session.facts),
         "requestId": session.request.map(|request| request.to_string()),
+        "fetch": super::sources::fetch(fetch.as_ref()),
         "requestStatus": request.map(|request| request.status.label()),
         "errorClass": failure.map(|failure| failure.class.label()),
         "error": failure.map(ToString::to_string),

@@ -23,22 +23,38 @@ pub struct ExportedSession {
     pub messages: Option<Vec<Message>>,
     /// Why they could not be had, or what is odd about them.
     pub note: Option<String>,
+    /// The address that its transcript is to be fetched from.
+    pub fetch: Option<String>,
+}
+
+/// Where a transcript is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Transcript<T> {
+    /// It can be read.
+    Here(T),
+    /// It is to be fetched from this address.
+    At(String),
 }
 
 /// The sessions of an export. `open` opens what a row names as its transcript.
 pub fn sessions<R: Read, T: Read>(
     reader: R,
     options: &Options,
-    mut open: impl FnMut(&str) -> Result<T, String>,
+    mut open: impl FnMut(&str) -> Result<Transcript<T>, String>,
 ) -> impl Iterator<Item = Result<ExportedSession, RowError>> {
     let options = options.clone();
     Rows::new(reader, options.clone()).map(move |row| {
         let row = row?;
+        let mut fetch = None;
         let (messages, note) = match row.facts.transcript.as_deref() {
             // Nothing was said, or the export does not tell: a session without messages, not a missing one.
             None => (Some(Vec::new()), None),
             Some(reference) => match open(reference) {
-                Ok(file) => match transcript::read(file, &options) {
+                Ok(Transcript::At(address)) => {
+                    fetch = Some(address);
+                    (None, None)
+                }
+                Ok(Transcript::Here(file)) => match transcript::read(file, &options) {
                     Ok(read) => {
                         let note = read.warnings.first().map(|warning| format!("{reference}: {warning}"));
                         (Some(read.messages), note)
@@ -48,7 +64,8 @@ pub fn sessions<R: Read, T: Read>(
                 Err(why) => (None, Some(format!("{reference}: {why}"))),
             },
         };
-        Ok(ExportedSession { line: row.line, external_id: row.external_id, facts: row.facts, messages, note })
+        let (line, external_id, facts) = (row.line, row.external_id, row.facts);
+        Ok(ExportedSession { line, external_id, facts, messages, note, fetch })
     })
 }
 
@@ -60,7 +77,7 @@ pub fn is_url(reference: &str) -> bool {
 /// Where a relative reference lies. An export must not make us read outside the folder it names.
 pub fn below(folder: &Path, reference: &str) -> Result<PathBuf, String> {
     if is_url(reference) {
-        return Err("transcripts are read from files here, not fetched".to_owned());
+        return Err("the transcript is fetched by the service only; add the export to [[imports]]".to_owned());
     }
     let relative = Path::new(reference);
     let inside = relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
@@ -84,17 +101,23 @@ mod tests {
 
     #[test]
     fn a_transcript_that_cannot_be_had_is_noted_and_stops_nothing() {
-        let csv = row("a", "a.txt") + &row("b", "gone.txt") + &row("c", "");
+        let csv = row("a", "a.txt")
+            + &row("b", "gone.txt")
+            + &row("c", "")
+            + &row("d", "https://files.example/d.txt");
         let open = |name: &str| match name {
-            "a.txt" => Ok("User: hello\nthere".as_bytes()),
+            "a.txt" => Ok(Transcript::Here("User: hello\nthere".as_bytes())),
+            "https://files.example/d.txt" => Ok(Transcript::At(name.to_owned())),
             _ => Err("no such file".to_owned()),
         };
         let read: Vec<_> = sessions(csv.as_bytes(), &options(), open).map(Result::unwrap).collect();
-        assert_eq!(read.len(), 3);
+        assert_eq!(read.len(), 4);
         assert_eq!(read[0].messages.as_ref().unwrap()[0].text, "hello\nthere");
         assert_eq!(read[1].messages, None);
         assert_eq!(read[1].note.as_deref(), Some("gone.txt: no such file"));
         assert_eq!(read[2].messages, Some(Vec::new()));
+        assert_eq!((&read[3].messages, &read[3].note), (&None, &None));
+        assert_eq!(read[3].fetch.as_deref(), Some("https://files.example/d.txt"));
     }
 
     #[test]

@@ -102,6 +102,12 @@ trees! {
     Events = "events",
     /// event, part → what is told, packed
     EventTexts = "event_texts",
+    /// company, source → what is known of an export that is read again and again
+    Sources = "sources",
+    /// session → the fetching of its transcript
+    Fetches = "fetches",
+    /// host, due time, session → nothing
+    FetchesDue = "fetches_due",
 }
 
 /// Builds a key piece by piece.

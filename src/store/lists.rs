@@ -14,6 +14,7 @@ use super::{StoreError, StoreReader};
 use crate::domain::id::{CompanyId, RequestId, SessionId, Timestamp};
 use crate::domain::request::{Endpoint, FailureClass, Request, RequestStatus, Source};
 use crate::domain::session::{Session, SessionState};
+use crate::domain::source::Fetch;
 
 /// Rows that a page looks at, about.
 pub const LOOKED_AT_MAX: usize = 5000;
@@ -167,6 +168,8 @@ pub struct SessionFound {
     pub analysis: Option<String>,
     /// Its last request.
     pub request: Option<Request>,
+    /// The fetching of its transcript, if that is fetched.
+    pub fetch: Option<Fetch>,
 }
 
 /// The ids to look at: from `floor` on, below `before`; both without the 16 bytes' prefix.
@@ -241,7 +244,8 @@ impl StoreReader {
     pub fn with_outcome(&self, session: Session) -> Result<SessionFound, StoreError> {
         let analysis = self.analysis(session.id, session.version)?;
         let request = session.request.map(|id| self.request(id)).transpose()?.flatten();
-        Ok(SessionFound { session, analysis, request })
+        let fetch = self.fetch(session.id)?;
+        Ok(SessionFound { session, analysis, request, fetch })
     }
 
     /// The request that a company knows by this key of its own.

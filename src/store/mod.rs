@@ -21,6 +21,7 @@ mod outcomes;
 mod requests;
 mod rooms;
 mod sessions;
+mod sources;
 mod sums;
 mod tx;
 mod verify;
@@ -38,6 +39,7 @@ pub use intents::{NotedIntent, WATCHED_FOR};
 pub use lists::{LOOKED_AT_MAX, RequestsOf, SessionFound, SessionsOf};
 pub use requests::{Accepted, ClientKey, NewRequest, RequestFilter, Requeued};
 pub use sessions::{Content, SessionIn, SessionTaken};
+pub use sources::{Due, FetchFailed, Reading, TranscriptIn};
 pub use verify::{Report, Violation};
 pub use webhooks::{WebhookChange, WebhookMade};
 

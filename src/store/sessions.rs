@@ -5,10 +5,11 @@ use serde::{Deserialize, Serialize};
 use super::keys::{self, Key, Tree};
 use super::requests::{self, NewRequest};
 use super::tx::Tx;
-use super::{Store, StoreError, StoreReader, codec};
+use super::{Store, StoreError, StoreReader, codec, sources};
 use crate::domain::id::{CompanyId, SessionId, Timestamp};
 use crate::domain::request::{Request, RequestStatus, Source};
 use crate::domain::session::{Message, Session, SessionFacts, SessionState};
+use crate::domain::source::TranscriptAt;
 
 /// A session as it comes in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub struct SessionIn {
     pub content_hash: [u8; 32],
     /// When it may be analysed if it does not change before.
     pub settles_at: Timestamp,
+    /// Where its transcript is fetched from, if it is.
+    pub fetch: Option<TranscriptAt>,
 }
 
 /// What became of a session that came in.
@@ -109,11 +112,19 @@ fn accept(tx: &mut Tx<'_>, new: SessionIn, now: Timestamp) -> Result<SessionTake
             add_version(tx, &mut session, messages, new.content_hash, new.settles_at, now)?;
         }
         save(tx, &session)?;
+        if let Some(at) = new.fetch {
+            sources::name(tx, &session, at, true, now)?;
+        }
         return Ok(SessionTaken::New);
     };
     let mut session = load(tx, id)?;
     let updated = session.facts != new.facts;
     session.facts = new.facts;
+    match new.fetch {
+        Some(at) => sources::name(tx, &session, at, updated, now)?,
+        None if new.messages.is_some() => sources::forget(tx, id)?,
+        None => {}
+    }
     // A transcript that cannot be had today does not undo the one that was had before.
     let changed = new.messages.filter(|_| session.version == 0 || session.content_hash != new.content_hash);
     let taken = match (changed, updated) {
@@ -126,6 +137,24 @@ fn accept(tx: &mut Tx<'_>, new: SessionIn, now: Timestamp) -> Result<SessionTake
     };
     save(tx, &session)?;
     Ok(taken)
+}
+
+/// Gives a session the messages that were fetched for it, as [`Store::accept_sessions`] does.
+pub(super) fn add_messages(
+    tx: &mut Tx<'_>,
+    id: SessionId,
+    messages: Vec<Message>,
+    content_hash: [u8; 32],
+    settles_at: Timestamp,
+    now: Timestamp,
+) -> Result<SessionTaken, StoreError> {
+    let mut session = load(tx, id)?;
+    if session.version > 0 && session.content_hash == content_hash {
+        return Ok(SessionTaken::Unchanged);
+    }
+    add_version(tx, &mut session, messages, content_hash, settles_at, now)?;
+    save(tx, &session)?;
+    Ok(SessionTaken::Changed)
 }
 
 fn add_version(

@@ -20,6 +20,9 @@ use crate::domain::id::{BatchId, FileId, Nonce, ProviderBatchId, RequestId, Revi
 use crate::domain::request::{Answered, Cost, Endpoint, Group, Outcome, Request, RequestStatus, Source};
 use crate::domain::retry;
 use crate::domain::session::{Message, Role, Session, SessionFacts, SessionState};
+use crate::domain::source::{
+    Fetch, FetchState, ReadOutcome, SourceId, SourceRecord, TranscriptAt, Validators,
+};
 use crate::domain::step::{self, Policy, Step};
 
 const NOW: Timestamp = Timestamp::from_secs(1_795_000_000);
@@ -110,6 +113,7 @@ async fn full_store() -> Store {
         messages: Some(vec![message]),
         content_hash: [1; 32],
         settles_at: NOW,
+        fetch: None,
     };
     store.accept_sessions(vec![session], NOW).await.unwrap();
     complete(&store, 1).await;
@@ -478,11 +482,37 @@ async fn records_are_written_in_the_bytes_that_were_agreed() {
         settles_at: None,
         request: Some(request_id(1)),
     };
+    let validators = Validators { etag: Some("\"1\"".to_owned()), last_modified: None };
+    let source = SourceRecord {
+        validators: validators.clone(),
+        time_zone: "UTC".to_owned(),
+        read_at: Some(NOW),
+        whole_at: Some(NOW),
+        outcome: Some(ReadOutcome::Unchanged),
+        next_at: Some(NOW),
+        ..SourceRecord::default()
+    };
+    let fetch = Fetch {
+        company: "acme".parse().unwrap(),
+        at: TranscriptAt {
+            source: SourceId::from_bytes([7; 16]),
+            url: "https://files.example/a.txt".to_owned(),
+            host: [8; 8],
+        },
+        state: FetchState::Waiting,
+        attempts: 1,
+        error: Some("the server answered 503".to_owned()),
+        due: Some(NOW),
+        validators,
+        had_at: None,
+    };
     let mut text = String::new();
     for (name, bytes) in [
         ("request", codec::encode(&request).unwrap()),
         ("batch", codec::encode(&batch).unwrap()),
         ("session", codec::encode(&session).unwrap()),
+        ("source", codec::encode(&source).unwrap()),
+        ("fetch", codec::encode(&fetch).unwrap()),
     ] {
         let hex = bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
         writeln!(text, "{name} {hex}").unwrap();

@@ -21,7 +21,7 @@ use super::outbox;
 use super::requests::{self, GroupStat};
 use super::rooms::{self, Hold};
 use super::sums::{Sum, Sums};
-use super::{Store, StoreError, StoreReader, StoredToken, codec, tx};
+use super::{Store, StoreError, StoreReader, StoredToken, codec, sources, tx};
 use crate::domain::batch::{Batch, BatchState, Counts};
 use crate::domain::budget::{Booking, Money};
 use crate::domain::company::Company;
@@ -439,6 +439,11 @@ impl Scan {
             Tree::Webhooks | Tree::Deliveries | Tree::DeliveryOrder | Tree::Events | Tree::EventTexts => {
                 outbox::check(engine, tree, key, value, &mut wrong)?;
             }
+            Tree::Sources => sources::verify_source(value)?,
+            Tree::Fetches => {
+                wrong.extend(sources::verify_fetch(engine, key, value)?.map(|what| (LOSS, what)));
+            }
+            Tree::FetchesDue => wrong.extend(sources::verify_due(engine, key)?.map(|what| (LOSS, what))),
             // Their values are nothing, plain bytes, or parts of packed texts: their checksums say all there is.
             Tree::Meta
             | Tree::Settling

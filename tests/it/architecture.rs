@@ -12,7 +12,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("clock", &["domain"]),
     ("condition", &[]),
     ("disk", &["condition"]),
-    ("config", &["domain"]),
+    ("config", &["domain", "fetch"]),
     ("telemetry", &[]),
     ("serving", &[]),
     ("fetch", &[]),

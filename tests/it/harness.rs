@@ -318,6 +318,7 @@ impl Nightshift {
             ]),
             content_hash: [1; 32],
             settles_at: self.now(),
+            fetch: None,
         };
         self.store().accept_sessions(vec![session], self.now()).await.unwrap();
         let source = Source::Session { session: session_id(number), version: 1, prompt: 1 };
@@ -420,6 +421,8 @@ fn share(store: Store, clock: SharedClock, spool: &Path) -> Shared {
         settle: Duration::from_secs(3600),
         time_zone: jiff::tz::TimeZone::UTC,
         repair_rounds: 1,
+        sources: Vec::new(),
+        fetching: Default::default(),
     }
 }
 

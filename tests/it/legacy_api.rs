@@ -443,6 +443,12 @@ fn routes() -> Vec<(&'static str, String, [u16; 5])> {
         ("GET", hooks("/none/deliveries"), none),
         ("GET", hooks("/none/deliveries/msg_none"), none),
         ("POST", hooks("/none/deliveries/msg_none/redeliver"), [401, 403, 404, 404, 404]),
+        ("GET", "/api/v1/companies/demo/sources".to_owned(), [401, 200, 200, 404, 200]),
+        (
+            "POST",
+            format!("/api/v1/companies/demo/sources/{}/read", "a5".repeat(16)),
+            [401, 403, 403, 403, 404],
+        ),
     ]
 }
 

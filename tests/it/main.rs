@@ -32,6 +32,7 @@ mod results;
 mod sdk;
 mod service;
 mod simulation;
+mod sources;
 mod trouble;
 mod turns;
 mod web;

@@ -127,6 +127,7 @@ async fn sessions(nightshift: &Nightshift) {
     batch.finish(good, vec![refused_line(3), refused_line(4)]).await;
     nightshift.session(9, "acme").await;
     let silent = SessionIn {
+        fetch: None,
         company: company("demo"),
         external_id: "chat-5".to_owned(),
         id: session_id(5),
@@ -305,6 +306,7 @@ fn texts_of_others_are_no_formulas_in_an_exported_table() {
     with_actors(async |nightshift| {
         let evil = "=HYPERLINK(\"http://x\",\"y\")";
         let named = SessionIn {
+            fetch: None,
             company: company("demo"),
             external_id: evil.to_owned(),
             id: session_id(1),

@@ -1,0 +1,391 @@
+//! Exports and transcripts by address, from a real server to the session: the whole program, and who moves its clock.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nightshift::app::{self, Application, Surroundings};
+use nightshift::clock::{Clock, ManualClock};
+use nightshift::config::{self, Settings};
+use nightshift::domain::id::Timestamp;
+use serde_json::Value;
+
+use crate::process::{PATIENCE, Server, TOKEN, free_port, nightshift};
+use crate::web::{Answer, Asked, Shape, Web};
+
+/// 2026-11-24T08:00:00Z
+const START: i64 = 1_795_507_200_000;
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// What a server has at each path; it can be changed while it runs.
+#[derive(Clone, Default)]
+struct Files(Arc<Mutex<HashMap<String, Vec<Answer>>>>);
+
+impl Files {
+    fn set(&self, path: &str, answer: Answer) {
+        self.in_turn(path, vec![answer]);
+    }
+
+    /// Each answer once, and the last one for ever.
+    fn in_turn(&self, path: &str, answers: Vec<Answer>) {
+        self.0.lock().unwrap().insert(path.to_owned(), answers);
+    }
+
+    fn text(&self, path: &str, text: &str) {
+        self.set(path, Answer::ok(text).header("etag", &format!("\"{}\"", text.len())));
+    }
+
+    fn answer(&self, asked: &Asked) -> Answer {
+        let mut files = self.0.lock().unwrap();
+        let Some(answers) = files.get_mut(&asked.path) else { return Answer::new(404, "") };
+        let answer = if answers.len() > 1 { answers.remove(0) } else { answers[0].clone() };
+        let etag = answer.headers.iter().find(|(name, _)| name == "etag").map(|(_, value)| value);
+        match etag {
+            Some(etag) if asked.headers.get("if-none-match") == Some(etag) => Answer::new(304, ""),
+            Some(_) | None => answer,
+        }
+    }
+
+    async fn serve(&self) -> Web {
+        let files = self.clone();
+        Web::start(move |asked| files.answer(asked)).await
+    }
+
+    /// To those with the password only.
+    async fn serve_to_ann(&self) -> Web {
+        let files = self.clone();
+        Web::start(move |asked| match asked.headers.get("authorization").map(String::as_str) {
+            Some("Basic YW5uOnMzY3JldA==") => files.answer(asked),
+            _ => Answer::new(401, ""),
+        })
+        .await
+    }
+}
+
+fn row(id: &str, day: &str, transcript: &str) -> String {
+    format!("{id},{day} 10:00:00,{day} 10:05:00,,NL,nl,1,,,,{transcript},1,1,0,,hello\n")
+}
+
+/// A configuration with one import, of the company `demo`.
+fn config_file(folder: &Path, import: &str, allowed: &[String]) -> std::path::PathBuf {
+    let file = folder.join("config.toml");
+    let text = format!(
+        "[fetch]\nallow_hosts = {allowed:?}\nattempts = 3\ntimeout = \"1s\"\n\
+         [[companies]]\nid = \"demo\"\n[[companies]]\nid = \"other\"\n[[imports]]\ncompany = \"demo\"\n{import}\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    file
+}
+
+fn settings(folder: &Path, import: &str, allowed: &[String]) -> Settings {
+    let env = |name: &str| match name {
+        "NIGHTSHIFT_ADMIN_TOKEN" => Some(TOKEN.to_owned()),
+        "DEMO_PASSWORD" => Some("s3cret".to_owned()),
+        _ => None,
+    };
+    let data = folder.join("data").display().to_string();
+    let flags = [
+        ("server.bind", "127.0.0.1:0"),
+        ("data.path", &data),
+        ("creation.enabled", "false"),
+        ("data.ballast", "0"),
+        ("data.free_space_floor", "0"),
+    ];
+    let flags = flags.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    config::load(Some(&config_file(folder, import, allowed)), &env, [], flags).unwrap()
+}
+
+/// The program, and its clock.
+struct Running {
+    application: Application,
+    clock: Arc<ManualClock>,
+    http: reqwest::Client,
+}
+
+impl Running {
+    async fn start(settings: &Settings) -> Self {
+        let clock = Arc::new(ManualClock::new(Timestamp::from_millis(START)));
+        let surroundings = Surroundings { clock: clock.clone(), around_provider: Box::new(|inner| inner) };
+        let application = app::start(settings, surroundings).await.unwrap();
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        Self { application, clock, http }
+    }
+
+    async fn call(&self, method: &str, path: &str) -> Value {
+        let url = format!("http://{}/api/v1/companies/demo/{path}", self.application.address());
+        let request = self.http.request(method.parse().unwrap(), url).bearer_auth(TOKEN);
+        request.send().await.unwrap().json().await.unwrap()
+    }
+
+    async fn session(&self, id: &str) -> Value {
+        self.call("GET", &format!("sessions/{id}")).await["session"].clone()
+    }
+
+    async fn source(&self) -> Value {
+        self.call("GET", "sources").await["sources"][0].clone()
+    }
+
+    /// Asks until it is as wanted; the clock stands meanwhile, and what the network does takes its own time.
+    async fn until(&self, what: &str, wanted: impl AsyncFn(&Self) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !wanted(self).await {
+            assert!(Instant::now() < end, "{what}: {:#}", self.source().await);
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The same while time goes on: what is seen in the store may not have come back to who waits next.
+    async fn later(&self, what: &str, wanted: impl AsyncFn(&Self) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !wanted(self).await {
+            assert!(Instant::now() < end, "{what}: {:#}", self.source().await);
+            self.advance(SECOND).await;
+        }
+    }
+
+    async fn later_fetch(&self, session: &str, state: &str, attempts: u64) {
+        self.later(&format!("{session} is {state} after {attempts}"), async |it| {
+            let fetch = &it.session(session).await["fetch"];
+            fetch["state"] == state && fetch["attempts"] == attempts
+        })
+        .await;
+    }
+
+    async fn until_fetch(&self, session: &str, state: &str, attempts: u64) {
+        self.until(&format!("{session} is {state} after {attempts}"), async |it| {
+            let fetch = &it.session(session).await["fetch"];
+            fetch["state"] == state && fetch["attempts"] == attempts
+        })
+        .await;
+    }
+
+    async fn until_outcome(&self, outcome: &str) {
+        self.until(outcome, async |it| it.source().await["outcome"] == outcome).await;
+    }
+
+    /// In steps, so that what sleeps on it wakes and sleeps again.
+    async fn advance(&self, by: Duration) {
+        let end = self.clock.now().plus(by);
+        while self.clock.now() < end {
+            let left = u64::try_from(end.as_millis() - self.clock.now().as_millis()).unwrap();
+            let next = self.clock.until_next().unwrap_or(by);
+            self.clock.advance(next.min(Duration::from_millis(left)).max(Duration::from_millis(1)));
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
+
+#[test]
+fn an_export_by_address_comes_in_with_its_transcripts_and_changes_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    actix::System::new().block_on(async {
+        let (files, elsewhere) = (Files::default(), Files::default());
+        let (web, other) = (files.serve_to_ann().await, elsewhere.serve().await);
+        let slow = format!("http://localhost:{}/slow", other.address.port());
+        let rows = row("a", "01.02.2026", "t/a.txt")
+            + &row("twice", "01.02.2026", "t/twice.txt")
+            + &row("never", "01.02.2026", "t/never.txt")
+            + &row("inside", "01.02.2026", "http://127.0.0.1:1/secret")
+            + &row("slow", "01.02.2026", &slow)
+            + &row("young", "24.11.2026", "/young.txt?a=b")
+            + &row("none", "01.02.2026", "");
+        files.text("/in/export.csv", &rows);
+        files.text("/in/t/a.txt", "User: hello a");
+        let twice = vec![Answer::new(503, ""), Answer::new(500, ""), Answer::ok("User: at last")];
+        files.in_turn("/in/t/twice.txt", twice);
+        files.text("/young.txt?a=b", "User: hello");
+        elsewhere.set("/slow", Answer::ok("").shape(Shape::Silent));
+        let import = format!(
+            "csv = \"{}\"\nevery = \"15m\"\nusername = \"ann\"\npassword_env = \"DEMO_PASSWORD\"",
+            web.url("/in/export.csv")
+        );
+        let allowed = [web.host(), format!("localhost:{}", other.address.port())];
+        let running = Running::start(&settings(folder.path(), &import, &allowed)).await;
+        running.until_outcome("read").await;
+        // What is due is looked for each second.
+        running.later("fetching begins", async |_| web.count("/in/t/a.txt") > 0).await;
+        running.until_fetch("a", "had", 0).await;
+        running.until_fetch("young", "had", 0).await;
+        running.until_fetch("twice", "waiting", 1).await;
+        running.until_fetch("never", "waiting", 1).await;
+        running.until_fetch("inside", "not_allowed", 1).await;
+        running.until_fetch("slow", "waiting", 1).await;
+        let session = running.session("a").await;
+        assert_eq!((&session["state"], &session["messages"]), (&"settling".into(), &1.into()), "{session}");
+        assert_eq!(running.session("none").await["fetch"], Value::Null);
+        let error = running.session("inside").await["fetch"]["error"].as_str().unwrap().to_owned();
+        assert!(error.contains("127.0.0.1 is not a public address"), "{error}");
+        let source = running.source().await;
+        assert_eq!(source["counts"]["new"], 7, "{source:#}");
+        assert_eq!(source["counts"]["toFetch"], 6, "{source:#}");
+        let transcripts = &source["transcripts"];
+        assert_eq!(transcripts["waiting"], 3, "{transcripts}");
+        assert_eq!(
+            (&transcripts["had"], &transcripts["notAllowed"]),
+            (&2.into(), &1.into()),
+            "{transcripts}"
+        );
+        // The password is for its own origin only, and nowhere to be seen.
+        assert!(other.asked().iter().all(|asked| !asked.headers.contains_key("authorization")));
+        assert!(!format!("{source}{:?}", running.application.shared().sources).contains("s3cret"));
+
+        // Its second try is a minute later, the third two minutes after that.
+        running.advance(MINUTE).await;
+        running.later_fetch("twice", "waiting", 2).await;
+        assert_eq!(web.count("/in/t/never.txt"), 1, "what is not there is tried again later");
+        running.advance(2 * MINUTE).await;
+        running.later_fetch("twice", "had", 0).await;
+        assert_eq!(running.session("twice").await["messages"], 1);
+
+        // Nothing has changed, so nothing comes again.
+        running.advance(12 * MINUTE).await;
+        running.later("unchanged", async |it| it.source().await["outcome"] == "unchanged").await;
+        assert_eq!(web.count("/in/t/a.txt"), 1);
+        assert_eq!(running.source().await["counts"]["new"], 7, "those of the last whole reading stay");
+
+        // A row that is new, one that is as before, and one of today, whose transcript has grown.
+        files.text("/in/export.csv", &(rows.clone() + &row("new", "01.02.2026", "t/new.txt")));
+        files.text("/in/t/new.txt", "User: I am new");
+        files.text("/young.txt?a=b", "User: hello\nAssistant: there");
+        running.advance(15 * MINUTE).await;
+        running.later("read", async |it| it.source().await["outcome"] == "read").await;
+        running.later_fetch("new", "had", 0).await;
+        running.later("young has grown", async |it| it.session("young").await["messages"] == 2).await;
+        assert_eq!(running.session("young").await["version"], 2);
+        assert_eq!((web.count("/in/t/a.txt"), web.count("/in/t/twice.txt")), (1, 3));
+
+        // What never came is given up, until somebody has the export read anew.
+        running.advance(5 * 60 * MINUTE).await;
+        running.later_fetch("never", "failed", 3).await;
+        files.text("/in/t/never.txt", "User: better late");
+        let id = running.source().await["id"].as_str().unwrap().to_owned();
+        let order = running.call("POST", &format!("sources/{id}/read")).await;
+        assert_eq!(order["ok"], true, "{order}");
+        running.until_fetch("never", "waiting", 0).await;
+        running.later_fetch("never", "had", 0).await;
+        let report = running.application.shared().store.verify().await.unwrap();
+        assert_eq!(report.violations, []);
+        // The file that the export came in is gone.
+        let spool = std::fs::read_dir(folder.path().join("data/spool")).unwrap();
+        let left: Vec<_> = spool.map(|entry| entry.unwrap().file_name()).collect();
+        assert!(left.is_empty(), "{left:?}");
+    });
+}
+
+#[test]
+fn an_export_that_cannot_be_had_says_why_and_is_tried_again_soon() {
+    let folder = tempfile::tempdir().unwrap();
+    actix::System::new().block_on(async {
+        let files = Files::default();
+        let web = files.serve().await;
+        let rows = row("a", "01.02.2026", "a.txt");
+        files.in_turn(
+            "/export.csv",
+            vec![Answer::new(503, ""), Answer::ok(rows.clone()).shape(Shape::Half), Answer::ok(rows)],
+        );
+        files.text("/a.txt", "User: hello");
+        let import = format!("csv = \"{}\"\nevery = \"6h\"", web.url("/export.csv"));
+        let running = Running::start(&settings(folder.path(), &import, &[web.host()])).await;
+        let until_error = async |error: &str| {
+            running.until(error, async |it| it.source().await["error"] == error).await;
+        };
+        until_error("the server answered 503").await;
+        let next = running.clock.now().plus(MINUTE).to_string();
+        assert_eq!(running.source().await["nextRead"], next);
+        running.advance(MINUTE).await;
+        running
+            .later("broken", async |it| {
+                let source = it.source().await;
+                source["outcome"] == "failed"
+                    && source["error"].as_str().unwrap().contains("connection broke")
+            })
+            .await;
+        running.advance(2 * MINUTE).await;
+        running.later("read", async |it| it.source().await["outcome"] == "read").await;
+        running.later_fetch("a", "had", 0).await;
+        assert!(running.clock.now() < Timestamp::from_millis(START).plus(6 * 60 * MINUTE));
+    });
+}
+
+#[test]
+fn an_address_that_is_not_allowed_is_told_at_the_start_and_in_its_state() {
+    let folder = tempfile::tempdir().unwrap();
+    actix::System::new().block_on(async {
+        let web = Files::default().serve().await;
+        let import = format!("csv = \"{}\"", web.url("/export.csv?key=s3cret"));
+        let settings = settings(folder.path(), &import, &[]);
+        let note = settings.notes.iter().find(|note| note.starts_with("imports[0].csv"));
+        assert!(
+            note.is_some_and(|note| note.contains("127.0.0.1 is not a public address")),
+            "{:?}",
+            settings.notes
+        );
+        let running = Running::start(&settings).await;
+        running.until_outcome("not_allowed").await;
+        let source = running.source().await;
+        assert!(source["error"].as_str().unwrap().contains("fetch.allow_hosts"), "{source:#}");
+        assert_eq!(source["location"], web.url("/export.csv?[hidden]"));
+        assert_eq!(web.asked().len(), 0);
+        let unknown = running.call("POST", &format!("sources/{}/read", "a5".repeat(16))).await;
+        assert_eq!(unknown["code"], "unknown_source", "{unknown}");
+        let others = running.call("GET", "../other/sources").await;
+        assert_eq!(others["sources"], serde_json::json!([]), "{others}");
+    });
+}
+
+#[test]
+fn a_kill_in_the_midst_of_fetching_loses_nothing() {
+    const SESSIONS: usize = 40;
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let files = Files::default();
+    let web = runtime.block_on(files.serve());
+    let ids: Vec<String> = (0..SESSIONS).map(|number| format!("s{number}")).collect();
+    let rows: String = ids.iter().map(|id| row(id, "01.02.2026", &format!("{id}.txt"))).collect();
+    files.text("/export.csv", &rows);
+    // The first half comes; the second half never does, until the program was killed.
+    for (number, id) in ids.iter().enumerate() {
+        let silent = Answer::ok("").shape(Shape::Silent);
+        let answer = if number < SESSIONS / 2 { Answer::ok(format!("User: {id}")) } else { silent };
+        files.set(&format!("/{id}.txt"), answer);
+    }
+    let import = format!("csv = \"{}\"\nevery = \"1h\"", web.url("/export.csv"));
+    let file = config_file(folder.path(), &import, &[web.host()]);
+    let text = std::fs::read_to_string(&file).unwrap().replace("timeout = \"1s\"", "timeout = \"30s\"");
+    std::fs::write(&file, text).unwrap();
+    let start = || {
+        let port = free_port();
+        let mut command = nightshift(folder.path());
+        command.arg("--config").arg(&file).args(["--set", "creation.enabled=false"]);
+        command.args(["--set", &format!("server.bind=127.0.0.1:{port}")]);
+        Server::spawn(command, port)
+    };
+    let had = |server: &Server| {
+        let sources = server.get("/api/v1/companies/demo/sources");
+        sources["sources"][0]["transcripts"]["had"].as_u64().unwrap_or_default()
+    };
+    let until = |server: &Server, wanted: usize| {
+        let end = Instant::now() + PATIENCE;
+        while had(server) < wanted as u64 {
+            assert!(Instant::now() < end, "{} had; log:\n{}", had(server), server.tail());
+            std::thread::yield_now();
+        }
+    };
+    let mut server = start();
+    until(&server, SESSIONS / 2);
+    server.kill();
+    for id in ids.iter().skip(SESSIONS / 2) {
+        files.set(&format!("/{id}.txt"), Answer::ok(format!("User: {id}")));
+    }
+    let server = start();
+    until(&server, SESSIONS);
+    for id in [&ids[0], &ids[SESSIONS - 1]] {
+        assert_eq!(server.get(&format!("/api/v1/companies/demo/sessions/{id}"))["session"]["messages"], 1);
+    }
+    // The export was wholly taken in before: it did not come again, and what was had was not fetched twice.
+    assert_eq!(web.count(&format!("/{}.txt", ids[0])), 1);
+}
