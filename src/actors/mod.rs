@@ -149,6 +149,8 @@ pub struct Shared {
     pub polling_interval: Duration,
     /// How many calls a tick of the poller makes at most.
     pub polling_calls_max: usize,
+    /// The model of companies that name none.
+    pub model_default: String,
     /// A session is analysed when it was unchanged so long.
     pub settle: Duration,
 }

@@ -48,6 +48,12 @@ impl Client {
         self.answer(request.timeout(Duration::from_secs(60))).await
     }
 
+    /// Removes something.
+    pub async fn delete(&self, path: &str) -> Result<Value, CliError> {
+        let request = self.http.delete(format!("{}{path}", self.base));
+        self.answer(request.timeout(Duration::from_secs(60))).await
+    }
+
     /// Sends lines of JSON as one body.
     pub async fn post_lines(&self, path: &str, lines: Vec<u8>) -> Result<Value, CliError> {
         let request = self.http.post(format!("{}{path}", self.base));

@@ -1,9 +1,11 @@
 //! The commands. Data goes to standard output, talk to standard error.
 
 mod client;
+mod company;
 mod config;
 mod control;
 mod import;
+mod key;
 mod output;
 mod serve;
 mod simulate;
@@ -64,6 +66,10 @@ enum Command {
     Cancel(control::Cancel),
     /// Let a paused account at the provider go on at once.
     Resume,
+    /// List, make, suspend or resume companies.
+    Company(company::CompanyArgs),
+    /// List, make, rotate or revoke access keys of the running server.
+    Key(key::KeyArgs),
     /// Make or replace access tokens (with the server stopped).
     Token(token::Token),
     /// Check every invariant of the store by a full scan; a running server does it itself.
@@ -157,6 +163,8 @@ fn run(args: Args) -> Result<(), CliError> {
         Command::Requeue(command) => status::requeue(&command, &settings()?, server, json),
         Command::Cancel(command) => control::cancel(&command, &settings()?, server, json),
         Command::Resume => control::resume(&settings()?, server, json),
+        Command::Company(command) => company::run(&command, &settings()?, server, json),
+        Command::Key(command) => key::run(&command, &settings()?, server, json),
         Command::Token(command) => token::run(&command, &settings()?, json),
         Command::Verify => verify::run(&settings()?, server, json),
         Command::Store(command) => store::run(&command, &settings()?, json),

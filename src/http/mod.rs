@@ -4,10 +4,12 @@
 //! have and a caller who may not are told apart on every route alike. Whatever is not in the table is denied.
 
 pub mod auth;
+mod companies;
 mod control;
 #[doc(hidden)]
 pub mod fuzzing;
 mod ingest;
+mod keys;
 mod legacy;
 mod lines;
 mod query;
@@ -60,15 +62,15 @@ pub struct Api {
 }
 
 impl Api {
-    /// Reads the tokens; `admin_token` is one more, of an admin.
+    /// The routes over these parts; `admin_token` is one more token, of an admin.
     pub fn new(
         registry: Addr<Registry>,
         intake: Addr<Intake>,
         shared: Arc<Shared>,
         admin_token: Option<Secret>,
-    ) -> Result<Self, StoreError> {
-        let auth = Arc::new(Auth::load(&shared.reader, admin_token.as_ref())?);
-        Ok(Self { registry, intake, shared, auth })
+    ) -> Self {
+        let auth = Arc::new(Auth::new(shared.store.clone(), admin_token.as_ref()));
+        Self { registry, intake, shared, auth }
     }
 }
 
@@ -156,7 +158,9 @@ impl Call {
 
     fn role(&self) -> Result<Role, ApiError> {
         let peer = self.peer.map(|peer| peer.ip());
-        self.api.auth.role(&self.headers, peer, self.api.shared.clock.now())
+        let shared = &self.api.shared;
+        let may_write = shared.condition.intake_stopped().is_none();
+        self.api.auth.role(&self.headers, peer, shared.clock.now(), may_write)
     }
 
     fn of_method(&self, found: &Found<'_>) -> Result<&'static Entry, ApiError> {
@@ -223,8 +227,41 @@ impl Call {
                 let company = self.company(company).await?;
                 self.session(company, id).await?
             }
+            Route::CreateCompany => {
+                return Ok(companies::create(api, &self.small_json(body).await?).await?.into());
+            }
+            Route::Company => companies::show(api, id).await?,
+            Route::ChangeCompany => companies::change(api, id, &self.small_json(body).await?).await?,
+            Route::SuspendCompany => companies::suspend(api, id, true).await?,
+            Route::ResumeCompany => companies::suspend(api, id, false).await?,
+            Route::Keys => keys::list(api, Some(self.company(company).await?)).await?,
+            Route::AdminKeys => keys::list(api, None).await?,
+            Route::CreateKey => {
+                let company = self.company(company).await?;
+                return Ok(keys::create(api, company, &self.small_json(body).await?).await?.into());
+            }
+            Route::CreateAdminKey => {
+                return Ok(keys::create_for_all(api, &self.small_json(body).await?).await?.into());
+            }
+            Route::RotateKey => {
+                let company = self.company(company).await?;
+                keys::rotate(api, Some(company), id, &self.small_json(body).await?).await?
+            }
+            Route::RotateAdminKey => keys::rotate(api, None, id, &self.small_json(body).await?).await?,
+            Route::RevokeKey => keys::revoke(api, Some(self.company(company).await?), id).await?,
+            Route::RevokeAdminKey => keys::revoke(api, None, id).await?,
         };
         Ok((StatusCode::OK, shown).into())
+    }
+
+    /// A small body of JSON, or none.
+    async fn small_json(&self, body: Body) -> Result<Bytes, ApiError> {
+        takes_in(&self.api)?;
+        let body = read_whole(body, SMALL_BODY_BYTES_MAX).await?;
+        if !body.is_empty() {
+            self.expect_json()?;
+        }
+        Ok(body)
     }
 
     fn expect_json(&self) -> Result<(), ApiError> {
@@ -371,6 +408,16 @@ async fn read_whole(body: Body, max_bytes: u64) -> Result<Bytes, ApiError> {
     };
     tokio::time::timeout(BODY_TIME, reading).await.map_err(|_| too_slow())??;
     Ok(whole.freeze())
+}
+
+/// What a small body says; none says nothing.
+fn read_json<T: serde::de::DeserializeOwned>(body: &[u8], expected: &str) -> Result<T, ApiError> {
+    let body = if body.is_empty() { b"{}" } else { body };
+    let value: Value = serde_json::from_slice(body).map_err(|err| {
+        ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", format!("the body is not JSON: {err}"))
+    })?;
+    serde_json::from_value(value)
+        .map_err(|err| ApiError::invalid("invalid_body", format!("expected {expected}: {err}")))
 }
 
 /// Runs a read that may touch the disk beside the connections.

@@ -36,6 +36,19 @@ pub enum Route {
     IngestRequests,
     IngestSessions,
     Session,
+    CreateCompany,
+    Company,
+    ChangeCompany,
+    SuspendCompany,
+    ResumeCompany,
+    Keys,
+    CreateKey,
+    RotateKey,
+    RevokeKey,
+    AdminKeys,
+    CreateAdminKey,
+    RotateAdminKey,
+    RevokeAdminKey,
 }
 
 /// One route.
@@ -75,6 +88,20 @@ pub static TABLE: &[Entry] = &[
     entry("POST", "/api/v1/companies/{companyId}/requests", Access::OwnWrite, Route::IngestRequests),
     entry("POST", "/api/v1/companies/{companyId}/sessions", Access::OwnWrite, Route::IngestSessions),
     entry("GET", "/api/v1/companies/{companyId}/sessions/{id}", Access::OwnRead, Route::Session),
+    entry("POST", "/api/admin/legacy/companies", Access::Write, Route::CreateCompany),
+    entry("GET", "/api/admin/legacy/companies/{id}", Access::Read, Route::Company),
+    entry("PUT", "/api/admin/legacy/companies/{id}", Access::Write, Route::ChangeCompany),
+    entry("POST", "/api/admin/legacy/companies/{id}/suspend", Access::Write, Route::SuspendCompany),
+    entry("POST", "/api/admin/legacy/companies/{id}/resume", Access::Write, Route::ResumeCompany),
+    // Not for the company itself: a stolen key must not make others, nor end the good ones.
+    entry("GET", "/api/v1/companies/{companyId}/keys", Access::Read, Route::Keys),
+    entry("POST", "/api/v1/companies/{companyId}/keys", Access::Write, Route::CreateKey),
+    entry("POST", "/api/v1/companies/{companyId}/keys/{id}/rotate", Access::Write, Route::RotateKey),
+    entry("DELETE", "/api/v1/companies/{companyId}/keys/{id}", Access::Write, Route::RevokeKey),
+    entry("GET", "/api/admin/legacy/keys", Access::Read, Route::AdminKeys),
+    entry("POST", "/api/admin/legacy/keys", Access::Write, Route::CreateAdminKey),
+    entry("POST", "/api/admin/legacy/keys/{id}/rotate", Access::Write, Route::RotateAdminKey),
+    entry("DELETE", "/api/admin/legacy/keys/{id}", Access::Write, Route::RevokeAdminKey),
 ];
 
 /// The texts that stand where a path has braces.

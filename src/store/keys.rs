@@ -84,6 +84,8 @@ trees! {
     Releases = "releases",
     /// time, nonce → an intent: whose, and whether it was given up
     Intents = "intents",
+    /// company or nothing, key → the hash of the token
+    TokenIds = "token_ids",
 }
 
 /// Builds a key piece by piece.

@@ -19,6 +19,7 @@ mod requests;
 mod rooms;
 mod sessions;
 mod sums;
+mod tokens;
 mod tx;
 mod verify;
 
@@ -29,10 +30,10 @@ use uuid::Uuid;
 
 pub use batches::{AppliedLine, Closed, Cut, GroupWaiting, StoryLine};
 pub use committer::{OnFatal, Standing};
-pub use companies::{Role, StoredToken};
 pub use intents::{NotedIntent, WATCHED_FOR};
 pub use requests::{Accepted, ClientKey, NewRequest, RequestFilter, Requeued};
 pub use sessions::{Content, SessionIn, SessionTaken};
+pub use tokens::{Role, StoredToken, TokenError};
 pub use verify::{Report, Violation};
 
 use committer::Committer;

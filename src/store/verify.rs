@@ -353,7 +353,13 @@ impl Scan {
         let mut wrong = Vec::new();
         match tree {
             Tree::Companies => drop(codec::decode::<Company>(value)?),
-            Tree::Tokens => drop(codec::decode::<StoredToken>(value)?),
+            Tree::Tokens => {
+                let token: StoredToken = codec::decode(value)?;
+                let listed = engine.get(Tree::TokenIds, &super::tokens::id_key(&token))?;
+                if listed.as_deref() != Some(key) {
+                    wrong.push((1, format!("key {} is not listed in {}", token.id, Tree::TokenIds.name())));
+                }
+            }
             Tree::Sessions => self.report.sessions += 1,
             Tree::SessionKeys => {
                 let id: SessionId = codec::decode(value)?;
@@ -373,6 +379,11 @@ impl Scan {
                 let (id, _): (RequestId, [u8; 32]) = codec::decode(value)?;
                 if engine.get(Tree::Requests, id.as_bytes())?.is_none() {
                     wrong.push((LOSS, format!("request {id} has a client key and is not there")));
+                }
+            }
+            Tree::TokenIds => {
+                if engine.get(Tree::Tokens, value)?.is_none() {
+                    wrong.push((1, "a key is listed and not there".to_owned()));
                 }
             }
             Tree::Batches => {

@@ -25,7 +25,7 @@ use nightshift::domain::company::Company;
 use nightshift::domain::cut::Limits;
 use nightshift::domain::event::{Event, Observation, ObservedStatus};
 use nightshift::domain::id::{
-    BatchId, CompanyId, FileId, Nonce, ProviderBatchId, RequestId, Revision, SessionId, Timestamp,
+    BatchId, CompanyId, FileId, KeyId, Nonce, ProviderBatchId, RequestId, Revision, SessionId, Timestamp,
 };
 use nightshift::domain::price::PriceTable;
 use nightshift::domain::request::{
@@ -49,7 +49,7 @@ pub const DEMO: &str = "demo-token";
 /// Of the company `acme`.
 pub const ACME: &str = "acme-token";
 
-const MODEL: &str = "gpt-4o-mini";
+pub const MODEL: &str = "gpt-4o-mini";
 const POLICY: step::Policy = step::Policy {
     backoff: Duration::from_secs(60),
     capacity_backoff: Duration::from_secs(60),
@@ -159,6 +159,10 @@ impl Call {
         Self::post(path, "application/json", body.to_string())
     }
 
+    pub fn method(self, method: &'static str) -> Self {
+        Self { method, ..self }
+    }
+
     pub fn token(self, token: &'static str) -> Self {
         Self { token: Some(token), ..self }
     }
@@ -219,7 +223,7 @@ impl Nightshift {
         let intake = Intake::new(shared.clone(), creator.clone()).start();
         registry.send(Resume { creator: creator.clone() }).await.unwrap().unwrap();
         let admin = Some(Secret::new(ADMIN));
-        let api = http::Api::new(registry.clone(), intake, shared.clone(), admin).unwrap();
+        let api = http::Api::new(registry.clone(), intake, shared.clone(), admin);
         Self { shared, clock, creator, registry, routes: http::routes(api), _spool: spool }
     }
 
@@ -339,9 +343,9 @@ async fn fill(store: &Store, now: Timestamp) {
         (DEMO, Role::Company(company("demo"))),
         (ACME, Role::Company(company("acme"))),
     ];
-    for (token, role) in tokens {
-        let label = "test".to_owned();
-        let stored = StoredToken { hash: http::auth::hash(token), role, label, created_at: now };
+    for (number, (token, role)) in (1..).zip(tokens) {
+        let (id, hash) = (KeyId::new(uuid(7, number)), http::auth::hash(token));
+        let stored = StoredToken::new(id, hash, role, "test".to_owned(), now);
         store.put_token(stored, false).await.unwrap();
     }
 }
@@ -383,6 +387,7 @@ fn share(store: Store, clock: SharedClock, spool: &Path) -> Shared {
         creation_interval: Duration::from_secs(600),
         polling_interval: Duration::from_secs(120),
         polling_calls_max: 100,
+        model_default: MODEL.to_owned(),
         settle: Duration::from_secs(3600),
     }
 }

@@ -419,6 +419,19 @@ fn routes() -> Vec<(&'static str, String, [u16; 5])> {
         ("POST", "/api/v1/companies/demo/requests".to_owned(), ingest),
         ("POST", "/api/v1/companies/demo/sessions".to_owned(), ingest),
         ("GET", "/api/v1/companies/demo/sessions/chat-1".to_owned(), [401, 200, 200, 404, 200]),
+        ("POST", legacy("companies"), [401, 403, 403, 403, 422]),
+        ("GET", legacy("companies/demo"), read),
+        ("PUT", legacy("companies/demo"), [401, 403, 403, 403, 200]),
+        ("POST", legacy("companies/demo/suspend"), [401, 403, 403, 403, 200]),
+        ("POST", legacy("companies/demo/resume"), [401, 403, 403, 403, 200]),
+        ("GET", "/api/v1/companies/demo/keys".to_owned(), read),
+        ("POST", "/api/v1/companies/demo/keys".to_owned(), [401, 403, 403, 403, 201]),
+        ("POST", format!("/api/v1/companies/demo/keys/{request}/rotate"), [401, 403, 403, 403, 404]),
+        ("DELETE", format!("/api/v1/companies/demo/keys/{request}"), [401, 403, 403, 403, 404]),
+        ("GET", legacy("keys"), read),
+        ("POST", legacy("keys"), [401, 403, 403, 403, 422]),
+        ("POST", legacy(&format!("keys/{request}/rotate")), [401, 403, 403, 403, 404]),
+        ("DELETE", legacy(&format!("keys/{request}")), [401, 403, 403, 403, 404]),
     ]
 }
 

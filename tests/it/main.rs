@@ -12,6 +12,7 @@
 )]
 
 mod architecture;
+mod companies;
 mod crash;
 mod creating;
 mod damage;
