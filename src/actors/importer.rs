@@ -118,7 +118,8 @@ async fn import(source: Arc<Source>, intake: Addr<Intake>, shared: Arc<Shared>) 
                         SessionTaken::New => counts.new += 1,
                         SessionTaken::Changed => counts.changed += 1,
                         SessionTaken::Updated => counts.updated += 1,
-                        SessionTaken::Unchanged => counts.unchanged += 1,
+                        // What was erased stays so, however often an export has it.
+                        SessionTaken::Unchanged | SessionTaken::Erased => counts.unchanged += 1,
                     }
                 }
             }

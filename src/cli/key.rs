@@ -89,7 +89,7 @@ pub fn run(command: &KeyArgs, settings: &Settings, server: Option<&str>, json: b
     }
     if let Some(key) = answer["key"]["key"].as_str() {
         output::talk("shown this once; only its hash is kept");
-        output::data(&key);
+        output::data(key);
         return Ok(());
     }
     let one = std::slice::from_ref(&answer["key"]);

@@ -2,7 +2,7 @@
 
 use super::keys::{Key, Tree};
 use super::tx::Tx;
-use super::{Store, StoreError, StoreReader};
+use super::{Store, StoreError, StoreReader, erasing};
 use crate::domain::company::{Company, CompanyChange, ConfiguredCompany};
 use crate::domain::id::CompanyId;
 
@@ -20,6 +20,11 @@ impl Store {
         self.committer
             .commit(companies.len(), move |tx| {
                 for ConfiguredCompany { new, says } in companies {
+                    if erasing::is_erased(tx, &new.id)? {
+                        // The file still names it; to begin anew with it is for somebody to say.
+                        tracing::warn!(company.id = %new.id, "company {} was erased and is not made again", new.id);
+                        continue;
+                    }
                     let company = match load(tx, &new.id)? {
                         Some(known) => says.made_to(known),
                         None => new,
@@ -31,11 +36,12 @@ impl Store {
             .await
     }
 
-    /// Adds a company; says no where there is one with this id.
+    /// Adds a company; says no where there is one with this id, or one whose erasure is not done. One that was erased
+    /// begins anew.
     pub async fn create_company(&self, company: Company) -> Result<bool, StoreError> {
         self.committer
             .commit(1, move |tx| {
-                let is_new = load(tx, &company.id)?.is_none();
+                let is_new = load(tx, &company.id)?.is_none() && erasing::may_begin_anew(tx, &company.id)?;
                 if is_new {
                     save(tx, &company)?;
                 }

@@ -11,6 +11,7 @@ mod codec;
 mod committer;
 mod companies;
 mod engine;
+mod erasing;
 mod intents;
 mod keys;
 mod lock;
@@ -30,6 +31,7 @@ use uuid::Uuid;
 
 pub use batches::{AppliedLine, Closed, Cut, GroupWaiting, StoryLine};
 pub use committer::{OnFatal, Standing};
+pub use erasing::ErasedChunk;
 pub use intents::{NotedIntent, WATCHED_FOR};
 pub use requests::{Accepted, ClientKey, NewRequest, RequestFilter, Requeued};
 pub use sessions::{Content, SessionIn, SessionTaken};
@@ -40,6 +42,9 @@ use committer::Committer;
 use engine::Engine;
 use keys::Tree;
 use lock::FolderLock;
+
+/// Where the store's own id is, in `meta`.
+const INSTANCE: &[u8] = b"instance";
 
 /// What can go wrong with the store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -237,7 +242,6 @@ impl Store {
     }
 
     async fn with(committer: Committer, reader: StoreReader, new_instance: Uuid) -> Result<Self, StoreError> {
-        const INSTANCE: &[u8] = b"instance";
         let revision = committer.alone(|writer| Ok(writer.standing().revision)).await?;
         if revision > 0 && reader.engine.get(Tree::Meta, INSTANCE)?.is_none() {
             // Under another name it would not know its own batches and files again.

@@ -226,12 +226,12 @@ fn save(tx: &mut Tx<'_>, token: &StoredToken) -> Result<(), StoreError> {
     tx.write(Tree::Tokens, token.hash.to_vec(), token)
 }
 
-fn forget(tx: &mut Tx<'_>, token: &StoredToken) {
+pub(super) fn forget(tx: &mut Tx<'_>, token: &StoredToken) {
     tx.remove(Tree::TokenIds, id_key(token));
     tx.remove(Tree::Tokens, token.hash.to_vec());
 }
 
-fn of(tx: &Tx<'_>, company: Option<&CompanyId>) -> Result<Vec<StoredToken>, StoreError> {
+pub(super) fn of(tx: &Tx<'_>, company: Option<&CompanyId>) -> Result<Vec<StoredToken>, StoreError> {
     let entries = tx.scan_prefix(Tree::TokenIds, &scope(company).done(), usize::MAX)?;
     entries.into_iter().filter_map(|(_, hash)| tx.read(Tree::Tokens, &hash).transpose()).collect()
 }

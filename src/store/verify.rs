@@ -20,8 +20,9 @@ use super::sums::{Sum, Sums};
 use super::{Store, StoreError, StoreReader, StoredToken, codec, tx};
 use crate::domain::batch::{Batch, BatchState, Counts};
 use crate::domain::company::Company;
-use crate::domain::id::{BatchId, RequestId, SessionId, Timestamp};
-use crate::domain::request::{Cost, Request, RequestStatus};
+use crate::domain::erasure::{Erasure, Gone};
+use crate::domain::id::{BatchId, ErasureId, RequestId, SessionId, Timestamp};
+use crate::domain::request::{Cost, Request, RequestStatus, Source};
 use crate::domain::room::Room;
 use crate::domain::session::Session;
 
@@ -189,6 +190,8 @@ struct Tally {
     backing_off: i64,
     in_progress: i64,
     sessions: i64,
+    /// Requests for the analysis of a session.
+    analyses: i64,
     settling: i64,
     live: i64,
     /// Tokens that batches hold of each room: reserved and enqueued.
@@ -229,6 +232,7 @@ impl Tally {
 
     fn count_request(&mut self, request: &Request, sign: i64) {
         self.requests += sign;
+        self.analyses += if matches!(request.source, Source::Session { .. }) { sign } else { 0 };
         for company in [None, Some(&request.group.company)] {
             *self.counters.entry(keys::counter(company, request.status)).or_default() += sign;
         }
@@ -377,7 +381,7 @@ impl Scan {
             }
             Tree::ClientKeys => {
                 let (id, _): (RequestId, [u8; 32]) = codec::decode(value)?;
-                if engine.get(Tree::Requests, id.as_bytes())?.is_none() {
+                if !is_or_was(engine, id.as_bytes())? {
                     wrong.push((LOSS, format!("request {id} has a client key and is not there")));
                 }
             }
@@ -411,12 +415,37 @@ impl Scan {
                 self.report.bookings += 1;
                 drop(codec::decode::<Cost>(value)?);
                 match key.first_chunk::<16>() {
-                    Some(id) if engine.get(Tree::Requests, id)?.is_some() => {}
+                    Some(id) if is_or_was(engine, id)? => {}
                     Some(id) => {
                         let id = RequestId::from_bytes(*id);
                         wrong.push((5, format!("something is booked for request {id}, which is not there")));
                     }
                     None => wrong.push((5, format!("a booking key of {} bytes", key.len()))),
+                }
+            }
+            Tree::SessionRequests => match keys::request_at_end(key) {
+                Some(id) if engine.get(Tree::Requests, id.as_bytes())?.is_some() => {}
+                Some(_) | None => wrong.push((1, "a session has a request that is not there".to_owned())),
+            },
+            Tree::Gone => {
+                let gone: Gone = codec::decode(value)?;
+                if engine.get(Tree::Requests, key)?.is_some() {
+                    wrong.push((1, "a request is there and is removed".to_owned()));
+                }
+                booked(engine, key, gone.cost.as_ref(), &mut wrong)?;
+            }
+            Tree::Erasures => drop(codec::decode::<Erasure>(value)?),
+            Tree::Tombstones => {
+                let id: ErasureId = codec::decode(value)?;
+                if engine.get(Tree::Erasures, id.as_bytes())?.is_none() {
+                    wrong.push((1, format!("erasure {id} keeps something out and is not there")));
+                }
+            }
+            Tree::Erasing => {
+                let id = key.first_chunk::<16>();
+                let known = id.map(|id| engine.get(Tree::Erasures, id)).transpose()?.flatten();
+                if known.is_none() {
+                    wrong.push((1, "an erasure is under way and is not there".to_owned()));
                 }
             }
             Tree::Story => drop(codec::decode::<StoryLine>(value)?),
@@ -498,6 +527,7 @@ impl Scan {
             (Tree::Requests, 1, Tree::Pending, tally.waiting, "requests that wait"),
             (Tree::Requests, 1, Tree::Backoff, tally.backing_off, "requests that wait for their time"),
             (Tree::Requests, 2, Tree::Outstanding, tally.in_progress, "requests in batches"),
+            (Tree::Requests, 1, Tree::SessionRequests, tally.analyses, "requests of sessions"),
             (Tree::Sessions, 1, Tree::SessionKeys, tally.sessions, "sessions"),
             (Tree::Sessions, 1, Tree::Settling, tally.settling, "sessions that settle"),
             (Tree::Batches, 2, Tree::LiveBatches, tally.live, "live batches"),
@@ -629,16 +659,37 @@ fn request(engine: &Engine, request: &Request, wrong: &mut Vec<(u8, String)>) ->
         }
         RequestStatus::PendingBatching | RequestStatus::ProcessingFailed => {}
     }
-    let end = keys::after_prefix(id.as_bytes());
+    if let Source::Session { session, .. } = &request.source
+        && engine.get(Tree::SessionRequests, &keys::session_request(*session, id))?.is_none()
+    {
+        wrong.push((1, format!("request {id} is not listed in {}", Tree::SessionRequests.name())));
+    }
+    booked(engine, id.as_bytes(), request.cost.as_ref(), wrong)
+}
+
+/// Invariant 5: what a request cost is what was booked for it.
+fn booked(
+    engine: &Engine,
+    id: &[u8],
+    cost: Option<&Cost>,
+    wrong: &mut Vec<(u8, String)>,
+) -> Result<(), StoreError> {
+    let end = keys::after_prefix(id);
     let mut booked = 0u64;
-    for (_, value) in engine.scan(Tree::Bookings, id.as_bytes(), end.as_deref(), usize::MAX)? {
+    for (_, value) in engine.scan(Tree::Bookings, id, end.as_deref(), usize::MAX)? {
         booked = booked.saturating_add(codec::decode::<Cost>(&value)?.micros);
     }
-    let cost = request.cost.as_ref().map_or(0, |cost| cost.micros);
+    let cost = cost.map_or(0, |cost| cost.micros);
     if booked != cost {
+        let id = keys::request_at_end(id).map(|id| id.to_string()).unwrap_or_default();
         wrong.push((5, format!("request {id} cost {cost}, booked are {booked}")));
     }
     Ok(())
+}
+
+/// Whether a request is there, or was and is removed.
+fn is_or_was(engine: &Engine, id: &[u8]) -> Result<bool, StoreError> {
+    Ok(engine.get(Tree::Requests, id)?.is_some() || engine.get(Tree::Gone, id)?.is_some())
 }
 
 /// Invariants 2 and 4, as far as the batch's record tells. Its members are summed up when they are read.
