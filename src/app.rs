@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::actors::account::Account;
 use crate::actors::creator::{Creator, Nudge};
+use crate::actors::eraser::Eraser;
 use crate::actors::importer::{Importer, Source};
 use crate::actors::intake::Intake;
 use crate::actors::poller::Poller;
@@ -157,7 +158,7 @@ pub struct Application {
     address: SocketAddr,
     shared: Arc<Shared>,
     /// Parts that nothing replaces.
-    parts: [(&'static str, IsAlive); 5],
+    parts: [(&'static str, IsAlive); 6],
     _importers: Vec<Addr<Importer>>,
     stop: watch::Sender<bool>,
     lost: mpsc::Receiver<&'static str>,
@@ -214,6 +215,7 @@ pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Ap
     let intake = Intake::new(shared.clone(), creator.clone()).start();
     let reconciler = Reconciler::new(shared.clone(), registry.clone()).start();
     let poller = Poller::new(shared.clone(), registry.clone()).start();
+    let eraser = Eraser::new(shared.clone(), registry.clone()).start();
     let sources = settings.imports.iter().filter_map(source);
     let importers =
         sources.map(|source| Importer::new(source, intake.clone(), shared.clone()).start()).collect();
@@ -225,8 +227,10 @@ pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Ap
         ("intake", alive(&intake)),
         ("poller", alive(&poller)),
         ("reconciler", alive(&reconciler)),
+        ("eraser", alive(&eraser)),
     ];
-    let api = http::Api::new(registry.clone(), intake, shared.clone(), settings.server.admin_token.clone());
+    let api =
+        http::Api::new(registry.clone(), intake, eraser, shared.clone(), settings.server.admin_token.clone());
     let routes = http::routes(api);
     let options = serving::Options { max_per_address: 256, drain_timeout: DRAIN, ..Default::default() };
     let mut stop_serving = stopping;

@@ -20,6 +20,7 @@ pub mod account;
 pub mod batch;
 pub mod creator;
 mod effects;
+pub mod eraser;
 mod finding;
 pub mod importer;
 pub mod intake;

@@ -206,7 +206,7 @@ type Signature = Hmac<Sha256>;
 const CURSOR_SIGNATURE: usize = 16;
 
 /// A cursor: the last id of the page, signed together with what the list was asked for.
-fn cursor(api: &Api, scope: &str, id: &[u8; 16]) -> String {
+pub(super) fn cursor(api: &Api, scope: &str, id: &[u8; 16]) -> String {
     seal(api.shared.store.instance(), scope, id)
 }
 
@@ -216,7 +216,7 @@ pub(super) fn seal(instance: Uuid, scope: &str, id: &[u8; 16]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-fn open_cursor(api: &Api, scope: &str, cursor: &str) -> Result<[u8; 16], ApiError> {
+pub(super) fn open_cursor(api: &Api, scope: &str, cursor: &str) -> Result<[u8; 16], ApiError> {
     unseal(api.shared.store.instance(), scope, cursor)
 }
 

@@ -6,6 +6,7 @@
 pub mod auth;
 mod companies;
 mod control;
+mod erasures;
 #[doc(hidden)]
 pub mod fuzzing;
 mod ingest;
@@ -33,6 +34,7 @@ use warp::path::FullPath;
 use warp::reply::Response;
 
 use crate::actors::Shared;
+use crate::actors::eraser::Eraser;
 use crate::actors::intake::{Intake, IntakeError};
 use crate::actors::registry::Registry;
 use crate::config::Secret;
@@ -57,6 +59,7 @@ const BODY_TIME: Duration = Duration::from_secs(15);
 pub struct Api {
     registry: Addr<Registry>,
     intake: Addr<Intake>,
+    eraser: Addr<Eraser>,
     shared: Arc<Shared>,
     auth: Arc<Auth>,
 }
@@ -66,11 +69,12 @@ impl Api {
     pub fn new(
         registry: Addr<Registry>,
         intake: Addr<Intake>,
+        eraser: Addr<Eraser>,
         shared: Arc<Shared>,
         admin_token: Option<Secret>,
     ) -> Self {
         let auth = Arc::new(Auth::new(shared.store.clone(), admin_token.as_ref()));
-        Self { registry, intake, shared, auth }
+        Self { registry, intake, eraser, shared, auth }
     }
 }
 
@@ -182,8 +186,15 @@ impl Call {
         let (company, id) = (params.company.unwrap_or_default(), params.id.unwrap_or_default());
         let query = Query::parse(&self.query)?;
         // Health checks may carry what their programs like; the lists say themselves what they know.
-        if !matches!(route, Route::Health | Route::Ready | Route::Summary | Route::Requests | Route::Batches)
-        {
+        if !matches!(
+            route,
+            Route::Health
+                | Route::Ready
+                | Route::Summary
+                | Route::Requests
+                | Route::Batches
+                | Route::Erasures
+        ) {
             query.only(&[])?;
         }
         let shown = match route {
@@ -249,6 +260,15 @@ impl Call {
             }
             Route::RotateAdminKey => keys::rotate(api, None, id, &self.small_json(body).await?).await?,
             Route::RevokeKey => keys::revoke(api, Some(self.company(company).await?), id).await?,
+            Route::EraseSession => {
+                let company = self.company(company).await?;
+                return Ok(erasures::session(api, company, id).await?.into());
+            }
+            Route::EraseCompany => {
+                return Ok(erasures::company(api, id, &self.small_json(body).await?).await?.into());
+            }
+            Route::Erasures => erasures::list(api, &query).await?,
+            Route::Erasure => erasures::show(api, id).await?,
             Route::RevokeAdminKey => keys::revoke(api, None, id).await?,
         };
         Ok((StatusCode::OK, shown).into())

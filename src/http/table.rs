@@ -49,6 +49,10 @@ pub enum Route {
     CreateAdminKey,
     RotateAdminKey,
     RevokeAdminKey,
+    EraseSession,
+    EraseCompany,
+    Erasures,
+    Erasure,
 }
 
 /// One route.
@@ -102,6 +106,10 @@ pub static TABLE: &[Entry] = &[
     entry("POST", "/api/admin/legacy/keys", Access::Write, Route::CreateAdminKey),
     entry("POST", "/api/admin/legacy/keys/{id}/rotate", Access::Write, Route::RotateAdminKey),
     entry("DELETE", "/api/admin/legacy/keys/{id}", Access::Write, Route::RevokeAdminKey),
+    entry("POST", "/api/v1/companies/{companyId}/sessions/{id}/erase", Access::Write, Route::EraseSession),
+    entry("POST", "/api/admin/legacy/companies/{id}/erase", Access::Write, Route::EraseCompany),
+    entry("GET", "/api/admin/legacy/erasures", Access::Read, Route::Erasures),
+    entry("GET", "/api/admin/legacy/erasures/{id}", Access::Read, Route::Erasure),
 ];
 
 /// The texts that stand where a path has braces.

@@ -270,6 +270,12 @@ impl Store {
             .await
     }
 
+    /// Makes the files anew from what is stored: the database keeps pages of what was removed until then. It takes as
+    /// much room again, and nothing is written meanwhile.
+    pub async fn compact(&self) -> Result<(), StoreError> {
+        self.committer.alone(|writer| writer.compact()).await
+    }
+
     /// Why the store cannot be believed, if so: then it is read and reconciled, and nothing new is begun. A doubt
     /// outlives every restart until the store is accepted.
     pub fn doubt(&self) -> Option<String> {

@@ -200,7 +200,8 @@ fn request_analysis(
     new: NewRequest,
     now: Timestamp,
 ) -> Result<bool, StoreError> {
-    let mut session = load(tx, id)?;
+    // It may have been erased since it was read.
+    let Some(mut session) = tx.read::<Session>(Tree::Sessions, id.as_bytes())? else { return Ok(false) };
     if session.version != version || session.state != SessionState::Settling {
         return Ok(false);
     }

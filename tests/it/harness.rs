@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use actix::Actor;
 use nightshift::actors::creator::Creator;
+use nightshift::actors::eraser::Eraser;
 use nightshift::actors::intake::Intake;
 use nightshift::actors::registry::{Registry, Resume};
 use nightshift::actors::{Shared, Switches};
@@ -194,6 +195,7 @@ pub struct Nightshift {
     pub clock: Arc<ManualClock>,
     pub creator: actix::Addr<Creator>,
     pub registry: actix::Addr<Registry>,
+    pub eraser: actix::Addr<Eraser>,
     routes: BoxedFilter<(Response,)>,
     _spool: tempfile::TempDir,
 }
@@ -222,9 +224,10 @@ impl Nightshift {
         let creator = Creator::new(shared.clone(), registry.clone()).start();
         let intake = Intake::new(shared.clone(), creator.clone()).start();
         registry.send(Resume { creator: creator.clone() }).await.unwrap().unwrap();
+        let eraser = Eraser::new(shared.clone(), registry.clone()).start();
         let admin = Some(Secret::new(ADMIN));
-        let api = http::Api::new(registry.clone(), intake, shared.clone(), admin);
-        Self { shared, clock, creator, registry, routes: http::routes(api), _spool: spool }
+        let api = http::Api::new(registry.clone(), intake, eraser.clone(), shared.clone(), admin);
+        Self { shared, clock, creator, registry, eraser, routes: http::routes(api), _spool: spool }
     }
 
     pub fn now(&self) -> Timestamp {
