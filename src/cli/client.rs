@@ -96,19 +96,30 @@ fn token(settings: &Settings) -> Result<String, CliError> {
     }
 }
 
+/// One part of a path, whatever is in it.
+pub fn part(text: &str) -> String {
+    let mut part = String::new();
+    escape(&mut part, text);
+    part
+}
+
+fn escape(url: &mut String, text: &str) {
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
+            url.push(char::from(byte));
+        } else {
+            url.push_str(&format!("%{byte:02X}"));
+        }
+    }
+}
+
 fn url_with(url: &str, query: &[(&str, String)]) -> String {
     let mut url = url.to_owned();
     for (number, (key, value)) in query.iter().enumerate() {
         url.push(if number == 0 { '?' } else { '&' });
         url.push_str(key);
         url.push('=');
-        for byte in value.bytes() {
-            if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
-                url.push(char::from(byte));
-            } else {
-                url.push_str(&format!("%{byte:02X}"));
-            }
-        }
+        escape(&mut url, value);
     }
     url
 }

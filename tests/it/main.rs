@@ -19,6 +19,7 @@ mod damage;
 mod disk;
 mod disk_faults;
 mod drain;
+mod erasing;
 mod fuzz_corpus;
 mod harness;
 mod ingest;
