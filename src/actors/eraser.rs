@@ -120,13 +120,11 @@ async fn go_through(
     if waiting.is_empty() || !may_compact || shared.store.doubt().is_some() {
         return Ok(false);
     }
-    crash_point!("erase.before_compaction");
     let room = shared.disk.room_for(shared.reader.size_on_disk()).await;
     let compacted = shared.store.compact().await;
     drop(room);
     compacted?;
     shared.disk.written();
-    crash_point!("erase.after_compaction");
     for id in &waiting {
         tracing::info!(erasure.id = %id, "erasure {id} is done");
     }
@@ -141,9 +139,7 @@ async fn go_on(
     erasure: &Erasure,
 ) -> Result<ErasureState, StoreError> {
     loop {
-        crash_point!("erase.before_commit");
         let chunk = shared.store.erase_chunk(erasure.id, shared.clock.now()).await?;
-        crash_point!("erase.after_commit");
         for id in &chunk.held {
             end_batch(shared, registry, *id).await?;
         }
@@ -161,7 +157,6 @@ async fn go_on(
     if !erase_files(shared, erasure.id).await? {
         return Ok(ErasureState::Running);
     }
-    crash_point!("erase.before_records_noted");
     shared.store.note_records_erased(erasure.id).await?;
     let (reader, id) = (shared.reader.clone(), erasure.id);
     let after = blocking(move || reader.erasure(id)).await?;
@@ -268,7 +263,6 @@ async fn delete_remote(shared: &Shared, batches: &[Batch]) -> Result<(), Provide
     });
     files.extend(found.await?);
     for file in files {
-        crash_point!("erase.before_file");
         read(shared, shared.provider.delete_file(&file)).await?;
     }
     Ok(())

@@ -53,23 +53,18 @@ pub(super) fn compact(disk: &OnDisk, sums: &Sums) -> Result<(), StoreError> {
         if let Err(err) = remove(&copy) {
             tracing::warn!(error = %err, "half a copy of the store stays");
         }
-        return Err(match err {
-            // This is about the copy alone: the store itself was only read.
-            StoreError::Full(why) | StoreError::Io(why) | StoreError::SyncFailed(why) => {
-                StoreError::Folder { path: copy.display().to_string(), why }
-            }
-            err => err,
+        // A failure of the copy says nothing about the store itself, which was only read.
+        return Err(match err.is_fatal() {
+            true => StoreError::Folder { path: copy.display().to_string(), why: err.to_string() },
+            false => err,
         });
     }
-    crash_point!("compact.after_copy");
     let mut open = disk.open.write().unwrap_or_else(PoisonError::into_inner);
     drop(open.take());
     // From here on an error leaves the process without a store, and the next start with a whole one.
     let exchanged = unlocked(dir).and_then(|()| {
         rename(dir, &old)?;
-        crash_point!("compact.between_names");
         rename(&copy, dir)?;
-        crash_point!("compact.after_names");
         SledEngine::open(dir)
     });
     match exchanged {
