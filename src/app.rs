@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use crate::actors::account::Account;
 use crate::actors::creator::{Creator, Nudge};
 use crate::actors::deliverer::Deliverer;
+use crate::actors::eraser::Eraser;
 use crate::actors::importer::{Importer, Place, Remote, Source};
 use crate::actors::intake::Intake;
 use crate::actors::poller::Poller;
@@ -26,6 +27,7 @@ use crate::condition::{Condition, Hindrance, safe_mode};
 use crate::config::{ImportSource, Location, ProviderKind, Settings};
 use crate::disk::{self, Bounds, Disk};
 use crate::domain::cut::Limits;
+use crate::domain::id::KeyId;
 use crate::domain::{retry, step};
 use crate::fetch::{Fetcher, Guard, Login, SystemNames, Url};
 use crate::http;
@@ -159,7 +161,7 @@ pub struct Application {
     address: SocketAddr,
     shared: Arc<Shared>,
     /// Parts that nothing replaces.
-    parts: [(&'static str, IsAlive); 6],
+    parts: [(&'static str, IsAlive); 7],
     _importers: Vec<Addr<Importer>>,
     _transcripts: Option<Addr<Transcripts>>,
     stop: watch::Sender<bool>,
@@ -190,11 +192,11 @@ pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Ap
     std::fs::create_dir_all(&spool)
         .and_then(|()| disk::check_writable(&spool))
         .map_err(|source| AppError::Folder { path: spool.clone(), source })?;
-    store.put_companies(settings.companies.clone()).await?;
+    store.configure_companies(settings.companies.clone()).await?;
     let address = settings.server.bind;
     let listener = TcpListener::bind(address).await.map_err(|source| AppError::Bind { address, source })?;
     let address = listener.local_addr().map_err(|source| AppError::Bind { address, source })?;
-    first_token(settings, &store, &clock).await?;
+    first_token(settings, &store, &clock, &ids).await?;
 
     let (stop, stopping) = watch::channel(false);
     let (lost, a_lost_part) = mpsc::channel(8);
@@ -217,6 +219,7 @@ pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Ap
     let intake = Intake::new(shared.clone(), creator.clone()).start();
     let reconciler = Reconciler::new(shared.clone(), registry.clone()).start();
     let poller = Poller::new(shared.clone(), registry.clone()).start();
+    let eraser = Eraser::new(shared.clone(), registry.clone()).start();
     let deliverer = Deliverer::new(shared.clone()).start();
     let read = |source: &Arc<Source>| Importer::new(source.clone(), intake.clone(), shared.clone()).start();
     let importers: Vec<_> = shared.sources.iter().map(read).collect();
@@ -231,14 +234,16 @@ pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Ap
         ("poller", alive(&poller)),
         ("reconciler", alive(&reconciler)),
         ("deliverer", alive(&deliverer)),
+        ("eraser", alive(&eraser)),
     ];
     let api = http::Api::new(
         registry.clone(),
         intake,
+        eraser,
         shared.clone(),
         settings.server.admin_token.clone(),
         settings.ingest,
-    )?;
+    );
     let routes = http::routes(api);
     let options = serving::Options { max_per_address: 256, drain_timeout: DRAIN, ..Default::default() };
     let mut stop_serving = stopping;
@@ -436,6 +441,7 @@ fn share(
         creation_interval: settings.creation.interval,
         polling_interval: settings.polling.interval,
         polling_calls_max: usize::try_from(settings.polling.max_calls).unwrap_or(usize::MAX),
+        model_default: settings.analysis.model.clone(),
         settle: settings.analysis.settle,
         time_zone: settings.import.time_zone.clone(),
         repair_rounds: settings.analysis.repair_rounds,
@@ -481,12 +487,18 @@ fn source(configured: &ImportSource) -> Result<Source, AppError> {
 }
 
 /// Makes the first admin token where there is none, prints it once, and leaves it where the commands find it.
-async fn first_token(settings: &Settings, store: &Store, clock: &SharedClock) -> Result<(), AppError> {
-    let known = store.reader().tokens()?;
-    if settings.server.admin_token.is_some() || known.iter().any(|token| token.role == Role::Admin) {
+async fn first_token(
+    settings: &Settings,
+    store: &Store,
+    clock: &SharedClock,
+    ids: &Ids,
+) -> Result<(), AppError> {
+    let known = store.reader().tokens(None)?;
+    let good = |token: &StoredToken| token.role == Role::Admin && token.is_live(clock.now());
+    if settings.server.admin_token.is_some() || known.iter().any(good) {
         return Ok(());
     }
-    let (token, path) = new_admin_token(&settings.data.path, store, clock).await?;
+    let (token, path) = new_admin_token(&settings.data.path, store, clock, ids).await?;
     let mut out = std::io::stdout();
     // Whoever closed our standard output finds it in the file.
     let _ = writeln!(out, "admin token, shown this once and kept in {}: {token}", path.display());
@@ -498,17 +510,14 @@ pub async fn new_admin_token(
     data: &Path,
     store: &Store,
     clock: &SharedClock,
+    ids: &Ids,
 ) -> Result<(String, PathBuf), AppError> {
     let token = http::auth::new_token().map_err(|err| AppError::System(err.to_string()))?;
     let path = data.join(TOKEN_FILE);
     // The file first: a token that is valid and nowhere to be read would be of use to nobody.
     write_secret(&path, &token).map_err(|source| AppError::Folder { path: path.clone(), source })?;
-    let stored = StoredToken {
-        hash: http::auth::hash(&token),
-        role: Role::Admin,
-        label: "first admin".to_owned(),
-        created_at: clock.now(),
-    };
+    let (id, hash) = (KeyId::new(ids.next()), http::auth::hash(&token));
+    let stored = StoredToken::new(id, hash, Role::Admin, "first admin".to_owned(), clock.now());
     store.put_token(stored, true).await?;
     Ok((token, path))
 }

@@ -16,7 +16,7 @@ use crate::domain::analysis::{self, Misfit};
 use crate::domain::batch::{Batch, Ended, InputFile, Intent, Problem, ResultKind, Running, Terminal};
 use crate::domain::event::{Event, Observation, ObservedStatus, Trouble};
 use crate::domain::id::{FileId, Nonce, ProviderBatchId, RequestId, Timestamp};
-use crate::domain::request::{Failure, FailureClass, Outcome, Request, Source};
+use crate::domain::request::{Answered, Failure, FailureClass, Outcome, Request, Source};
 use crate::domain::retry::BatchFailure;
 use crate::domain::room::LOOK_AGAIN;
 use crate::provider::jsonl::{self, Decoded, LineReader, RawLine};
@@ -461,7 +461,7 @@ fn judge(shared: &Shared, batch: &Batch, bytes: &[u8], offset: u64) -> Result<Ap
         }
     };
     let Ok(id) = custom_id.parse::<RequestId>() else { return Ok(AppliedLine::Unknown) };
-    let Some(request) = shared.reader.request(id)? else { return Ok(AppliedLine::Unknown) };
+    let Some(request) = shared.reader.request(id)? else { return of_gone(shared, batch, id, &outcome) };
     if request.group.company != batch.group.company {
         return Ok(AppliedLine::Unknown);
     }
@@ -476,6 +476,23 @@ fn judge(shared: &Shared, batch: &Batch, bytes: &[u8], offset: u64) -> Result<Ap
     let model = outcome.answered.model.as_deref();
     let cost = usage.and_then(|usage| shared.prices.cost(&request.group.model, model, usage));
     Ok(AppliedLine::Line { request: id, outcome, analysis, repair, cost })
+}
+
+/// The line of a request that was erased: what it cost, and nothing of what it says.
+fn of_gone(
+    shared: &Shared,
+    batch: &Batch,
+    id: RequestId,
+    outcome: &Outcome,
+) -> Result<AppliedLine, StoreError> {
+    let gone = shared.reader.gone(id)?.filter(|gone| gone.company == batch.group.company);
+    let Some(gone) = gone else { return Ok(AppliedLine::Unknown) };
+    let answered = &outcome.answered;
+    let usage = answered.usage.as_ref();
+    let cost = usage.and_then(|usage| shared.prices.cost(&gone.model, answered.model.as_deref(), usage));
+    let result = Err(Failure::new(FailureClass::Permanent, "erased", ""));
+    let outcome = Outcome { answered: Answered::default(), result };
+    Ok(AppliedLine::Line { request: id, outcome, analysis: None, repair: None, cost })
 }
 
 /// For a session: the analysis as JSON, or the outcome turned into a failure that says why there is none, and how the
@@ -524,6 +541,10 @@ pub async fn named_lines(
     batch: &Batch,
 ) -> Result<HashMap<RequestId, Failure>, StoreError> {
     let Some(ended) = ended(batch) else { return Ok(HashMap::new()) };
+    if batch.counts.erased > 0 {
+        // Which line of the file was whose is not known any more; without names the batch is tried again.
+        return Ok(HashMap::new());
+    }
     let BatchFailure::Lines(faults) = ended.refusal() else { return Ok(HashMap::new()) };
     let (shared, id) = (shared.clone(), batch.id);
     blocking(move || {

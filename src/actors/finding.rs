@@ -92,9 +92,32 @@ pub async fn find_file(
     Err(ProviderError::Uncertain { call: "GET /files", what: "the list does not end".to_owned() })
 }
 
+/// All files that are wanted, as far back as `since`.
+pub async fn find_files(
+    shared: &Shared,
+    since: Timestamp,
+    wanted: impl Fn(&FileObject) -> bool,
+) -> Result<Vec<FileId>, ProviderError> {
+    let found = std::cell::RefCell::new(Vec::new());
+    // None is the one that ends the search.
+    find_file(shared, since, |file| {
+        if wanted(file) {
+            found.borrow_mut().push(file.id.clone());
+        }
+        false
+    })
+    .await?;
+    Ok(found.into_inner())
+}
+
+/// What the names of all input files of a batch begin with, before the number of the upload.
+pub fn file_stem(shared: &Shared, batch: BatchId) -> String {
+    format!("ns-{}-{batch}", shared.store.instance())
+}
+
 /// The name under which an input file is sent.
 pub fn file_name(shared: &Shared, batch: BatchId, upload: u32) -> String {
-    format!("ns-{}-{batch}-{upload}.jsonl", shared.store.instance())
+    format!("{}-{upload}.jsonl", file_stem(shared, batch))
 }
 
 /// Whether the provider's list, as we see it, is that of the project in which the call was made. If not, nothing is sent

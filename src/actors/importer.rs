@@ -347,7 +347,8 @@ async fn take_in(
                         SessionTaken::New => counts.new += 1,
                         SessionTaken::Changed => counts.changed += 1,
                         SessionTaken::Updated => counts.updated += 1,
-                        SessionTaken::Unchanged => counts.unchanged += 1,
+                        // What was erased stays so, however often an export has it.
+                        SessionTaken::Unchanged | SessionTaken::Erased => counts.unchanged += 1,
                     }
                 }
             }

@@ -23,6 +23,7 @@ pub mod creator;
 pub mod deliverer;
 mod download;
 mod effects;
+pub mod eraser;
 mod finding;
 pub mod importer;
 pub mod intake;
@@ -157,6 +158,8 @@ pub struct Shared {
     pub polling_interval: Duration,
     /// How many calls a tick of the poller makes at most.
     pub polling_calls_max: usize,
+    /// The model of companies that name none.
+    pub model_default: String,
     /// A session is analysed when it was unchanged so long.
     pub settle: Duration,
     /// The zone of times in exports that have no offset.

@@ -51,6 +51,12 @@ impl Client {
         self.answer(request.timeout(Duration::from_secs(60))).await
     }
 
+    /// Removes something.
+    pub async fn delete(&self, path: &str) -> Result<Value, CliError> {
+        let request = self.http.delete(format!("{}{path}", self.base));
+        self.answer(request.timeout(Duration::from_secs(60))).await
+    }
+
     /// Sends lines of JSON as one body.
     pub async fn post_lines(&self, path: &str, lines: Vec<u8>) -> Result<Value, CliError> {
         let request = self.http.post(format!("{}{path}", self.base));
@@ -136,19 +142,30 @@ fn token(settings: &Settings) -> Result<String, CliError> {
     }
 }
 
+/// One part of a path, whatever is in it.
+pub fn part(text: &str) -> String {
+    let mut part = String::new();
+    escape(&mut part, text);
+    part
+}
+
+fn escape(url: &mut String, text: &str) {
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
+            url.push(char::from(byte));
+        } else {
+            url.push_str(&format!("%{byte:02X}"));
+        }
+    }
+}
+
 fn url_with(url: &str, query: &[(&str, String)]) -> String {
     let mut url = url.to_owned();
     for (number, (key, value)) in query.iter().enumerate() {
         url.push(if number == 0 { '?' } else { '&' });
         url.push_str(key);
         url.push('=');
-        for byte in value.bytes() {
-            if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~') {
-                url.push(char::from(byte));
-            } else {
-                url.push_str(&format!("%{byte:02X}"));
-            }
-        }
+        escape(&mut url, value);
     }
     url
 }

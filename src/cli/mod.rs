@@ -1,10 +1,13 @@
 //! The commands. Data goes to standard output, talk to standard error.
 
 mod client;
+mod company;
 mod config;
 mod control;
+mod erase;
 mod export;
 mod import;
+mod key;
 mod output;
 mod serve;
 mod simulate;
@@ -67,11 +70,17 @@ enum Command {
     Cancel(control::Cancel),
     /// Let a paused account at the provider go on at once.
     Resume,
+    /// List, make, suspend or resume companies.
+    Company(company::CompanyArgs),
+    /// List, make, rotate or revoke access keys of the running server.
+    Key(key::KeyArgs),
+    /// Erase a session or a company for good, or list what was erased.
+    Erase(erase::Erase),
     /// Make or replace access tokens (with the server stopped).
     Token(token::Token),
     /// Check every invariant of the store by a full scan; a running server does it itself.
     Verify,
-    /// Take a store that cannot be believed (with the server stopped).
+    /// Take a store that cannot be believed, or make its files anew (with the server stopped).
     Store(store::StoreArgs),
     /// Look at the configuration.
     Config(config::Config),
@@ -161,6 +170,9 @@ fn run(args: Args) -> Result<(), CliError> {
         Command::Requeue(command) => status::requeue(&command, &settings()?, server, json),
         Command::Cancel(command) => control::cancel(&command, &settings()?, server, json),
         Command::Resume => control::resume(&settings()?, server, json),
+        Command::Company(command) => company::run(&command, &settings()?, server, json),
+        Command::Key(command) => key::run(&command, &settings()?, server, json),
+        Command::Erase(command) => erase::run(&command, &settings()?, server, json),
         Command::Token(command) => token::run(&command, &settings()?, json),
         Command::Verify => verify::run(&settings()?, server, json),
         Command::Store(command) => store::run(&command, &settings()?, json),

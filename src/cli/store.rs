@@ -1,4 +1,4 @@
-//! `nightshift store accept`
+//! `nightshift store accept` and `nightshift store compact`
 
 use std::io::{BufRead, IsTerminal};
 use std::sync::Arc;
@@ -32,13 +32,37 @@ enum What {
         #[arg(long)]
         yes: bool,
     },
+    /// Make the store's files anew from what is stored, without the pages of what was removed.
+    Compact,
 }
 
 /// Pages of the provider's list that are read at most.
 const PAGES_MAX: u32 = 2000;
 
 pub fn run(command: &StoreArgs, settings: &Settings, json: bool) -> Result<(), CliError> {
-    let What::Accept { yes } = command.what;
+    match command.what {
+        What::Accept { yes } => accept(yes, settings, json),
+        What::Compact => compact(settings, json),
+    }
+}
+
+fn compact(settings: &Settings, json: bool) -> Result<(), CliError> {
+    block_on(async {
+        let ids = Ids::new(Arc::new(SystemClock::new()));
+        let store = Store::open(data_folder(settings), ids.next(), Box::new(|_| {})).await?;
+        let before = store.reader().size_on_disk();
+        store.compact().await?;
+        let after = store.reader().size_on_disk();
+        if json {
+            output::json(&json!({ "ok": true, "bytesBefore": before, "bytesAfter": after }));
+        } else {
+            output::data(&format!("{before} bytes before, {after} after"));
+        }
+        Ok(())
+    })
+}
+
+fn accept(yes: bool, settings: &Settings, json: bool) -> Result<(), CliError> {
     block_on(async {
         let clock: SharedClock = Arc::new(SystemClock::new());
         let ids = Ids::new(clock.clone());

@@ -9,7 +9,7 @@ use crate::app;
 use crate::clock::{Ids, SharedClock, SystemClock};
 use crate::config::Settings;
 use crate::disk;
-use crate::domain::id::CompanyId;
+use crate::domain::id::{CompanyId, KeyId};
 use crate::http::auth;
 use crate::store::{Role, Store, StoredToken};
 
@@ -53,7 +53,7 @@ pub fn run(command: &Token, settings: &Settings, json: bool) -> Result<(), CliEr
         let store = Store::open(data_folder(settings), ids.next(), Box::new(|_| {})).await?;
         let (token, role) = match &command.what {
             What::Reset => {
-                let (token, path) = app::new_admin_token(data_folder(settings), &store, &clock).await?;
+                let (token, path) = app::new_admin_token(data_folder(settings), &store, &clock, &ids).await?;
                 output::talk(&format!("all admin tokens are replaced; the new one is in {}", path.display()));
                 (token, "admin")
             }
@@ -68,13 +68,10 @@ pub fn run(command: &Token, settings: &Settings, json: bool) -> Result<(), CliEr
                 };
                 let token = auth::new_token().map_err(|err| CliError::Failed(err.to_string()))?;
                 let name = role.label();
-                let stored = StoredToken {
-                    hash: auth::hash(&token),
-                    role,
-                    label: label.clone(),
-                    created_at: clock.now(),
-                };
-                store.put_token(stored, false).await?;
+                let (id, hash) = (KeyId::new(ids.next()), auth::hash(&token));
+                let stored = StoredToken::new(id, hash, role, label.clone(), clock.now());
+                let stored = store.create_token(stored, clock.now()).await;
+                stored.map_err(|err| CliError::Failed(err.to_string()))?;
                 (token, name)
             }
         };

@@ -11,7 +11,7 @@ use super::keys::LONG_CONTEXT;
 use super::raw::{Entry, Item};
 use super::values::{self, Scalar};
 use super::{ImportSource, Location, Secret};
-use crate::domain::company::Company;
+use crate::domain::company::{Company, CompanyChange, ConfiguredCompany};
 use crate::domain::id::CompanyId;
 use crate::domain::price::{LongContext, ModelPrice, PriceTable, Rates};
 use crate::fetch::{Guard, Url};
@@ -66,8 +66,8 @@ pub(super) fn companies(
     check: &mut Check,
     items: &[Item],
     model_default: Option<&str>,
-) -> Vec<(CompanyId, Option<Company>)> {
-    let mut companies: Vec<(CompanyId, Option<Company>)> = Vec::new();
+) -> Vec<(CompanyId, Option<ConfiguredCompany>)> {
+    let mut companies: Vec<(CompanyId, Option<ConfiguredCompany>)> = Vec::new();
     for (index, item) in items.iter().enumerate() {
         let path = format!("companies[{index}]");
         let id = required(check, &path, item, "id", "give the company an id, for instance \"demo\"");
@@ -84,17 +84,24 @@ pub(super) fn companies(
             continue;
         }
         let company = (|| {
+            // The default counts as said: who changes it means all companies that name no model.
             let model = model?.or_else(|| model_default.map(str::to_owned))?;
-            let name = name?.unwrap_or_else(|| id.to_string());
-            Some(Company {
-                id: id.clone(),
-                name,
-                model,
-                suspended: suspended?.unwrap_or(false),
+            let says = CompanyChange {
+                name: name?,
+                model: Some(model.clone()),
+                suspended: suspended?,
                 budget_micros: budget?,
-            })
+            };
+            let new = Company {
+                id: id.clone(),
+                name: id.to_string(),
+                model,
+                suspended: false,
+                budget_micros: None,
+            };
+            Some(ConfiguredCompany { new: says.clone().made_to(new), says })
         })();
-        if let Some(company) = &company {
+        if let Some(ConfiguredCompany { new: company, .. }) = &company {
             let state = if company.suspended { ", suspended" } else { "" };
             let value = format!("{:?}, model {:?}{state}", company.name, company.model);
             check.list(format!("companies.{id}"), value, &item.origin);
@@ -108,7 +115,7 @@ pub(super) fn companies(
 pub(super) fn imports(
     check: &mut Check,
     items: &[Item],
-    companies: &[(CompanyId, Option<Company>)],
+    companies: &[(CompanyId, Option<ConfiguredCompany>)],
     zone_default: Option<&TimeZone>,
     guard: Option<&Guard>,
     env: &dyn Fn(&str) -> Option<String>,

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
-use crate::domain::company::Company;
+use crate::domain::company::ConfiguredCompany;
 use crate::domain::id::CompanyId;
 use crate::domain::price::PriceTable;
 
@@ -64,7 +64,7 @@ pub struct Settings {
     /// `[log]`
     pub log: Log,
     /// `[[companies]]`: to be added or updated; none is ever removed.
-    pub companies: Vec<Company>,
+    pub companies: Vec<ConfiguredCompany>,
     /// `[[imports]]`
     pub imports: Vec<ImportSource>,
     /// `[prices]` over the prices that come with the program.

@@ -279,6 +279,8 @@ fn companies_and_imports_are_read() {
         [[imports]]\ncompany = \"a\"\ncsv = \"/srv/a.csv\"\n";
     let settings = good(text);
     let [a, b] = settings.companies.as_slice() else { panic!("{:?}", settings.companies) };
+    assert_eq!((&a.says.name, a.says.suspended, b.says.suspended), (&None, None, Some(true)));
+    let (a, b) = (&a.new, &b.new);
     assert_eq!(
         (a.id.as_str(), a.name.as_str(), a.model.as_str(), a.suspended),
         ("a", "a", "gpt-5-mini", false)

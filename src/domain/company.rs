@@ -18,3 +18,38 @@ pub struct Company {
     /// What it may spend in a calendar month (UTC), in millionths of the price table's currency; none for no limit.
     pub budget_micros: Option<u64>,
 }
+
+/// What is to be another way at a company; what is none stays.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CompanyChange {
+    /// What people call it.
+    pub name: Option<String>,
+    /// The model that its sessions are analysed with.
+    pub model: Option<String>,
+    /// Whether nothing new is cut for it.
+    pub suspended: Option<bool>,
+    /// What it may spend in a month.
+    pub budget_micros: Option<u64>,
+}
+
+impl CompanyChange {
+    /// The company with the change.
+    pub fn made_to(self, company: Company) -> Company {
+        Company {
+            name: self.name.unwrap_or(company.name),
+            model: self.model.unwrap_or(company.model),
+            suspended: self.suspended.unwrap_or(company.suspended),
+            budget_micros: self.budget_micros.or(company.budget_micros),
+            ..company
+        }
+    }
+}
+
+/// A company as the configuration has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfiguredCompany {
+    /// What it is where it is new.
+    pub new: Company,
+    /// What the configuration says of it, which holds from each start on.
+    pub says: CompanyChange,
+}

@@ -104,6 +104,15 @@ uuid_id!(
     DeliveryId, "a delivery id (a UUID)"
 );
 
+uuid_id!(
+    /// An access key, by which it is named without being told.
+    KeyId, "a key id (a UUID)"
+);
+uuid_id!(
+    /// The erasing of a session or of a company.
+    ErasureId, "an erasure id (a UUID)"
+);
+
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

@@ -1,8 +1,8 @@
 //! Who calls: bearer tokens, known by their hash only, compared in constant time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
@@ -15,7 +15,7 @@ use warp::http::header::{AUTHORIZATION, HeaderMap};
 use super::reply::ApiError;
 use crate::config::Secret;
 use crate::domain::id::Timestamp;
-use crate::store::{Role, StoreError, StoreReader};
+use crate::store::{Role, Store, StoreReader};
 
 /// Wrong tokens from one address within [`WINDOW`] before it is told to wait.
 const FAILURES_MAX: u32 = 10;
@@ -35,10 +35,26 @@ pub fn hash(token: &str) -> [u8; 32] {
     Sha256::digest(token.as_bytes()).into()
 }
 
-/// Knows the tokens.
+/// Whose guesses count together: an address, and of IPv6 a network of 64 bits, which is what one subscriber has.
+fn network(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
+        }
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+/// Knows the tokens: each call is looked up in the store, so that one that is revoked ends with the next call.
 pub struct Auth {
-    tokens: Vec<([u8; 32], Role)>,
+    store: Store,
+    reader: StoreReader,
+    /// The one of the environment, which is an admin's.
+    admin: Option<[u8; 32]>,
     failures: Mutex<HashMap<IpAddr, (u32, Timestamp)>>,
+    /// Whose use is being noted.
+    noting: Mutex<HashSet<[u8; 32]>>,
 }
 
 impl std::fmt::Debug for Auth {
@@ -48,15 +64,31 @@ impl std::fmt::Debug for Auth {
 }
 
 impl Auth {
-    /// The stored tokens and the one of the environment, which is an admin's.
-    pub fn load(reader: &StoreReader, admin_token: Option<&Secret>) -> Result<Self, StoreError> {
-        let mut tokens: Vec<_> = reader.tokens()?.into_iter().map(|token| (token.hash, token.role)).collect();
-        tokens.extend(admin_token.map(|token| (hash(token.expose()), Role::Admin)));
-        Ok(Self { tokens, failures: Mutex::new(HashMap::new()) })
+    /// The stored tokens and the one of the environment.
+    pub fn new(store: Store, admin_token: Option<&Secret>) -> Self {
+        Self {
+            reader: store.reader(),
+            store,
+            admin: admin_token.map(|token| hash(token.expose())),
+            failures: Mutex::default(),
+            noting: Mutex::default(),
+        }
     }
 
-    /// The caller's role, or 401; and 429 for an address that has guessed too often.
-    pub fn role(&self, headers: &HeaderMap, peer: Option<IpAddr>, now: Timestamp) -> Result<Role, ApiError> {
+    /// Whether an admin comes in without any stored token.
+    pub const fn has_own_admin(&self) -> bool {
+        self.admin.is_some()
+    }
+
+    /// The caller's role, or 401; and 429 for an address that has guessed too often. `may_write` says whether the
+    /// store takes anything just now.
+    pub fn role(
+        self: &Arc<Self>,
+        headers: &HeaderMap,
+        peer: Option<IpAddr>,
+        now: Timestamp,
+        may_write: bool,
+    ) -> Result<Role, ApiError> {
         let token = headers
             .get(AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
@@ -68,17 +100,36 @@ impl Auth {
             return Err(ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", detail));
         };
         let presented = hash(token);
-        let mut role = None;
-        // Every token is looked at, so that the time tells nothing about which ones exist.
-        for (known, its_role) in &self.tokens {
-            if bool::from(known.ct_eq(&presented)) {
-                role = Some(its_role.clone());
-            }
+        // How far a lookup gets tells of a hash, and no hash tells of its token; what is found is compared whole.
+        let same = |known: &[u8; 32]| bool::from(known.ct_eq(&presented));
+        let stored = self.reader.token(&presented)?.filter(|token| same(&token.hash) && token.is_live(now));
+        if self.admin.as_ref().is_some_and(same) {
+            return Ok(Role::Admin);
         }
-        role.ok_or_else(|| self.failed(peer, now))
+        let Some(stored) = stored else { return Err(self.failed(peer, now)) };
+        if may_write && stored.is_news(now) {
+            self.note_use(presented, now);
+        }
+        Ok(stored.role)
+    }
+
+    /// Notes the day of a token's use beside the call: that it could not be noted is nobody's trouble.
+    fn note_use(self: &Arc<Self>, hash: [u8; 32], now: Timestamp) {
+        let noting = |auth: &Self| auth.noting.lock().unwrap_or_else(PoisonError::into_inner).insert(hash);
+        if !noting(self) {
+            return;
+        }
+        let auth = self.clone();
+        tokio::spawn(async move {
+            if let Err(err) = auth.store.note_token_used(hash, now).await {
+                tracing::warn!(error = %err, "the use of a key was not noted");
+            }
+            auth.noting.lock().unwrap_or_else(PoisonError::into_inner).remove(&hash);
+        });
     }
 
     fn failed(&self, peer: Option<IpAddr>, now: Timestamp) -> ApiError {
+        let peer = peer.map(network);
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         if failures.len() >= ADDRESSES_MAX {
             failures.retain(|_, (_, since)| now.since(*since) < WINDOW);
@@ -104,5 +155,19 @@ impl Auth {
             }
         }
         ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", "this token is not known")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guesses_from_one_network_count_together() {
+        let of = |text: &str| network(text.parse().unwrap());
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), of("2001:db8:1:2::9"));
+        assert_ne!(of("2001:db8:1:2::9"), of("2001:db8:1:3::9"));
+        assert_eq!(of("::ffff:203.0.113.7"), of("203.0.113.7"));
+        assert_ne!(of("203.0.113.7"), of("203.0.113.8"));
     }
 }

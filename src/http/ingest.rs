@@ -524,10 +524,13 @@ impl Kind for Sessions {
         items: Vec<(u64, ChatSession)>,
         tally: &mut Tally,
     ) -> Result<(), ApiError> {
-        let sessions = items.into_iter().map(|(_, session)| session).collect();
+        let (lines, sessions): (Vec<u64>, Vec<ChatSession>) = items.into_iter().unzip();
         let taken = api.intake.send(AcceptSessions { company: company.clone(), sessions }).await??;
-        for taken in taken {
+        for (line, taken) in lines.into_iter().zip(taken) {
             match taken {
+                SessionTaken::Erased => {
+                    tally.reject(line, &wrong("erased", "this session was erased and is not taken in again"));
+                }
                 SessionTaken::New | SessionTaken::Changed => tally.accepted += 1,
                 SessionTaken::Updated => tally.updated += 1,
                 SessionTaken::Unchanged => tally.duplicate += 1,

@@ -6,15 +6,18 @@
 pub mod auth;
 mod budget;
 mod cells;
+mod companies;
 mod control;
 mod csv;
 mod cursor;
 mod encoding;
+mod erasures;
 mod export;
 mod filters;
 #[doc(hidden)]
 pub mod fuzzing;
 mod ingest;
+mod keys;
 mod legacy;
 mod limits;
 mod lines;
@@ -46,6 +49,7 @@ use warp::path::FullPath;
 use warp::reply::Response;
 
 use crate::actors::Shared;
+use crate::actors::eraser::Eraser;
 use crate::actors::intake::{Intake, IntakeError};
 use crate::actors::registry::Registry;
 use crate::config::{Ingest, Secret};
@@ -71,23 +75,25 @@ const BODY_TIME: Duration = Duration::from_secs(15);
 pub struct Api {
     registry: Addr<Registry>,
     intake: Addr<Intake>,
+    eraser: Addr<Eraser>,
     shared: Arc<Shared>,
     auth: Arc<Auth>,
     limiter: Arc<Limiter>,
 }
 
 impl Api {
-    /// Reads the tokens; `admin_token` is one more, of an admin.
+    /// The routes over these parts; `admin_token` is one more token, of an admin.
     pub fn new(
         registry: Addr<Registry>,
         intake: Addr<Intake>,
+        eraser: Addr<Eraser>,
         shared: Arc<Shared>,
         admin_token: Option<Secret>,
         quotas: Ingest,
-    ) -> Result<Self, StoreError> {
-        let auth = Arc::new(Auth::load(&shared.reader, admin_token.as_ref())?);
+    ) -> Self {
+        let auth = Arc::new(Auth::new(shared.store.clone(), admin_token.as_ref()));
         let limiter = Arc::new(Limiter::new(quotas));
-        Ok(Self { registry, intake, shared, auth, limiter })
+        Self { registry, intake, eraser, shared, auth, limiter }
     }
 }
 
@@ -175,7 +181,9 @@ impl Call {
 
     fn role(&self) -> Result<Role, ApiError> {
         let peer = self.peer.map(|peer| peer.ip());
-        self.api.auth.role(&self.headers, peer, self.api.shared.clock.now())
+        let shared = &self.api.shared;
+        let may_write = shared.condition.intake_stopped().is_none();
+        self.api.auth.role(&self.headers, peer, shared.clock.now(), may_write)
     }
 
     fn of_method(&self, found: &Found<'_>) -> Result<&'static Entry, ApiError> {
@@ -266,8 +274,50 @@ impl Call {
                 let body = read_whole(body, SMALL_BODY_BYTES_MAX).await?;
                 webhooks::run(api, action, company, params, &query, &body).await?
             }
+            Route::CreateCompany => {
+                return Ok(companies::create(api, &self.small_json(body).await?).await?.into());
+            }
+            Route::Company => companies::show(api, id).await?,
+            Route::ChangeCompany => companies::change(api, id, &self.small_json(body).await?).await?,
+            Route::SuspendCompany => companies::suspend(api, id, true).await?,
+            Route::ResumeCompany => companies::suspend(api, id, false).await?,
+            Route::Keys => keys::list(api, Some(self.company(company).await?)).await?,
+            Route::AdminKeys => keys::list(api, None).await?,
+            Route::CreateKey => {
+                let company = self.company(company).await?;
+                return Ok(keys::create(api, company, &self.small_json(body).await?).await?.into());
+            }
+            Route::CreateAdminKey => {
+                return Ok(keys::create_for_all(api, &self.small_json(body).await?).await?.into());
+            }
+            Route::RotateKey => {
+                let company = self.company(company).await?;
+                keys::rotate(api, Some(company), id, &self.small_json(body).await?).await?
+            }
+            Route::RotateAdminKey => keys::rotate(api, None, id, &self.small_json(body).await?).await?,
+            Route::RevokeKey => keys::revoke(api, Some(self.company(company).await?), id).await?,
+            Route::EraseSession => {
+                let company = self.company(company).await?;
+                return Ok(erasures::session(api, company, id).await?.into());
+            }
+            Route::EraseCompany => {
+                return Ok(erasures::company(api, id, &self.small_json(body).await?).await?.into());
+            }
+            Route::Erasures => erasures::list(api, &query).await?,
+            Route::Erasure => erasures::show(api, id).await?,
+            Route::RevokeAdminKey => keys::revoke(api, None, id).await?,
         };
         Ok((StatusCode::OK, shown).into())
+    }
+
+    /// A small body of JSON, or none.
+    async fn small_json(&self, body: Body) -> Result<Bytes, ApiError> {
+        takes_in(&self.api)?;
+        let body = read_whole(body, SMALL_BODY_BYTES_MAX).await?;
+        if !body.is_empty() {
+            self.expect_json()?;
+        }
+        Ok(body)
     }
 
     fn expect_json(&self) -> Result<(), ApiError> {
@@ -407,6 +457,16 @@ async fn read_whole(body: Body, max_bytes: u64) -> Result<Bytes, ApiError> {
     };
     tokio::time::timeout(BODY_TIME, reading).await.map_err(|_| too_slow())??;
     Ok(whole.freeze())
+}
+
+/// What a small body says; none says nothing.
+fn read_json<T: serde::de::DeserializeOwned>(body: &[u8], expected: &str) -> Result<T, ApiError> {
+    let body = if body.is_empty() { b"{}" } else { body };
+    let value: Value = serde_json::from_slice(body).map_err(|err| {
+        ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", format!("the body is not JSON: {err}"))
+    })?;
+    serde_json::from_value(value)
+        .map_err(|err| ApiError::invalid("invalid_body", format!("expected {expected}: {err}")))
 }
 
 /// Runs a read that may touch the disk beside the connections.

@@ -50,6 +50,23 @@ pub enum Route {
     Webhooks(Action),
     Sources,
     ReadSource,
+    CreateCompany,
+    Company,
+    ChangeCompany,
+    SuspendCompany,
+    ResumeCompany,
+    Keys,
+    CreateKey,
+    RotateKey,
+    RevokeKey,
+    AdminKeys,
+    CreateAdminKey,
+    RotateAdminKey,
+    RevokeAdminKey,
+    EraseSession,
+    EraseCompany,
+    Erasures,
+    Erasure,
 }
 
 impl Route {
@@ -69,6 +86,7 @@ impl Route {
                 | Self::ExportRequests
                 | Self::ExportSessions
                 | Self::Webhooks(_)
+                | Self::Erasures
         )
     }
 }
@@ -171,6 +189,24 @@ pub static TABLE: &[Entry] = &[
     ),
     entry("GET", "/api/v1/companies/{companyId}/sources", Access::OwnRead, Route::Sources),
     entry("POST", "/api/v1/companies/{companyId}/sources/{id}/read", Access::Write, Route::ReadSource),
+    entry("POST", "/api/admin/legacy/companies", Access::Write, Route::CreateCompany),
+    entry("GET", "/api/admin/legacy/companies/{id}", Access::Read, Route::Company),
+    entry("PUT", "/api/admin/legacy/companies/{id}", Access::Write, Route::ChangeCompany),
+    entry("POST", "/api/admin/legacy/companies/{id}/suspend", Access::Write, Route::SuspendCompany),
+    entry("POST", "/api/admin/legacy/companies/{id}/resume", Access::Write, Route::ResumeCompany),
+    // Not for the company itself: a stolen key must not make others, nor end the good ones.
+    entry("GET", "/api/v1/companies/{companyId}/keys", Access::Read, Route::Keys),
+    entry("POST", "/api/v1/companies/{companyId}/keys", Access::Write, Route::CreateKey),
+    entry("POST", "/api/v1/companies/{companyId}/keys/{id}/rotate", Access::Write, Route::RotateKey),
+    entry("DELETE", "/api/v1/companies/{companyId}/keys/{id}", Access::Write, Route::RevokeKey),
+    entry("GET", "/api/admin/legacy/keys", Access::Read, Route::AdminKeys),
+    entry("POST", "/api/admin/legacy/keys", Access::Write, Route::CreateAdminKey),
+    entry("POST", "/api/admin/legacy/keys/{id}/rotate", Access::Write, Route::RotateAdminKey),
+    entry("DELETE", "/api/admin/legacy/keys/{id}", Access::Write, Route::RevokeAdminKey),
+    entry("POST", "/api/v1/companies/{companyId}/sessions/{id}/erase", Access::Write, Route::EraseSession),
+    entry("POST", "/api/admin/legacy/companies/{id}/erase", Access::Write, Route::EraseCompany),
+    entry("GET", "/api/admin/legacy/erasures", Access::Read, Route::Erasures),
+    entry("GET", "/api/admin/legacy/erasures/{id}", Access::Read, Route::Erasure),
 ];
 
 /// The texts that stand where a path has braces.

@@ -1,6 +1,6 @@
 //! Batches and what waits for them, as they are read.
 
-use super::batches::{GroupWaiting, StoryLine};
+use super::batches::{Fate, GroupWaiting, StoryLine};
 use super::keys::{self, Key, Tree};
 use super::requests::GroupStat;
 use super::{StoreError, StoreReader, codec};
@@ -92,21 +92,27 @@ impl StoreReader {
         entries.into_iter().map(|(_, value)| codec::decode(&value)).collect()
     }
 
-    /// At most `limit` members of a batch after `after`, in the order of its input file.
+    /// At most `limit` members of a batch after `after`, in the order of its input file; without those that were erased.
     pub fn members(
         &self,
         id: BatchId,
         after: Option<RequestId>,
         limit: usize,
     ) -> Result<Vec<RequestId>, StoreError> {
-        let from = match after {
+        let mut from = match after {
             // The first key that is greater than the member's own.
             Some(request) => Key::new().bytes(&keys::member(id, request)).byte(0).done(),
             None => id.as_bytes().to_vec(),
         };
         let end = keys::after_prefix(id.as_bytes());
-        let entries = self.engine.scan(Tree::Members, &from, end.as_deref(), limit)?;
-        Ok(entries.iter().filter_map(|(key, _)| keys::request_at_end(key)).collect())
+        loop {
+            let entries = self.engine.scan(Tree::Members, &from, end.as_deref(), limit)?;
+            let kept = entries.iter().filter(|(_, fate)| fate != &[Fate::Erased as u8]);
+            let kept: Vec<RequestId> = kept.filter_map(|(key, _)| keys::request_at_end(key)).collect();
+            // An empty page means the end, so one of erased members alone is passed over.
+            let Some((last, _)) = entries.last().filter(|_| kept.is_empty()) else { return Ok(kept) };
+            from = Key::new().bytes(last).byte(0).done();
+        }
     }
 
     /// What waits, group by group.

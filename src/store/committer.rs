@@ -323,6 +323,21 @@ impl Writer {
         Ok(None)
     }
 
+    /// Makes the store's files anew without what was removed. Nothing else is stored meanwhile. A store in doubt stays as
+    /// it is: what looks removed may be what is missing.
+    pub fn compact(&mut self) -> Result<(), StoreError> {
+        if self.standing().doubt.is_some() {
+            return Err(StoreError::Broken("a store in doubt is not compacted".to_owned()));
+        }
+        let compacted = self.engine.compact(&self.sums);
+        if let Err(err) = &compacted
+            && err.is_fatal()
+        {
+            self.dead = Some(err.clone());
+        }
+        compacted
+    }
+
     /// Puts the store in doubt for this reason, for good.
     pub fn raise_doubt(&mut self, why: &str) -> Result<(), StoreError> {
         *self.doubt.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());

@@ -1,82 +1,78 @@
-//! Companies and tokens.
-
-use serde::{Deserialize, Serialize};
+//! Companies.
 
 use super::keys::{Key, Tree};
-use super::{Store, StoreError, StoreReader};
-use crate::domain::company::Company;
-use crate::domain::id::{CompanyId, Timestamp};
-
-/// What a token may do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Role {
-    /// Everything, for all companies.
-    Admin,
-    /// Reads everything, for all companies.
-    Viewer,
-    /// Ingest and own results of one company.
-    Company(CompanyId),
-}
-
-impl Role {
-    /// `admin`, `viewer` or `company`.
-    pub const fn label(&self) -> &'static str {
-        match self {
-            Self::Admin => "admin",
-            Self::Viewer => "viewer",
-            Self::Company(_) => "company",
-        }
-    }
-}
-
-/// A token as stored: never the token itself, only its SHA-256.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoredToken {
-    /// SHA-256 of the token's text.
-    pub hash: [u8; 32],
-    /// What it may do.
-    pub role: Role,
-    /// What people call it.
-    pub label: String,
-    /// When it was made.
-    pub created_at: Timestamp,
-}
+use super::tx::Tx;
+use super::{Store, StoreError, StoreReader, erasing};
+use crate::domain::company::{Company, CompanyChange, ConfiguredCompany};
+use crate::domain::id::CompanyId;
 
 impl Store {
     /// Adds or updates companies; removes none.
     pub async fn put_companies(&self, companies: Vec<Company>) -> Result<(), StoreError> {
         self.committer
+            .commit(companies.len(), move |tx| companies.iter().try_for_each(|company| save(tx, company)))
+            .await
+    }
+
+    /// Adds the companies of the configuration, or makes them what it says of them. What it leaves open stays as it
+    /// was changed here, and none is removed.
+    pub async fn configure_companies(&self, companies: Vec<ConfiguredCompany>) -> Result<(), StoreError> {
+        self.committer
             .commit(companies.len(), move |tx| {
-                for mut company in companies {
-                    let key = Key::new().company(&company.id).done();
-                    if company.budget_micros.is_none() {
-                        // Where nothing is said of it, what was set through the API stays.
-                        let known: Option<Company> = tx.read(Tree::Companies, &key)?;
-                        company.budget_micros = known.and_then(|known| known.budget_micros);
+                for ConfiguredCompany { new, says } in companies {
+                    if erasing::is_erased(tx, &new.id)? {
+                        // The file still names it; to begin anew with it is for somebody to say.
+                        tracing::warn!(company.id = %new.id, "company {} was erased and is not made again", new.id);
+                        continue;
                     }
-                    tx.write(Tree::Companies, key, &company)?;
+                    let company = match load(tx, &new.id)? {
+                        Some(known) => says.made_to(known),
+                        None => new,
+                    };
+                    save(tx, &company)?;
                 }
                 Ok(())
             })
             .await
     }
 
-    /// Stores a token; with `only`, all others of its role go.
-    pub async fn put_token(&self, token: StoredToken, only: bool) -> Result<(), StoreError> {
+    /// Adds a company; says no where there is one with this id, or one whose erasure is not done. One that was erased
+    /// begins anew.
+    pub async fn create_company(&self, company: Company) -> Result<bool, StoreError> {
         self.committer
             .commit(1, move |tx| {
-                if only {
-                    for (key, value) in tx.scan_prefix(Tree::Tokens, &[], usize::MAX)? {
-                        let stored: StoredToken = super::codec::decode(&value)?;
-                        if stored.role == token.role {
-                            tx.remove(Tree::Tokens, key);
-                        }
-                    }
+                let is_new = load(tx, &company.id)?.is_none() && erasing::may_begin_anew(tx, &company.id)?;
+                if is_new {
+                    save(tx, &company)?;
                 }
-                tx.write(Tree::Tokens, token.hash.to_vec(), &token)
+                Ok(is_new)
             })
             .await
     }
+
+    /// Changes a company; none where there is no such one.
+    pub async fn change_company(
+        &self,
+        id: CompanyId,
+        change: CompanyChange,
+    ) -> Result<Option<Company>, StoreError> {
+        self.committer
+            .commit(1, move |tx| {
+                let Some(known) = load(tx, &id)? else { return Ok(None) };
+                let company = change.made_to(known);
+                save(tx, &company)?;
+                Ok(Some(company))
+            })
+            .await
+    }
+}
+
+fn load(tx: &Tx<'_>, id: &CompanyId) -> Result<Option<Company>, StoreError> {
+    tx.read(Tree::Companies, &Key::new().company(id).done())
+}
+
+fn save(tx: &mut Tx<'_>, company: &Company) -> Result<(), StoreError> {
+    tx.write(Tree::Companies, Key::new().company(&company.id).done(), company)
 }
 
 impl StoreReader {
@@ -88,12 +84,6 @@ impl StoreReader {
     /// All companies, by id.
     pub fn companies(&self) -> Result<Vec<Company>, StoreError> {
         let entries = self.engine.scan(Tree::Companies, &[], None, usize::MAX)?;
-        entries.into_iter().map(|(_, value)| super::codec::decode(&value)).collect()
-    }
-
-    /// All tokens.
-    pub fn tokens(&self) -> Result<Vec<StoredToken>, StoreError> {
-        let entries = self.engine.scan(Tree::Tokens, &[], None, usize::MAX)?;
         entries.into_iter().map(|(_, value)| super::codec::decode(&value)).collect()
     }
 }

@@ -1,9 +1,11 @@
 //! What keeps the bytes: sled on disk, or a map in memory for simulations. Both know trees, keys, values,
 //! and one way to write: a whole group of changes at once.
 
+mod compaction;
+
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::RwLock;
 
 use sled::transaction::{ConflictableTransactionError, TransactionError};
@@ -51,8 +53,17 @@ pub struct Stored {
 }
 
 pub enum Engine {
-    Sled(SledEngine),
+    Sled(OnDisk),
     Memory(MemoryTrees),
+}
+
+/// A database on disk, which may be exchanged for a compacted copy of itself between two calls.
+pub struct OnDisk {
+    /// None after an exchange that failed half-way: the process must leave.
+    open: RwLock<Option<SledEngine>>,
+    dir: PathBuf,
+    /// Held as long as anybody can touch the files: dropped after the database.
+    _lock: FolderLock,
 }
 
 pub struct SledEngine {
@@ -60,21 +71,17 @@ pub struct SledEngine {
     trees: Vec<sled::Tree>,
     // sled's own flush is no fsync on Linux (reliability finding 1), so the file is synced through this handle.
     file: File,
-    /// Held as long as anybody can touch the files: dropped after the database.
-    _lock: FolderLock,
 }
 
 impl Engine {
     /// Opens or creates the database in `dir`, under the data folder's lock.
     pub fn open(dir: &Path, lock: FolderLock) -> Result<Self, StoreError> {
+        compaction::recover(dir)?;
         if !dir.exists() {
             make(dir)?;
         }
-        remove_half_made_snapshots(dir)?;
-        let (db, trees) = open_database(dir)?;
-        let file = File::open(dir.join("db")).map_err(|err| StoreError::folder(dir, err))?;
-        sync(dir, &file)?;
-        Ok(Self::Sled(SledEngine { db, trees, file, _lock: lock }))
+        let open = RwLock::new(Some(SledEngine::open(dir)?));
+        Ok(Self::Sled(OnDisk { open, dir: dir.to_owned(), _lock: lock }))
     }
 
     /// An empty store in memory.
@@ -95,10 +102,10 @@ impl Engine {
 
     pub fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         match self {
-            Self::Sled(sled) => match sled.tree(tree).get(key).map_err(StoreError::io)? {
+            Self::Sled(disk) => disk.with(|sled| match sled.tree(tree).get(key).map_err(StoreError::io)? {
                 Some(sealed) => Ok(Some(unseal(tree, key, &sealed)?.to_vec())),
                 None => Ok(None),
-            },
+            }),
             Self::Memory(trees) => {
                 let trees = trees.read().unwrap_or_else(std::sync::PoisonError::into_inner);
                 Ok(trees.get(&tree).and_then(|tree| tree.get(key)).cloned())
@@ -115,7 +122,9 @@ impl Engine {
         limit: usize,
     ) -> Result<Vec<Entry>, StoreError> {
         match self {
-            Self::Sled(sled) => collect(tree, range(sled.tree(tree), from, end).take(limit)),
+            Self::Sled(disk) => {
+                disk.with(|sled| collect(tree, range(sled.tree(tree), from, end).take(limit)))
+            }
             Self::Memory(trees) => Ok(with_memory(trees, tree, |tree| {
                 memory_range(tree, from, end).take(limit).map(|(k, v)| (k.clone(), v.clone())).collect()
             })),
@@ -131,7 +140,9 @@ impl Engine {
         limit: usize,
     ) -> Result<Vec<Entry>, StoreError> {
         match self {
-            Self::Sled(sled) => collect(tree, range(sled.tree(tree), from, end).rev().take(limit)),
+            Self::Sled(disk) => {
+                disk.with(|sled| collect(tree, range(sled.tree(tree), from, end).rev().take(limit)))
+            }
             Self::Memory(trees) => Ok(with_memory(trees, tree, |tree| {
                 memory_range(tree, from, end).rev().take(limit).map(|(k, v)| (k.clone(), v.clone())).collect()
             })),
@@ -141,14 +152,16 @@ impl Engine {
     /// At most `limit` entries from `from` on as they lie there, damaged ones too.
     pub fn look(&self, tree: Tree, from: &[u8], limit: usize) -> Result<Vec<Found>, StoreError> {
         match self {
-            Self::Sled(sled) => range(sled.tree(tree), from, None)
-                .take(limit)
-                .map(|entry| {
-                    let (key, sealed) = entry.map_err(StoreError::io)?;
-                    let value = unseal(tree, &key, &sealed).ok().map(<[u8]>::to_vec);
-                    Ok(Found { key: key.to_vec(), value, print: print(&sealed) })
-                })
-                .collect(),
+            Self::Sled(disk) => disk.with(|sled| {
+                range(sled.tree(tree), from, None)
+                    .take(limit)
+                    .map(|entry| {
+                        let (key, sealed) = entry.map_err(StoreError::io)?;
+                        let value = unseal(tree, &key, &sealed).ok().map(<[u8]>::to_vec);
+                        Ok(Found { key: key.to_vec(), value, print: print(&sealed) })
+                    })
+                    .collect()
+            }),
             Self::Memory(trees) => Ok(with_memory(trees, tree, |entries| {
                 let found = memory_range(entries, from, None).take(limit);
                 found
@@ -177,7 +190,7 @@ impl Engine {
         keep: bool,
     ) -> Result<Stored, StoreError> {
         match self {
-            Self::Sled(sled) => sled.store(writes, sums, revision, keep),
+            Self::Sled(disk) => disk.with(|sled| sled.store(writes, sums, revision, keep)),
             Self::Memory(trees) => {
                 let mut trees = trees.write().unwrap_or_else(std::sync::PoisonError::into_inner);
                 let mut stored = Stored { sums: sums.clone(), replaced: Vec::new() };
@@ -229,10 +242,19 @@ impl Engine {
     /// Returns when everything applied so far survives a power cut.
     pub fn sync(&self) -> Result<(), StoreError> {
         match self {
-            Self::Sled(sled) => {
+            Self::Sled(disk) => disk.with(|sled| {
                 sled.db.flush().map_err(StoreError::io)?;
                 sled.file.sync_data().map_err(|err| StoreError::SyncFailed(err.to_string()))
-            }
+            }),
+            Self::Memory(_) => Ok(()),
+        }
+    }
+
+    /// Makes the files anew from what is stored, which must be what `sums` say; the pages of before are gone after it.
+    pub fn compact(&self, sums: &Sums) -> Result<(), StoreError> {
+        match self {
+            Self::Sled(disk) => compaction::compact(disk, sums),
+            // It keeps nothing of what was removed.
             Self::Memory(_) => Ok(()),
         }
     }
@@ -240,13 +262,32 @@ impl Engine {
     /// Bytes on disk.
     pub fn size_on_disk(&self) -> u64 {
         match self {
-            Self::Sled(sled) => sled.db.size_on_disk().unwrap_or(0),
+            Self::Sled(disk) => {
+                disk.with(|sled| sled.db.size_on_disk().map_err(StoreError::io)).unwrap_or_default()
+            }
             Self::Memory(_) => 0,
         }
     }
 }
 
+impl OnDisk {
+    fn with<T>(&self, run: impl FnOnce(&SledEngine) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        match &*self.open.read().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            Some(sled) => run(sled),
+            None => Err(StoreError::Stopped),
+        }
+    }
+}
+
 impl SledEngine {
+    fn open(dir: &Path) -> Result<Self, StoreError> {
+        remove_half_made_snapshots(dir)?;
+        let (db, trees) = open_database(dir)?;
+        let file = File::open(dir.join("db")).map_err(|err| StoreError::folder(dir, err))?;
+        sync(dir, &file)?;
+        Ok(Self { db, trees, file })
+    }
+
     fn tree(&self, tree: Tree) -> &sled::Tree {
         &self.trees[usize::from(tree as u8)]
     }

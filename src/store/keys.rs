@@ -108,6 +108,18 @@ trees! {
     Fetches = "fetches",
     /// host, due time, session → nothing
     FetchesDue = "fetches_due",
+    /// company or nothing, key → the hash of the token
+    TokenIds = "token_ids",
+    /// session, request → nothing
+    SessionRequests = "session_requests",
+    /// request → what is kept of one that was removed
+    Gone = "gone",
+    /// company, kind, print → the erasure of what may not come again
+    Tombstones = "tombstones",
+    /// erasure → erasure
+    Erasures = "erasures",
+    /// erasure → nothing, while it is not done; erasure, batch → nothing, while its files may be there
+    Erasing = "erasing",
 }
 
 /// Builds a key piece by piece.
@@ -223,6 +235,11 @@ pub fn part(prefix: &[u8], part: u32) -> Vec<u8> {
 /// The key of a session's content.
 pub fn content(session: SessionId, version: u32) -> Vec<u8> {
     Key::new().bytes(session.as_bytes()).u32(version).done()
+}
+
+/// The key of a request in `session_requests`.
+pub fn session_request(session: SessionId, request: RequestId) -> Vec<u8> {
+    Key::new().bytes(session.as_bytes()).bytes(request.as_bytes()).done()
 }
 
 /// The request id at the end of a key.

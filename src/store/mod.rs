@@ -12,6 +12,7 @@ mod codec;
 mod committer;
 mod companies;
 mod engine;
+mod erasing;
 mod intents;
 mod keys;
 mod lists;
@@ -23,6 +24,7 @@ mod rooms;
 mod sessions;
 mod sources;
 mod sums;
+mod tokens;
 mod tx;
 mod verify;
 mod webhooks;
@@ -34,12 +36,13 @@ use uuid::Uuid;
 
 pub use batches::{AppliedLine, Closed, Cut, GroupWaiting, Repair, StoryLine};
 pub use committer::{OnFatal, Standing};
-pub use companies::{Role, StoredToken};
+pub use erasing::ErasedChunk;
 pub use intents::{NotedIntent, WATCHED_FOR};
 pub use lists::{LOOKED_AT_MAX, RequestsOf, SessionFound, SessionsOf};
 pub use requests::{Accepted, ClientKey, NewRequest, RequestFilter, Requeued};
 pub use sessions::{Content, SessionIn, SessionTaken};
 pub use sources::{Due, FetchFailed, Reading, TranscriptIn};
+pub use tokens::{Role, StoredToken, TokenError};
 pub use verify::{Report, Violation};
 pub use webhooks::{WebhookChange, WebhookMade};
 
@@ -47,6 +50,9 @@ use committer::Committer;
 use engine::Engine;
 use keys::Tree;
 use lock::FolderLock;
+
+/// Where the store's own id is, in `meta`.
+const INSTANCE: &[u8] = b"instance";
 
 /// What can go wrong with the store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -246,7 +252,6 @@ impl Store {
     }
 
     async fn with(committer: Committer, reader: StoreReader, new_instance: Uuid) -> Result<Self, StoreError> {
-        const INSTANCE: &[u8] = b"instance";
         let revision = committer.alone(|writer| Ok(writer.standing().revision)).await?;
         if revision > 0 && reader.engine.get(Tree::Meta, INSTANCE)?.is_none() {
             // Under another name it would not know its own batches and files again.
@@ -273,6 +278,12 @@ impl Store {
                 Ok(())
             })
             .await
+    }
+
+    /// Makes the files anew from what is stored: the database keeps pages of what was removed until then. It takes as
+    /// much room again, and nothing is written meanwhile.
+    pub async fn compact(&self) -> Result<(), StoreError> {
+        self.committer.alone(|writer| writer.compact()).await
     }
 
     /// Why the store cannot be believed, if so: then it is read and reconciled, and nothing new is begun. A doubt

@@ -10,6 +10,7 @@ use super::{StoreError, StoreReader, budgets, codec, requests, rooms, sessions};
 use crate::domain::analysis::Misfit;
 use crate::domain::batch::{Batch, BatchState, Ended, Origin, Terminal, Then};
 use crate::domain::budget::Booking;
+use crate::domain::erasure::Gone;
 use crate::domain::event::Event;
 use crate::domain::id::{BatchId, RequestId, Revision, Timestamp};
 use crate::domain::request::{
@@ -53,13 +54,21 @@ pub(super) fn apply_line(
     let member = keys::member(batch.members_of(), id);
     let is_member = tx.has(Tree::Members, &member)?;
     // An adopted batch was made of requests that may have had another outcome here since.
-    let is_known = is_member || (batch.origin == Origin::Adopted && tx.has(Tree::Requests, id.as_bytes())?);
+    let is_there = tx.has(Tree::Requests, id.as_bytes())? || tx.has(Tree::Gone, id.as_bytes())?;
+    let is_known = is_member || (batch.origin == Origin::Adopted && is_there);
     if !is_known {
         batch.anomalies.unknown += 1;
         return Ok(());
     }
+    if let Some(mut gone) = tx.read::<Gone>(Tree::Gone, id.as_bytes())? {
+        // What it says is dropped unread; what it cost was spent all the same.
+        if book(tx, batch, id, &mut gone.cost, cost)? {
+            tx.write(Tree::Gone, id.as_bytes().to_vec(), &gone)?;
+        }
+        return Ok(());
+    }
     let mut request = requests::load(tx, id)?;
-    if book(tx, batch, &mut request, cost)?
+    if book(tx, batch, id, &mut request.cost, cost)?
         && let Some(usage) = &outcome.answered.usage
     {
         let (estimated, counted) = (u64::from(request.estimated_tokens), usage.prompt);
@@ -136,11 +145,12 @@ impl StoreReader {
 fn book(
     tx: &mut Tx<'_>,
     batch: &mut Batch,
-    request: &mut Request,
+    request: RequestId,
+    sum: &mut Option<Cost>,
     cost: Option<Cost>,
 ) -> Result<bool, StoreError> {
     let (Some(cost), Some(provider_batch)) = (cost, &batch.provider_batch) else { return Ok(false) };
-    let key = Key::new().bytes(request.id.as_bytes()).text(provider_batch.as_str()).done();
+    let key = Key::new().bytes(request.as_bytes()).text(provider_batch.as_str()).done();
     if tx.has(Tree::Bookings, &key)? {
         return Ok(false);
     }
@@ -149,8 +159,8 @@ fn book(
     tx.write(Tree::Bookings, key, &booking)?;
     budgets::spend(tx, batch, cost.micros)?;
     batch.cost_micros = batch.cost_micros.saturating_add(cost.micros);
-    let before = request.cost.as_ref().map_or(0, |cost| cost.micros);
-    request.cost = Some(Cost { micros: before.saturating_add(cost.micros), ..cost });
+    let before = sum.as_ref().map_or(0, |cost| cost.micros);
+    *sum = Some(Cost { micros: before.saturating_add(cost.micros), ..cost });
     Ok(true)
 }
 
@@ -198,7 +208,7 @@ fn leave(tx: &mut Tx<'_>, batch: BatchId, request: RequestId) -> Result<(), Stor
 }
 
 /// Gives a member its fate.
-fn settle(tx: &mut Tx<'_>, batch: &mut Batch, request: RequestId, fate: Fate) {
+pub(super) fn settle(tx: &mut Tx<'_>, batch: &mut Batch, request: RequestId, fate: Fate) {
     let member = keys::member(batch.id, request);
     tx.remove(Tree::Outstanding, member.clone());
     tx.put(Tree::Members, member, vec![fate as u8]);

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::keys::{self, Key, Tree};
 use super::tx::{self, Tx};
-use super::{Store, StoreError, StoreReader};
+use super::{Store, StoreError, StoreReader, erasing};
 use crate::domain::batch::Counts;
+use crate::domain::erasure::Gone;
 use crate::domain::id::{BatchId, CompanyId, RequestId, Timestamp};
 use crate::domain::request::{Answered, Group, Request, RequestStatus, Source};
 use crate::domain::retry;
@@ -170,6 +171,9 @@ impl Store {
 }
 
 fn accept(tx: &mut Tx<'_>, new: NewRequest, now: Timestamp) -> Result<Accepted, StoreError> {
+    if erasing::is_erased(tx, &new.group.company)? {
+        return Err(StoreError::NotFound { what: "company", id: new.group.company.to_string() });
+    }
     let key = new.key.as_ref().map(|key| client_key(&new.group.company, key));
     let since = match &new.key {
         Some(ClientKey::Line { idempotency_key, .. }) => {
@@ -289,10 +293,32 @@ pub(super) fn insert(tx: &mut Tx<'_>, new: NewRequest, now: Timestamp) -> Result
         cost: None,
         history: Vec::new(),
     };
+    if let Source::Session { session, .. } = &request.source {
+        tx.put(Tree::SessionRequests, keys::session_request(*session, id), Vec::new());
+    }
     index(tx, &request, true)?;
     enqueue(tx, &mut request, now)?;
     save(tx, &request)?;
     Ok(id)
+}
+
+/// Removes a request that no batch has, with its texts and its index entries. What it cost stays.
+pub(super) fn remove(tx: &mut Tx<'_>, request: Request, now: Timestamp) -> Result<(), StoreError> {
+    let id = request.id;
+    if request.status == RequestStatus::PendingBatching {
+        dequeue(tx, &request)?;
+    }
+    index(tx, &request, false)?;
+    tx.remove_prefix(Tree::Bodies, id.as_bytes())?;
+    tx.remove_prefix(Tree::Results, id.as_bytes())?;
+    if let Source::Session { session, .. } = &request.source {
+        tx.remove(Tree::SessionRequests, keys::session_request(*session, id));
+        super::sessions::forget_request(tx, *session, id)?;
+    }
+    tx.remove(Tree::Requests, id.as_bytes().to_vec());
+    let gone =
+        Gone { company: request.group.company, model: request.group.model, at: now, cost: request.cost };
+    tx.write(Tree::Gone, id.as_bytes().to_vec(), &gone)
 }
 
 fn requeue(tx: &mut Tx<'_>, id: RequestId, now: Timestamp) -> Result<Requeued, StoreError> {
@@ -434,6 +460,11 @@ impl StoreReader {
     /// One request.
     pub fn request(&self, id: RequestId) -> Result<Option<Request>, StoreError> {
         self.read(Tree::Requests, id.as_bytes())
+    }
+
+    /// What is kept of a request that was removed.
+    pub fn gone(&self, id: RequestId) -> Result<Option<Gone>, StoreError> {
+        self.read(Tree::Gone, id.as_bytes())
     }
 
     /// The body of a request from the API, as JSON text.

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::keys::{self, Key, Tree};
 use super::requests::{self, NewRequest};
 use super::tx::Tx;
-use super::{Store, StoreError, StoreReader, codec, sources};
-use crate::domain::id::{CompanyId, SessionId, Timestamp};
+use super::{Store, StoreError, StoreReader, codec, erasing, sources};
+use crate::domain::id::{CompanyId, RequestId, SessionId, Timestamp};
 use crate::domain::request::{Request, RequestStatus, Source};
 use crate::domain::session::{Message, Session, SessionFacts, SessionState};
 use crate::domain::source::TranscriptAt;
@@ -43,6 +43,8 @@ pub enum SessionTaken {
     Updated,
     /// Its messages changed: it will be analysed anew.
     Changed,
+    /// It was erased: nothing of it is kept.
+    Erased,
 }
 
 /// What is stored of one version of a session, and what its analysis is asked of.
@@ -89,6 +91,9 @@ impl Store {
 
 fn accept(tx: &mut Tx<'_>, new: SessionIn, now: Timestamp) -> Result<SessionTaken, StoreError> {
     let key = Key::new().company(&new.company).text(&new.external_id).done();
+    if erasing::is_kept_out(tx, &new.company, &new.external_id)? {
+        return Ok(SessionTaken::Erased);
+    }
     let known: Option<SessionId> = tx.read(Tree::SessionKeys, &key)?;
     let Some(id) = known else {
         let state =
@@ -183,6 +188,34 @@ fn add_version(
     Ok(())
 }
 
+/// A session whose request is gone has none.
+pub(super) fn forget_request(tx: &mut Tx<'_>, id: SessionId, request: RequestId) -> Result<(), StoreError> {
+    match tx.read::<Session>(Tree::Sessions, id.as_bytes())? {
+        Some(session) if session.request == Some(request) => save(tx, &Session { request: None, ..session }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Has nothing be analysed of a session any more.
+pub(super) fn still(tx: &mut Tx<'_>, mut session: Session) -> Result<(), StoreError> {
+    if session.settles_at.is_some() {
+        unsettle(tx, &mut session);
+        session.state = SessionState::Empty;
+        save(tx, &session)?;
+    }
+    Ok(())
+}
+
+/// Removes a session that has no request any more, with all its versions.
+pub(super) fn remove(tx: &mut Tx<'_>, mut session: Session) -> Result<(), StoreError> {
+    unsettle(tx, &mut session);
+    tx.remove_prefix(Tree::Contents, session.id.as_bytes())?;
+    tx.remove_prefix(Tree::Analyses, session.id.as_bytes())?;
+    tx.remove(Tree::SessionKeys, Key::new().company(&session.company).text(&session.external_id).done());
+    tx.remove(Tree::Sessions, session.id.as_bytes().to_vec());
+    Ok(())
+}
+
 /// Takes a session out of those that settle.
 fn unsettle(tx: &mut Tx<'_>, session: &mut Session) {
     if let Some(at) = session.settles_at.take() {
@@ -197,7 +230,8 @@ fn request_analysis(
     new: NewRequest,
     now: Timestamp,
 ) -> Result<bool, StoreError> {
-    let mut session = load(tx, id)?;
+    // It may have been erased since it was read.
+    let Some(mut session) = tx.read::<Session>(Tree::Sessions, id.as_bytes())? else { return Ok(false) };
     if session.version != version || session.state != SessionState::Settling {
         return Ok(false);
     }

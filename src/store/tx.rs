@@ -69,6 +69,14 @@ impl<'a> Tx<'a> {
         self.own.entry(tree).or_default().insert(key, None);
     }
 
+    /// Removes all entries that begin with `prefix`: the parts of one text.
+    pub fn remove_prefix(&mut self, tree: Tree, prefix: &[u8]) -> Result<(), StoreError> {
+        for (key, _) in self.scan_prefix(tree, prefix, usize::MAX)? {
+            self.remove(tree, key);
+        }
+        Ok(())
+    }
+
     pub fn read<T: DeserializeOwned>(&self, tree: Tree, key: &[u8]) -> Result<Option<T>, StoreError> {
         self.get(tree, key)?.map(|bytes| codec::decode(&bytes)).transpose()
     }

@@ -8,9 +8,12 @@
 //! that very moment, and single entries are compared with their likes at one moment. Nobody waits longer than a page
 //! takes. Memory is bounded by what is counted: companies, statuses and groups, and one batch at a time.
 
+mod entries;
 mod totals;
 
 use std::collections::{BTreeMap, HashSet};
+
+use entries::{batch, booked, get, is_or_was, member, outstanding, request};
 
 use super::batches::{Fate, Provisional, StoryLine};
 use super::budgets;
@@ -25,8 +28,9 @@ use super::{Store, StoreError, StoreReader, StoredToken, codec, sources, tx};
 use crate::domain::batch::{Batch, BatchState, Counts};
 use crate::domain::budget::{Booking, Money};
 use crate::domain::company::Company;
-use crate::domain::id::{BatchId, RequestId, SessionId, Timestamp};
-use crate::domain::request::{Request, RequestStatus};
+use crate::domain::erasure::{Erasure, Gone};
+use crate::domain::id::{BatchId, ErasureId, RequestId, SessionId, Timestamp};
+use crate::domain::request::{Request, RequestStatus, Source};
 use crate::domain::room::Room;
 use crate::domain::session::Session;
 
@@ -194,6 +198,8 @@ struct Tally {
     backing_off: i64,
     in_progress: i64,
     sessions: i64,
+    /// Requests for the analysis of a session.
+    analyses: i64,
     settling: i64,
     live: i64,
     /// Tokens that batches hold of each room: reserved and enqueued.
@@ -243,6 +249,7 @@ impl Tally {
 
     fn count_request(&mut self, request: &Request, sign: i64) {
         self.requests += sign;
+        self.analyses += if matches!(request.source, Source::Session { .. }) { sign } else { 0 };
         for company in [None, Some(&request.group.company)] {
             *self.counters.entry(keys::counter(company, request.status)).or_default() += sign;
         }
@@ -367,7 +374,13 @@ impl Scan {
         let mut wrong = Vec::new();
         match tree {
             Tree::Companies => drop(codec::decode::<Company>(value)?),
-            Tree::Tokens => drop(codec::decode::<StoredToken>(value)?),
+            Tree::Tokens => {
+                let token: StoredToken = codec::decode(value)?;
+                let listed = engine.get(Tree::TokenIds, &super::tokens::id_key(&token))?;
+                if listed.as_deref() != Some(key) {
+                    wrong.push((1, format!("key {} is not listed in {}", token.id, Tree::TokenIds.name())));
+                }
+            }
             Tree::Sessions => {
                 self.report.sessions += 1;
                 let Session { id, company, .. } = codec::decode(value)?;
@@ -391,9 +404,14 @@ impl Scan {
             }
             Tree::ClientKeys => {
                 if let Some(id) = requests::named_by(key, value)?
-                    && engine.get(Tree::Requests, id.as_bytes())?.is_none()
+                    && !is_or_was(engine, id.as_bytes())?
                 {
                     wrong.push((LOSS, format!("request {id} has a client key and is not there")));
+                }
+            }
+            Tree::TokenIds => {
+                if engine.get(Tree::Tokens, value)?.is_none() {
+                    wrong.push((1, "a key is listed and not there".to_owned()));
                 }
             }
             Tree::Batches => {
@@ -421,12 +439,37 @@ impl Scan {
                 self.report.bookings += 1;
                 drop(codec::decode::<Booking>(value)?);
                 match key.first_chunk::<16>() {
-                    Some(id) if engine.get(Tree::Requests, id)?.is_some() => {}
+                    Some(id) if is_or_was(engine, id)? => {}
                     Some(id) => {
                         let id = RequestId::from_bytes(*id);
                         wrong.push((5, format!("something is booked for request {id}, which is not there")));
                     }
                     None => wrong.push((5, format!("a booking key of {} bytes", key.len()))),
+                }
+            }
+            Tree::SessionRequests => match keys::request_at_end(key) {
+                Some(id) if engine.get(Tree::Requests, id.as_bytes())?.is_some() => {}
+                Some(_) | None => wrong.push((1, "a session has a request that is not there".to_owned())),
+            },
+            Tree::Gone => {
+                let gone: Gone = codec::decode(value)?;
+                if engine.get(Tree::Requests, key)?.is_some() {
+                    wrong.push((1, "a request is there and is removed".to_owned()));
+                }
+                booked(engine, key, gone.cost.as_ref(), &mut wrong)?;
+            }
+            Tree::Erasures => drop(codec::decode::<Erasure>(value)?),
+            Tree::Tombstones => {
+                let id: ErasureId = codec::decode(value)?;
+                if engine.get(Tree::Erasures, id.as_bytes())?.is_none() {
+                    wrong.push((1, format!("erasure {id} keeps something out and is not there")));
+                }
+            }
+            Tree::Erasing => {
+                let id = key.first_chunk::<16>();
+                let known = id.map(|id| engine.get(Tree::Erasures, id)).transpose()?.flatten();
+                if known.is_none() {
+                    wrong.push((1, "an erasure is under way and is not there".to_owned()));
                 }
             }
             Tree::Story => drop(codec::decode::<StoryLine>(value)?),
@@ -520,6 +563,7 @@ impl Scan {
             (Tree::Requests, 1, Tree::Pending, tally.waiting, "requests that wait"),
             (Tree::Requests, 1, Tree::Backoff, tally.backing_off, "requests that wait for their time"),
             (Tree::Requests, 2, Tree::Outstanding, tally.in_progress, "requests in batches"),
+            (Tree::Requests, 1, Tree::SessionRequests, tally.analyses, "requests of sessions"),
             (Tree::Sessions, 1, Tree::SessionKeys, tally.sessions, "sessions"),
             (Tree::Sessions, 1, Tree::SessionsOf, tally.sessions, "sessions"),
             (Tree::Sessions, 1, Tree::Settling, tally.settling, "sessions that settle"),
@@ -551,112 +595,4 @@ impl Scan {
         }
         if tree == Tree::Requests { self.counters(engine) } else { Ok(()) }
     }
-}
-
-fn get<T: serde::de::DeserializeOwned>(
-    engine: &Engine,
-    tree: Tree,
-    key: &[u8],
-) -> Result<Option<T>, StoreError> {
-    engine.get(tree, key)?.map(|bytes| codec::decode(&bytes)).transpose()
-}
-
-/// Invariants 1, 2 and 5: a request's index entries, where it is outstanding, its result, and what it cost.
-fn request(engine: &Engine, request: &Request, wrong: &mut Vec<(u8, String)>) -> Result<(), StoreError> {
-    let id = request.id;
-    let by_status = Key::new().status(request.status).bytes(id.as_bytes()).done();
-    let by_company =
-        Key::new().company(&request.group.company).status(request.status).bytes(id.as_bytes()).done();
-    // As many entries as requests, and each request has its own: so none has another one besides.
-    for (tree, key) in [(Tree::ByStatus, by_status), (Tree::ByCompany, by_company)] {
-        if engine.get(tree, &key)?.is_none() {
-            wrong.push((
-                1,
-                format!("request {id} is not listed in {} as {}", tree.name(), request.status.label()),
-            ));
-        }
-    }
-    match request.status {
-        RequestStatus::BatchingInProgress => {
-            let member = request.batch.map(|batch| keys::member(batch, id));
-            let waits = member.map(|key| engine.get(Tree::Outstanding, &key)).transpose()?.flatten();
-            if waits.is_none() {
-                wrong.push((2, format!("request {id} is in progress and outstanding in no batch")));
-            }
-        }
-        RequestStatus::ProcessingComplete => {
-            if engine.get(Tree::Results, &keys::part(id.as_bytes(), 0))?.is_none() {
-                wrong.push((5, format!("request {id} is complete without a result")));
-            }
-        }
-        RequestStatus::PendingBatching | RequestStatus::ProcessingFailed => {}
-    }
-    let end = keys::after_prefix(id.as_bytes());
-    let mut booked = 0u64;
-    for (_, value) in engine.scan(Tree::Bookings, id.as_bytes(), end.as_deref(), usize::MAX)? {
-        booked = booked.saturating_add(codec::decode::<Booking>(&value)?.cost.micros);
-    }
-    let cost = request.cost.as_ref().map_or(0, |cost| cost.micros);
-    if booked != cost {
-        wrong.push((5, format!("request {id} cost {cost}, booked are {booked}")));
-    }
-    Ok(())
-}
-
-/// Invariants 2 and 4, as far as the batch's record tells. Its members are summed up when they are read.
-fn batch(engine: &Engine, batch: &Batch, wrong: &mut Vec<(u8, String)>) -> Result<(), StoreError> {
-    let id = batch.id;
-    if batch.state.is_live() != engine.get(Tree::LiveBatches, id.as_bytes())?.is_some() {
-        wrong.push((2, format!("batch {id} and the list of live ones disagree")));
-    }
-    let end = keys::after_prefix(id.as_bytes());
-    let none = engine.scan(Tree::Members, id.as_bytes(), end.as_deref(), 1)?.is_empty();
-    if none && batch.counts.members > 0 {
-        wrong.push((4, format!("batch {id} counts {} members and has none", batch.counts.members)));
-    }
-    Ok(())
-}
-
-/// Invariants 2 and 4: a member has a fate, and is outstanding exactly if that says so.
-fn member(
-    engine: &Engine,
-    key: &[u8],
-    value: &[u8],
-    wrong: &mut Vec<(u8, String)>,
-) -> Result<(), StoreError> {
-    let (Some(batch), Some(request)) = (keys::batch_at_start(key), keys::request_at_end(key)) else {
-        wrong.push((4, format!("a member key of {} bytes", key.len())));
-        return Ok(());
-    };
-    let Some(fate) = value.first().copied().and_then(Fate::from_byte) else {
-        wrong.push((4, format!("request {request} has no known fate in batch {batch}")));
-        return Ok(());
-    };
-    if (fate == Fate::Outstanding) != engine.get(Tree::Outstanding, key)?.is_some() {
-        wrong.push((2, format!("request {request} and batch {batch} disagree on whether it is outstanding")));
-    }
-    Ok(())
-}
-
-/// Invariants 2 and 3: what is outstanding in a batch is in progress, in that batch alone, and that is live.
-fn outstanding(engine: &Engine, key: &[u8], wrong: &mut Vec<(u8, String)>) -> Result<(), StoreError> {
-    let (Some(batch), Some(id)) = (keys::batch_at_start(key), keys::request_at_end(key)) else {
-        wrong.push((2, format!("an outstanding key of {} bytes", key.len())));
-        return Ok(());
-    };
-    match get::<Request>(engine, Tree::Requests, id.as_bytes())? {
-        None => wrong.push((2, format!("request {id} is outstanding in batch {batch} and is not there"))),
-        Some(request) if request.status != RequestStatus::BatchingInProgress => {
-            let label = request.status.label();
-            wrong.push((3, format!("request {id} is {label} and outstanding in batch {batch}")));
-        }
-        Some(request) if request.batch != Some(batch) => {
-            wrong.push((3, format!("request {id} is outstanding in batch {batch} and in another one")));
-        }
-        Some(_) => {}
-    }
-    if engine.get(Tree::LiveBatches, batch.as_bytes())?.is_none() {
-        wrong.push((2, format!("request {id} is outstanding in batch {batch}, which is not live")));
-    }
-    Ok(())
 }

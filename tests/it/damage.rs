@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use nightshift::domain::batch::{Batch, ProviderIdentity};
 use nightshift::domain::company::Company;
 use nightshift::domain::cut::Limits;
-use nightshift::domain::id::{BatchId, RequestId, Revision, SessionId, Timestamp};
+use nightshift::domain::id::{BatchId, KeyId, RequestId, Revision, SessionId, Timestamp};
 use nightshift::domain::request::{Endpoint, Group, RequestStatus, Source};
 use nightshift::domain::session::{Message, Role as Speaker, SessionFacts};
 use nightshift::store::{
@@ -71,8 +71,13 @@ async fn fill(store: &Store, round: usize, random: &mut Random) {
         budget_micros: None,
     };
     store.put_companies(vec![company]).await.unwrap();
-    let token =
-        StoredToken { hash: [round as u8; 32], role: Role::Viewer, label: "ops".to_owned(), created_at: NOW };
+    let token = StoredToken::new(
+        KeyId::from_bytes([round as u8; 16]),
+        [round as u8; 32],
+        Role::Viewer,
+        "ops".to_owned(),
+        NOW,
+    );
     store.put_token(token, false).await.unwrap();
     for chunk in 0..4 {
         let request = |number: usize, body: String| NewRequest {
@@ -150,7 +155,7 @@ fn digest(store: &Store) -> Result<String, StoreError> {
     for batch in reader.live_batches()? {
         take(format!("{:?}", reader.batch(batch)?));
     }
-    take(format!("{:?}{:?}{:?}", reader.summary(None)?, reader.companies()?, reader.tokens()?));
+    take(format!("{:?}{:?}{:?}", reader.summary(None)?, reader.companies()?, reader.tokens(None)?));
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

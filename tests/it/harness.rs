@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use actix::Actor;
 use nightshift::actors::creator::Creator;
+use nightshift::actors::eraser::Eraser;
 use nightshift::actors::intake::Intake;
 use nightshift::actors::registry::{Registry, Resume};
 use nightshift::actors::{Shared, Switches};
@@ -25,7 +26,7 @@ use nightshift::domain::company::Company;
 use nightshift::domain::cut::Limits;
 use nightshift::domain::event::{Event, Observation, ObservedStatus};
 use nightshift::domain::id::{
-    BatchId, CompanyId, FileId, Nonce, ProviderBatchId, RequestId, Revision, SessionId, Timestamp,
+    BatchId, CompanyId, FileId, KeyId, Nonce, ProviderBatchId, RequestId, Revision, SessionId, Timestamp,
 };
 use nightshift::domain::price::PriceTable;
 use nightshift::domain::request::{
@@ -50,7 +51,7 @@ pub const DEMO: &str = "demo-token";
 /// Of the company `acme`.
 pub const ACME: &str = "acme-token";
 
-const MODEL: &str = "gpt-4o-mini";
+pub const MODEL: &str = "gpt-4o-mini";
 const POLICY: step::Policy = step::Policy {
     backoff: Duration::from_secs(60),
     capacity_backoff: Duration::from_secs(60),
@@ -168,12 +169,12 @@ impl Call {
         Self::post(path, "application/json", body.to_string())
     }
 
-    pub fn token(self, token: &'static str) -> Self {
-        Self { token: Some(token), ..self }
-    }
-
     pub fn method(self, method: &'static str) -> Self {
         Self { method, ..self }
+    }
+
+    pub fn token(self, token: &'static str) -> Self {
+        Self { token: Some(token), ..self }
     }
 
     pub fn without_token(self) -> Self {
@@ -203,6 +204,7 @@ pub struct Nightshift {
     pub clock: Arc<ManualClock>,
     pub creator: actix::Addr<Creator>,
     pub registry: actix::Addr<Registry>,
+    pub eraser: actix::Addr<Eraser>,
     routes: BoxedFilter<(Response,)>,
     _spool: tempfile::TempDir,
 }
@@ -241,10 +243,11 @@ impl Nightshift {
         let creator = Creator::new(shared.clone(), registry.clone()).start();
         let intake = Intake::new(shared.clone(), creator.clone()).start();
         registry.send(Resume { creator: creator.clone() }).await.unwrap().unwrap();
+        let eraser = Eraser::new(shared.clone(), registry.clone()).start();
         let admin = Some(Secret::new(ADMIN));
         let quotas = Ingest { calls_per_minute: 600, bytes_per_hour: 1 << 30 };
-        let api = http::Api::new(registry.clone(), intake, shared.clone(), admin, quotas).unwrap();
-        Self { shared, clock, creator, registry, routes: http::routes(api), _spool: spool }
+        let api = http::Api::new(registry.clone(), intake, eraser.clone(), shared.clone(), admin, quotas);
+        Self { shared, clock, creator, registry, eraser, routes: http::routes(api), _spool: spool }
     }
 
     pub fn now(&self) -> Timestamp {
@@ -373,9 +376,9 @@ async fn fill(store: &Store, now: Timestamp) {
         (DEMO, Role::Company(company("demo"))),
         (ACME, Role::Company(company("acme"))),
     ];
-    for (token, role) in tokens {
-        let label = "test".to_owned();
-        let stored = StoredToken { hash: http::auth::hash(token), role, label, created_at: now };
+    for (number, (token, role)) in (1..).zip(tokens) {
+        let (id, hash) = (KeyId::new(uuid(7, number)), http::auth::hash(token));
+        let stored = StoredToken::new(id, hash, role, "test".to_owned(), now);
         store.put_token(stored, false).await.unwrap();
     }
 }
@@ -418,6 +421,7 @@ fn share(store: Store, clock: SharedClock, spool: &Path) -> Shared {
         creation_interval: Duration::from_secs(600),
         polling_interval: Duration::from_secs(120),
         polling_calls_max: 100,
+        model_default: MODEL.to_owned(),
         settle: Duration::from_secs(3600),
         time_zone: jiff::tz::TimeZone::UTC,
         repair_rounds: 1,

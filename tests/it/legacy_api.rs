@@ -449,6 +449,23 @@ fn routes() -> Vec<(&'static str, String, [u16; 5])> {
             format!("/api/v1/companies/demo/sources/{}/read", "a5".repeat(16)),
             [401, 403, 403, 403, 404],
         ),
+        ("POST", legacy("companies"), [401, 403, 403, 403, 422]),
+        ("GET", legacy("companies/demo"), read),
+        ("PUT", legacy("companies/demo"), [401, 403, 403, 403, 200]),
+        ("POST", legacy("companies/demo/suspend"), [401, 403, 403, 403, 200]),
+        ("POST", legacy("companies/demo/resume"), [401, 403, 403, 403, 200]),
+        ("GET", "/api/v1/companies/demo/keys".to_owned(), read),
+        ("POST", "/api/v1/companies/demo/keys".to_owned(), [401, 403, 403, 403, 201]),
+        ("POST", format!("/api/v1/companies/demo/keys/{request}/rotate"), [401, 403, 403, 403, 404]),
+        ("DELETE", format!("/api/v1/companies/demo/keys/{request}"), [401, 403, 403, 403, 404]),
+        ("POST", "/api/v1/companies/demo/sessions/none/erase".to_owned(), [401, 403, 403, 403, 404]),
+        ("POST", legacy("companies/demo/erase"), [401, 403, 403, 403, 422]),
+        ("GET", legacy("erasures"), read),
+        ("GET", legacy(&format!("erasures/{request}")), [401, 404, 403, 403, 404]),
+        ("GET", legacy("keys"), read),
+        ("POST", legacy("keys"), [401, 403, 403, 403, 422]),
+        ("POST", legacy(&format!("keys/{request}/rotate")), [401, 403, 403, 403, 404]),
+        ("DELETE", legacy(&format!("keys/{request}")), [401, 403, 403, 403, 404]),
     ]
 }
 

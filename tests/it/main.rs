@@ -12,12 +12,14 @@
 )]
 
 mod architecture;
+mod companies;
 mod crash;
 mod creating;
 mod damage;
 mod disk;
 mod disk_faults;
 mod drain;
+mod erasing;
 mod exports;
 mod fetch;
 mod fuzz_corpus;

@@ -1,0 +1,146 @@
+//! What a single entry must agree with.
+
+use crate::domain::batch::Batch;
+use crate::domain::budget::Booking;
+use crate::domain::request::{Cost, Request, RequestStatus, Source};
+use crate::store::batches::Fate;
+use crate::store::engine::Engine;
+use crate::store::keys::{self, Key, Tree};
+use crate::store::{StoreError, codec};
+
+pub(super) fn get<T: serde::de::DeserializeOwned>(
+    engine: &Engine,
+    tree: Tree,
+    key: &[u8],
+) -> Result<Option<T>, StoreError> {
+    engine.get(tree, key)?.map(|bytes| codec::decode(&bytes)).transpose()
+}
+
+/// Invariants 1, 2 and 5: a request's index entries, where it is outstanding, its result, and what it cost.
+pub(super) fn request(
+    engine: &Engine,
+    request: &Request,
+    wrong: &mut Vec<(u8, String)>,
+) -> Result<(), StoreError> {
+    let id = request.id;
+    let by_status = Key::new().status(request.status).bytes(id.as_bytes()).done();
+    let by_company =
+        Key::new().company(&request.group.company).status(request.status).bytes(id.as_bytes()).done();
+    // As many entries as requests, and each request has its own: so none has another one besides.
+    for (tree, key) in [(Tree::ByStatus, by_status), (Tree::ByCompany, by_company)] {
+        if engine.get(tree, &key)?.is_none() {
+            wrong.push((
+                1,
+                format!("request {id} is not listed in {} as {}", tree.name(), request.status.label()),
+            ));
+        }
+    }
+    match request.status {
+        RequestStatus::BatchingInProgress => {
+            let member = request.batch.map(|batch| keys::member(batch, id));
+            let waits = member.map(|key| engine.get(Tree::Outstanding, &key)).transpose()?.flatten();
+            if waits.is_none() {
+                wrong.push((2, format!("request {id} is in progress and outstanding in no batch")));
+            }
+        }
+        RequestStatus::ProcessingComplete => {
+            if engine.get(Tree::Results, &keys::part(id.as_bytes(), 0))?.is_none() {
+                wrong.push((5, format!("request {id} is complete without a result")));
+            }
+        }
+        RequestStatus::PendingBatching | RequestStatus::ProcessingFailed => {}
+    }
+    if let Source::Session { session, .. } = &request.source
+        && engine.get(Tree::SessionRequests, &keys::session_request(*session, id))?.is_none()
+    {
+        wrong.push((1, format!("request {id} is not listed in {}", Tree::SessionRequests.name())));
+    }
+    booked(engine, id.as_bytes(), request.cost.as_ref(), wrong)
+}
+
+/// Invariant 5: what a request cost is what was booked for it.
+pub(super) fn booked(
+    engine: &Engine,
+    id: &[u8],
+    cost: Option<&Cost>,
+    wrong: &mut Vec<(u8, String)>,
+) -> Result<(), StoreError> {
+    let end = keys::after_prefix(id);
+    let mut booked = 0u64;
+    for (_, value) in engine.scan(Tree::Bookings, id, end.as_deref(), usize::MAX)? {
+        booked = booked.saturating_add(codec::decode::<Booking>(&value)?.cost.micros);
+    }
+    let cost = cost.map_or(0, |cost| cost.micros);
+    if booked != cost {
+        let id = keys::request_at_end(id).map(|id| id.to_string()).unwrap_or_default();
+        wrong.push((5, format!("request {id} cost {cost}, booked are {booked}")));
+    }
+    Ok(())
+}
+
+/// Whether a request is there, or was and is removed.
+pub(super) fn is_or_was(engine: &Engine, id: &[u8]) -> Result<bool, StoreError> {
+    Ok(engine.get(Tree::Requests, id)?.is_some() || engine.get(Tree::Gone, id)?.is_some())
+}
+
+/// Invariants 2 and 4, as far as the batch's record tells. Its members are summed up when they are read.
+pub(super) fn batch(engine: &Engine, batch: &Batch, wrong: &mut Vec<(u8, String)>) -> Result<(), StoreError> {
+    let id = batch.id;
+    if batch.state.is_live() != engine.get(Tree::LiveBatches, id.as_bytes())?.is_some() {
+        wrong.push((2, format!("batch {id} and the list of live ones disagree")));
+    }
+    let end = keys::after_prefix(id.as_bytes());
+    let none = engine.scan(Tree::Members, id.as_bytes(), end.as_deref(), 1)?.is_empty();
+    if none && batch.counts.members > 0 {
+        wrong.push((4, format!("batch {id} counts {} members and has none", batch.counts.members)));
+    }
+    Ok(())
+}
+
+/// Invariants 2 and 4: a member has a fate, and is outstanding exactly if that says so.
+pub(super) fn member(
+    engine: &Engine,
+    key: &[u8],
+    value: &[u8],
+    wrong: &mut Vec<(u8, String)>,
+) -> Result<(), StoreError> {
+    let (Some(batch), Some(request)) = (keys::batch_at_start(key), keys::request_at_end(key)) else {
+        wrong.push((4, format!("a member key of {} bytes", key.len())));
+        return Ok(());
+    };
+    let Some(fate) = value.first().copied().and_then(Fate::from_byte) else {
+        wrong.push((4, format!("request {request} has no known fate in batch {batch}")));
+        return Ok(());
+    };
+    if (fate == Fate::Outstanding) != engine.get(Tree::Outstanding, key)?.is_some() {
+        wrong.push((2, format!("request {request} and batch {batch} disagree on whether it is outstanding")));
+    }
+    Ok(())
+}
+
+/// Invariants 2 and 3: what is outstanding in a batch is in progress, in that batch alone, and that is live.
+pub(super) fn outstanding(
+    engine: &Engine,
+    key: &[u8],
+    wrong: &mut Vec<(u8, String)>,
+) -> Result<(), StoreError> {
+    let (Some(batch), Some(id)) = (keys::batch_at_start(key), keys::request_at_end(key)) else {
+        wrong.push((2, format!("an outstanding key of {} bytes", key.len())));
+        return Ok(());
+    };
+    match get::<Request>(engine, Tree::Requests, id.as_bytes())? {
+        None => wrong.push((2, format!("request {id} is outstanding in batch {batch} and is not there"))),
+        Some(request) if request.status != RequestStatus::BatchingInProgress => {
+            let label = request.status.label();
+            wrong.push((3, format!("request {id} is {label} and outstanding in batch {batch}")));
+        }
+        Some(request) if request.batch != Some(batch) => {
+            wrong.push((3, format!("request {id} is outstanding in batch {batch} and in another one")));
+        }
+        Some(_) => {}
+    }
+    if engine.get(Tree::LiveBatches, batch.as_bytes())?.is_none() {
+        wrong.push((2, format!("request {id} is outstanding in batch {batch}, which is not live")));
+    }
+    Ok(())
+}

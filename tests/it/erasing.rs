@@ -1,0 +1,258 @@
+//! Erasing sessions and companies: nothing is left of them but what they cost, and everything else goes on.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nightshift::actors::eraser::Look;
+use nightshift::domain::event::Event;
+use nightshift::domain::id::{ErasureId, Timestamp};
+use nightshift::domain::request::{Failure, FailureClass, RequestStatus};
+use nightshift::store::{ErasedChunk, RequestFilter, Store};
+use serde_json::{Value, json};
+
+use crate::harness::{Call, Nightshift, company, good_line, refused_line, request_id, with_actors};
+use crate::process::{PATIENCE, Server, free_port, nightshift, run, text};
+
+const ERASURES: &str = "/api/admin/legacy/erasures";
+
+async fn whole(store: &Store) {
+    assert_eq!(store.verify().await.unwrap().violations, []);
+}
+
+/// Erases what is there to erase, with a look at every invariant after each step.
+async fn erase_all(store: &Store, id: ErasureId, now: Timestamp) -> ErasedChunk {
+    for _ in 0..100 {
+        let chunk = store.erase_chunk(id, now).await.unwrap();
+        whole(store).await;
+        if chunk.gone || !chunk.moved {
+            return chunk;
+        }
+    }
+    panic!("it does not come to an end");
+}
+
+async fn ordered(nightshift: &Nightshift, path: &str, body: &Value) -> ErasureId {
+    let reply = nightshift.call(Call::json(path, body)).await;
+    assert_eq!(reply.status, 202, "{:#}", reply.body);
+    reply.body["erasure"]["id"].as_str().unwrap().parse().unwrap()
+}
+
+fn of_session(number: u64) -> String {
+    format!("/api/v1/companies/demo/sessions/chat-{number}/erase")
+}
+
+/// One who looks after the erasures by hand: the eraser's own looks come with the clock.
+async fn erase_session(nightshift: &Nightshift, number: u64) -> ErasureId {
+    let (id, by, now) = (ErasureId::from_bytes([number as u8; 16]), "a test".to_owned(), nightshift.now());
+    let begun = nightshift.store().erase_session(company("demo"), format!("chat-{number}"), id, by, now);
+    assert_eq!(begun.await.unwrap().unwrap().id, id);
+    id
+}
+
+#[test]
+fn a_session_in_a_running_batch_leaves_the_others_alone_and_its_line_is_paid_and_dropped() {
+    with_actors(async |nightshift| {
+        for number in [1, 2, 3] {
+            nightshift.session(number, "demo").await;
+        }
+        let mut batch = nightshift.open_batch(1, "demo", 3).await;
+        batch.send().await;
+        let store = nightshift.store();
+        for number in [1, 3] {
+            let id = erase_session(&nightshift, number).await;
+            assert!(erase_all(store, id, nightshift.now()).await.gone);
+        }
+        let reader = store.reader();
+        batch.batch = reader.batch(batch.batch.id).unwrap().unwrap();
+        assert_eq!((batch.batch.counts.erased, batch.batch.counts.outstanding()), (2, 1));
+        let analysis = Some(r#"{"language":"en"}"#);
+        batch.finish(vec![good_line(1, analysis), good_line(2, analysis)], vec![refused_line(3)]).await;
+        whole(store).await;
+        let counts = batch.batch.counts;
+        assert_eq!((counts.members, counts.completed, counts.erased), (3, 1, 2));
+        assert_eq!(batch.batch.cost_micros, 36, "what was bought was bought");
+        assert_eq!(reader.gone(request_id(1)).unwrap().unwrap().cost.unwrap().micros, 18);
+        assert_eq!(
+            (reader.result(request_id(1)).unwrap(), reader.request(request_id(1)).unwrap()),
+            (None, None)
+        );
+        assert!(reader.result(request_id(2)).unwrap().is_some());
+        let one = "/api/v1/companies/demo/sessions";
+        nightshift.call(Call::get(format!("{one}/chat-1"))).await.problem(404);
+        assert_eq!(nightshift.get(&format!("{one}/chat-2")).await["session"]["state"], "analysed");
+    });
+}
+
+#[test]
+fn an_erased_session_does_not_come_in_again_and_is_erased_once() {
+    with_actors(async |nightshift| {
+        nightshift.session(1, "demo").await;
+        let id = ordered(&nightshift, &of_session(1), &json!({})).await;
+        assert_eq!(ordered(&nightshift, &of_session(1), &json!({})).await, id);
+        // Nothing is left to wait for, so that it comes to its end at once.
+        let shown = async || nightshift.get(&format!("{ERASURES}/{id}")).await["erasure"].clone();
+        let mut erasure = shown().await;
+        while erasure["state"] != "done" {
+            tokio::task::yield_now().await;
+            erasure = shown().await;
+        }
+        assert_eq!(erasure["counts"], json!({ "sessions": 1, "requests": 1, "batches": 0 }));
+        assert_eq!(ordered(&nightshift, &of_session(1), &json!({})).await, id);
+        assert!(!erasure.to_string().contains("chat-1"));
+        let line = json!({ "externalId": "chat-1", "messages": [{ "role": "user", "content": "Hello" }] });
+        let other = json!({ "externalId": "chat-2", "messages": [{ "role": "user", "content": "Hello" }] });
+        let sent = Call::json("/api/v1/companies/demo/sessions", &json!([line, other]));
+        let reply = nightshift.call(sent).await.body;
+        assert_eq!((&reply["accepted"], &reply["rejected"]), (&json!(1), &json!(1)), "{reply:#}");
+        assert_eq!(reply["errors"][0]["code"], "erased");
+        assert_eq!(
+            nightshift.call(Call::json(of_session(9), &json!({}))).await.problem(404),
+            "unknown_session"
+        );
+        let listed = nightshift.get(&format!("{ERASURES}?limit=1")).await;
+        assert_eq!((listed["erasures"].as_array().unwrap().len(), &listed["nextCursor"]), (1, &Value::Null));
+        whole(nightshift.store()).await;
+    });
+}
+
+#[test]
+fn a_batch_that_was_not_sent_gives_back_what_is_erased_first() {
+    with_actors(async |nightshift| {
+        nightshift.session(1, "demo").await;
+        nightshift.session(2, "demo").await;
+        let mut batch = nightshift.open_batch(1, "demo", 2).await;
+        let id = erase_session(&nightshift, 1).await;
+        let held = erase_all(nightshift.store(), id, nightshift.now()).await;
+        assert_eq!((held.held, held.gone), (vec![batch.batch.id], false));
+        let failure = Failure::new(FailureClass::Transient, "batch_given_back", "");
+        batch.step(Event::GivenBack(failure)).await;
+        while batch.batch.state.label() == "dissolving" {
+            let (id, revision, now) = (batch.batch.id, batch.batch.revision, nightshift.now());
+            let (retry, policy) = (nightshift.shared.retry, nightshift.shared.policy);
+            let named = std::collections::HashMap::new();
+            let closed =
+                nightshift.store().close_chunk(id, revision, named, retry, policy, now).await.unwrap();
+            batch.batch = closed.batch;
+        }
+        assert!(erase_all(nightshift.store(), id, nightshift.now()).await.gone);
+        let filter = RequestFilter {
+            status: RequestStatus::PendingBatching,
+            company: Some(company("demo")),
+            batch: None,
+        };
+        let (left, _) = nightshift.store().reader().list_requests(&filter, None, 9).unwrap();
+        assert_eq!(left.iter().map(|request| request.id).collect::<Vec<_>>(), [request_id(2)]);
+    });
+}
+
+#[test]
+fn a_company_is_erased_with_all_that_it_has_and_nobody_else_is_touched() {
+    with_actors(async |nightshift| {
+        nightshift.session(1, "demo").await;
+        nightshift.request(2, "demo", |_| ()).await;
+        nightshift.request(3, "demo", |_| ()).await;
+        let mut batch = nightshift.open_batch(1, "demo", 3).await;
+        batch.send().await;
+        batch.finish(vec![good_line(1, Some("{}")), good_line(2, None)], vec![refused_line(3)]).await;
+        nightshift.request(4, "demo", |_| ()).await;
+        nightshift.request(5, "acme", |_| ()).await;
+        let path = "/api/admin/legacy/companies/demo/erase";
+        let unsure = Call::json(path, &json!({ "confirm": "acme" }));
+        assert_eq!(nightshift.call(unsure).await.problem(422), "not_confirmed");
+        let id = ordered(&nightshift, path, &json!({ "confirm": "demo" })).await;
+        // The batch's files are the provider's matter, and nobody is there; the records go by themselves.
+        let removed = async || nightshift.get(&format!("{ERASURES}/{id}")).await["erasure"]["counts"].clone();
+        while removed().await != json!({ "sessions": 1, "requests": 4, "batches": 0 }) {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(nightshift.get(&format!("{ERASURES}/{id}")).await["erasure"]["state"], "running");
+        let all = nightshift.get("/api/admin/legacy/summary").await;
+        assert_eq!(all["summary"]["pending_batching"], 1, "{all}");
+        assert_eq!(nightshift.get("/api/admin/legacy/companies").await["companies"][0]["id"], "acme");
+        nightshift.call(Call::get("/api/v1/companies/demo/sessions/chat-1")).await.problem(404);
+        let again = Call::json("/api/admin/legacy/companies", &json!({ "id": "demo" }));
+        assert_eq!(nightshift.call(again).await.problem(409), "company_exists");
+        // The company's key is good for nothing.
+        let own = Call::get("/api/v1/companies/demo/sessions/chat-1").token(crate::harness::DEMO);
+        nightshift.call(own).await.problem(401);
+        let cost = nightshift.store().reader().gone(request_id(2)).unwrap().unwrap().cost;
+        assert_eq!(cost.unwrap().micros, 18);
+        erase_all(nightshift.store(), id, nightshift.now()).await;
+        nightshift.eraser.send(Look { compact: true }).await.unwrap();
+    });
+}
+
+const SETTINGS: [&str; 9] = [
+    "creation.interval=1s",
+    "creation.max_age=0s",
+    "polling.interval=1s",
+    "submission.grace=1s",
+    "retry.backoff=1s",
+    "simulator.turnaround=2s",
+    "analysis.settle=0s",
+    "log.level=info",
+    "provider.kind=simulator",
+];
+
+const CANARY: &str = "canary-7f3a";
+
+/// The files below a folder in which the canary is.
+fn found_in(folder: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            found.extend(found_in(&path));
+        } else if std::fs::read(&path)
+            .is_ok_and(|bytes| bytes.windows(CANARY.len()).any(|window| window == CANARY.as_bytes()))
+        {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn no_file_has_a_word_of_an_erased_session_however_often_the_process_was_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let port = free_port();
+    let mut server = Server::start(folder.path(), port, &SETTINGS);
+    let session = |id: &str, words: &str| {
+        json!({
+            "externalId": id, "messages": [{ "role": "user", "content": words }],
+            "facts": { "firstMessage": words, "category": words },
+        })
+    };
+    let mut sessions: Vec<Value> = (0..40).map(|n| session(&format!("chat-{n}"), "Hello")).collect();
+    sessions.push(session(&format!("{CANARY}-id"), &format!("{CANARY}-words")));
+    let sent =
+        server.post("/api/v1/companies/demo/sessions", "application/json", Value::from(sessions).to_string());
+    assert_eq!(sent["accepted"], 41, "{sent}");
+    // In the midst of a batch that the provider runs.
+    server.wait_until(PATIENCE, |line| line.contains("\"step\":\"observing\"")).unwrap();
+    assert!(found_in(&data).len() > 1, "in the store and at the provider, or this proves nothing");
+    let path = format!("/api/v1/companies/demo/sessions/{CANARY}-id/erase");
+    let erasure = server.post(&path, "application/json", "{}".to_owned())["erasure"].clone();
+    let path = format!("{ERASURES}/{}", erasure["id"].as_str().unwrap());
+    let mut states = Vec::new();
+    for kill in 0..12_u64 {
+        // Sooner and later, as the log comes.
+        server.wait_until(Duration::from_millis(kill * 90), |_| false);
+        server.kill();
+        server = Server::start(folder.path(), port, &SETTINGS);
+        states.push(server.get(&path)["erasure"]["state"].as_str().unwrap().to_owned());
+    }
+    println!("found after the kills: {states:?}");
+    let end = Instant::now() + PATIENCE;
+    while server.get(&path)["erasure"]["state"] != "done" {
+        assert!(Instant::now() < end, "{}\n{}", server.get(&path), server.tail());
+        server.wait_until(Duration::from_millis(200), |line| line.contains("is done"));
+    }
+    server.wait_until_done(40, PATIENCE);
+    assert_eq!(server.summary(), [0, 0, 40, 0]);
+    assert_eq!(found_in(&data), Vec::<std::path::PathBuf>::new());
+    assert!(!server.seen.join("\n").contains(CANARY), "nor has the log");
+    assert!(server.terminate().success());
+    let verified = run(nightshift(folder.path()).arg("verify"));
+    assert!(verified.status.success(), "{}{}", text(&verified.stdout), text(&verified.stderr));
+}
