@@ -272,6 +272,35 @@ fn an_answer_that_is_not_what_the_page_says_is_noticed() {
 }
 
 #[test]
+fn the_calls_of_the_readme_are_taken_as_it_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = demonstration(folder.path(), &[]);
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let block = readme.split("```sh\n").skip(1).filter_map(|block| block.split("```").next());
+    let block = block.into_iter().find(|block| block.contains("curl")).unwrap();
+    let token = folder.path().join("admin-token");
+    fs::write(&token, TOKEN).unwrap();
+    // What differs is where the demonstration listens and keeps its token.
+    for part in ["data/demo/admin-token", "http://127.0.0.1:8080"] {
+        assert!(block.contains(part), "{part}");
+    }
+    let block = block.replace("data/demo/admin-token", token.to_str().unwrap());
+    let block = block.replace("http://127.0.0.1:8080", &server.url);
+    let send = |block: &str| {
+        let mut shell = Command::new("bash");
+        let output = run(shell.args(["-euo", "pipefail", "-c", block]).env("NO_PROXY", "*"));
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let answers = serde_json::Deserializer::from_slice(&output.stdout).into_iter();
+        answers.collect::<Result<Vec<Value>, _>>().unwrap()
+    };
+    let first = send(&block);
+    assert_eq!(first[0]["summary"]["processing_complete"], 22);
+    assert_eq!((&first[1]["accepted"], first[1]["requests"][0]["id"].is_string()), (&json!(1), true));
+    assert_eq!(send(&block)[1]["duplicate"], 1);
+    assert_eq!(send(&block.replace("Hello?", "Who?"))[1]["errors"][0]["code"], "conflict");
+}
+
+#[test]
 fn the_client_of_thirty_lines_sends_waits_and_brings_results_once() {
     let client = fs::read_to_string(root().join("docs/client.py")).unwrap();
     let code = client.rsplit("\"\"\"").next().unwrap().lines().filter(|line| !line.trim().is_empty());
