@@ -176,6 +176,22 @@ fn wrong(example: &Example, output: &str) -> Option<String> {
     missing.map(|missing| format!("no line {missing:?} in {output}"))
 }
 
+/// The names of all members that are ours. What a model answered, and a client's own words, are not.
+fn names(answer: &Value, named: &mut BTreeSet<String>) {
+    match answer {
+        Value::Object(members) => {
+            for (name, value) in members {
+                named.insert(name.clone());
+                if !["result", "analysis", "metadata"].contains(&name.as_str()) {
+                    names(value, named);
+                }
+            }
+        }
+        Value::Array(entries) => entries.iter().for_each(|entry| names(entry, named)),
+        _ => {}
+    }
+}
+
 /// The path of the table that a call went to, with its method.
 fn route_of(line: &str) -> Option<(&'static str, &'static str, u64)> {
     let line: Value = serde_json::from_str(line).ok()?;
@@ -212,6 +228,7 @@ fn every_example_of_the_api_answers_what_the_page_says_and_every_route_has_one()
         .unwrap();
     let said = text(&output.stdout);
 
+    let mut named = BTreeSet::new();
     let mark = format!("\n{MARK} ");
     let mut outputs = said.split(&mark).skip(1);
     for (number, example) in examples.iter().enumerate() {
@@ -220,6 +237,8 @@ fn every_example_of_the_api_answers_what_the_page_says_and_every_route_has_one()
             panic!("nothing came of line {}: {}{}", example.line, example.command, text(&output.stderr))
         });
         assert_eq!(of, number.to_string());
+        let answers = serde_json::Deserializer::from_str(came).into_iter().filter_map(Result::ok);
+        answers.for_each(|answer| names(&answer, &mut named));
         if example.expected.is_empty() {
             assert!(!came.contains("\"ok\":false"), "line {}: {}{came}", example.line, example.command);
         } else if let Some(why) = wrong(example, came) {
@@ -227,6 +246,9 @@ fn every_example_of_the_api_answers_what_the_page_says_and_every_route_has_one()
         }
     }
     assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));
+    let words: BTreeSet<_> = page.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
+    let untold: BTreeSet<_> = named.iter().filter(|name| !words.contains(name.as_str())).collect();
+    assert!(untold.is_empty(), "docs/http-api.md says nothing of {untold:?}");
 
     // Which calls there were is what the server says, not what the page looks like.
     server.wait_until(Duration::from_secs(1), |_| false);
