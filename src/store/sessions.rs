@@ -211,7 +211,9 @@ pub(super) fn remove(tx: &mut Tx<'_>, mut session: Session) -> Result<(), StoreE
     unsettle(tx, &mut session);
     tx.remove_prefix(Tree::Contents, session.id.as_bytes())?;
     tx.remove_prefix(Tree::Analyses, session.id.as_bytes())?;
+    sources::forget(tx, session.id)?;
     tx.remove(Tree::SessionKeys, Key::new().company(&session.company).text(&session.external_id).done());
+    tx.remove(Tree::SessionsOf, keys::session_of(&session.company, session.id));
     tx.remove(Tree::Sessions, session.id.as_bytes().to_vec());
     Ok(())
 }
