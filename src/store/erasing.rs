@@ -508,6 +508,7 @@ mod tests {
             model: "gpt-4o-mini".to_owned(),
             suspended: false,
             budget_micros: None,
+            retention: Default::default(),
         };
         store.put_companies(vec![company_of("stays")]).await.unwrap();
         fill("stays", 1).await;
