@@ -91,6 +91,8 @@ struct CallRule {
 struct LineRule {
     when: When,
     custom_ids: Vec<String>,
+    /// Only in these batches, counted from 1 as they were created; in all of them where there are none.
+    batches: Vec<u64>,
     sticky: bool,
     fault: LineFault,
 }
@@ -333,8 +335,9 @@ fn line_rule(mut rule: Value) -> Result<LineRule, String> {
         return Err("a line is chosen by probability or custom_ids".to_owned());
     }
     let custom_ids = take(&mut rule, "custom_ids")?.unwrap_or_default();
+    let batches = take(&mut rule, "batches")?.unwrap_or_default();
     let sticky = take(&mut rule, "sticky")?.unwrap_or(false);
-    Ok(LineRule { when, custom_ids, sticky, fault: fault(rule)? })
+    Ok(LineRule { when, custom_ids, batches, sticky, fault: fault(rule)? })
 }
 
 fn batch_rule(mut rule: Value) -> Result<BatchRule, String> {
@@ -406,7 +409,8 @@ impl Faults {
         let mut rules = rules.filter(|(index, rule)| {
             let batch = if rule.sticky { String::new() } else { ordinal.to_string() };
             let words = ["line", &index.to_string(), &batch, custom_id];
-            (rule.custom_ids.is_empty() || rule.custom_ids.iter().any(|id| id == custom_id))
+            (rule.batches.is_empty() || rule.batches.contains(&ordinal))
+                && (rule.custom_ids.is_empty() || rule.custom_ids.iter().any(|id| id == custom_id))
                 && self.applies(&rule.when, 0, &words)
         });
         rules.next().map(|(_, rule)| &rule.fault)

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use crate::process::{PATIENCE, Server, TOKEN, free_port, nightshift, run, text};
 
 /// More than what fits between the two processes without being read.
-const REQUESTS: usize = 6_000;
-const METADATA_BYTES: usize = 8_000;
+const REQUESTS: usize = 12_000;
+const METADATA_BYTES: usize = 4_000;
 
 /// A server that sends nothing and has many wide requests of `demo`.
 fn filled(folder: &Path) -> (Server, u16) {

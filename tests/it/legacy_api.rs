@@ -432,7 +432,6 @@ fn routes() -> Vec<(&'static str, String, [u16; 5])> {
         ("GET", "/api/v1/companies/demo/sessions".to_owned(), own_read),
         ("GET", "/api/v1/companies/demo/export/requests".to_owned(), own_read),
         ("GET", "/api/v1/companies/demo/export/sessions".to_owned(), own_read),
-        ("GET", "/api/v1/companies/demo/sessions/chat-1".to_owned(), [401, 200, 200, 404, 200]),
         ("POST", hooks(""), ingest),
         ("GET", hooks(""), [401, 200, 200, 404, 200]),
         ("GET", hooks("/none"), none),

@@ -23,15 +23,15 @@ fn request(server: &Server, id: &str) -> Value {
 fn an_answer_that_does_not_fit_is_shown_to_the_model_once_more_and_no_attempt_is_used() {
     let folder = folder();
     let port = free_port();
-    let faults = r#"{"lines":[{"fault":"nonsense","nth":[1]}]}"#;
+    let faults = r#"{"lines":[{"fault":"nonsense","probability":1,"batches":[1]}]}"#;
     let simulator = Provider::start(&folder.path().join("provider"), faults, |_| ());
     let mut server = serve(folder.path(), &simulator, port, &[]);
     session(&server, "one");
-    session(&server, "two");
     until(&mut server, "the way back", |server| (batches(server).len() > 1).then_some(()));
     // Its line must be built again from what is stored.
     server.kill();
     let mut server = serve(folder.path(), &simulator, port, &[]);
+    session(&server, "two");
     until(&mut server, "the end", |server| (server.summary() == [0, 0, 2, 0]).then_some(()));
     let requests = ["one", "two"].map(|id| request(&server, id));
     let (fitting, repaired): (Vec<_>, Vec<_>) = requests.iter().partition(|request| request["repairs"] == 0);
@@ -70,7 +70,7 @@ fn an_answer_that_never_fits_fails_after_the_rounds_that_are_set() {
     for (rounds, runs) in [(0, 1), (2, 3)] {
         let folder = folder();
         let port = free_port();
-        let faults = r#"{"lines":[{"fault":"nonsense"}]}"#;
+        let faults = r#"{"lines":[{"fault":"nonsense","probability":1}]}"#;
         let simulator = Provider::start(&folder.path().join("provider"), faults, |_| ());
         let set = [format!("analysis.repair_rounds={rounds}")];
         let mut server = serve(folder.path(), &simulator, port, &[&set[0]]);
