@@ -26,6 +26,8 @@ fn kept(complete: &str, failed: &str, sessions: &str) -> Retention {
 
 /// Lets time pass, and waits for the pass that this sets off.
 async fn pass(nightshift: &Nightshift, length: Duration) -> Value {
+    // Whoever answers has begun, and listens to the clock.
+    nightshift.get(RETENTION).await;
     nightshift.clock.advance(length);
     let now = nightshift.now().to_string();
     for turn in 0.. {
@@ -260,6 +262,7 @@ fn nothing_is_removed_while_something_stands_in_the_way() {
         batch.send().await;
         batch.finish(vec![good_line(1, None)], Vec::new()).await;
         nightshift.shared.condition.raise(Hindrance::Disk, "full");
+        nightshift.get(RETENTION).await;
         nightshift.clock.advance(2 * DAY);
         while nightshift.get(RETENTION).await["running"] == false {
             tokio::task::yield_now().await;
