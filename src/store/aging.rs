@@ -17,7 +17,7 @@ use crate::domain::source::{Fetch, FetchState};
 /// Entries that a page looks at.
 const LOOKED_AT: usize = 250;
 /// Requests that one transaction removes, and so the most that a page finds.
-const REQUESTS: usize = if cfg!(test) { 3 } else { 50 };
+const REQUESTS: usize = 50;
 /// Sessions that one transaction removes.
 const SESSIONS: usize = 10;
 

@@ -221,6 +221,28 @@ fn a_session_that_is_gone_is_not_bought_again_and_a_changed_one_is_new() {
 }
 
 #[test]
+fn a_session_with_very_many_requests_goes_over_several_passes() {
+    keeping(kept("", "", "10d"), async |nightshift| {
+        let (store, reader) = (nightshift.store(), nightshift.store().reader());
+        for number in 1..=60 {
+            let hash = u8::try_from(number).unwrap();
+            let version = SessionIn { id: session_id(1), settles_at: nightshift.now(), ..chat(1, hash) };
+            store.accept_sessions(vec![version], nightshift.now()).await.unwrap();
+            let source = Source::Session { session: session_id(1), version: u32::from(hash), prompt: 1 };
+            let asked = NewRequest { id: request_id(number), source, key: None, body: None, ..order(number) };
+            let asked = vec![(session_id(1), u32::from(hash), asked)];
+            assert_eq!(store.request_analyses(asked, nightshift.now()).await.unwrap(), 1);
+            let mut batch = nightshift.open_batch(number, "demo", 1).await;
+            batch.send().await;
+            batch.finish(vec![good_line(number, Some("{}"))], Vec::new()).await;
+        }
+        assert_eq!(pass(&nightshift, 11 * DAY).await, json!({ "requests": 50, "sessions": 0 }));
+        assert_eq!(pass(&nightshift, DAY).await, json!({ "requests": 60, "sessions": 1 }));
+        assert_eq!(reader.analysis(session_id(1), 60).unwrap(), None);
+    });
+}
+
+#[test]
 fn a_company_may_keep_longer_or_for_ever_and_a_mistake_is_told() {
     keeping(kept("1d", "", ""), async |nightshift| {
         for (number, id) in [(1, "demo"), (2, "acme")] {
