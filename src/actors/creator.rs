@@ -157,8 +157,11 @@ async fn open_due(
         batch.tokens_max = room.for_these(&waits.waiting, now, sharers, newcomer);
         let (reader, asked) = (shared.reader.clone(), batch.clone());
         if let Some(why) = out_of_money(blocking(move || reader.affordable(&asked)).await?, &batch) {
-            tracing::warn!(company.id = %batch.group.company, model = batch.group.model,
-                waiting = waits.waiting.requests, "{why}");
+            // Said once an interval, not with everything that comes in.
+            if !only_full {
+                tracing::warn!(company.id = %batch.group.company, model = batch.group.model,
+                    waiting = waits.waiting.requests, "{why}");
+            }
             continue;
         }
         match batch.tokens_max {

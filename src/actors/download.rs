@@ -6,6 +6,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::Shared;
 use super::importer::Remote;
+use crate::domain::id::CompanyId;
 use crate::domain::source::{SourceId, Validators};
 use crate::fetch::{FetchError, Fetched, Get, Limits, Version};
 
@@ -44,19 +45,20 @@ impl Drop for Downloaded {
     }
 }
 
-/// Where a source's export lies while it is read.
-fn path_of(shared: &Shared, source: SourceId) -> PathBuf {
-    shared.spool.join(format!("export-{source}.part"))
+/// Where a source's export lies while it is read. Two companies may have the same address, and other logins there.
+fn path_of(shared: &Shared, company: &CompanyId, source: SourceId) -> PathBuf {
+    shared.spool.join(format!("export-{company}-{source}.part"))
 }
 
 /// Removes what a kill left over.
-pub fn clean(shared: &Shared, source: SourceId) {
-    let _ = std::fs::remove_file(path_of(shared, source));
+pub fn clean(shared: &Shared, company: &CompanyId, source: SourceId) {
+    let _ = std::fs::remove_file(path_of(shared, company, source));
 }
 
 /// Fetches the export, unless it is as `have` says.
 pub async fn download(
     shared: &Shared,
+    company: &CompanyId,
     source: SourceId,
     remote: &Remote,
     have: &Validators,
@@ -68,7 +70,7 @@ pub async fn download(
         Fetched::NotModified => return Ok(None),
         Fetched::Body(body) => body,
     };
-    let home = Downloaded { path: path_of(shared, source), validators: validators(&body.version) };
+    let home = Downloaded { path: path_of(shared, company, source), validators: validators(&body.version) };
     let room = shared.disk.room_for(body.length().unwrap_or(0)).await;
     let written = tokio::select! {
         written = write(&mut body, &home.path) => written,

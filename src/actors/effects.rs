@@ -80,12 +80,12 @@ async fn try_upload(
     let _slot = loop {
         let slot = shared.pace.upload(shared.clock.as_ref(), &batch.group.company).await;
         // Much may have come between while there was no room, or no slot.
-        creation_enabled(shared).await;
-        if !shared.account.is_in_doubt() {
+        if shared.switches.creation() && shared.condition.may_submit() && !shared.account.is_in_doubt() {
             break slot;
         }
         // Not while it is held: results come home although nothing is sent.
         drop(slot);
+        creation_enabled(shared).await;
         shared.account.pass(shared.clock.as_ref(), Call::Send).await;
     };
     let sent = shared.provider.upload_file(&path, &name).await.map_err(|err| trouble(shared, err))?;

@@ -180,7 +180,7 @@ impl Actor for Importer {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        download::clean(&self.shared, self.source.id);
+        download::clean(&self.shared, &self.source.company, self.source.id);
         self.read(ctx);
         self.listen(ctx);
         every(ctx, &self.shared.clock, self.source.every, Self::read);
@@ -308,7 +308,7 @@ async fn read_once(
         Ok(have) => have,
         Err(err) => return Some(Err(NotRead::failed(err))),
     };
-    let home: Downloaded = match download::download(shared, source.id, remote, &have).await {
+    let home: Downloaded = match download::download(shared, &source.company, source.id, remote, &have).await {
         Ok(Some(home)) => home,
         Ok(None) => return Some(Ok(None)),
         Err(err) => return Some(Err(err.into())),
@@ -377,7 +377,7 @@ fn read(source: &Source, csv: &Path, chunks: &mpsc::Sender<Vec<ChatSession>>) ->
         match session {
             Ok(session) => {
                 if let Some(note) = &session.note {
-                    tracing::warn!(company.id = %source.company, line = session.line, "transcript {note}");
+                    tracing::warn!(company.id = %source.company, line = session.line, "transcript {note:?}");
                 }
                 counts.to_fetch += u64::from(session.fetch.is_some());
                 counts.without_transcript += u64::from(session.messages.is_none() && session.fetch.is_none());

@@ -1,7 +1,8 @@
 //! `nightshift export`: writes what a company has to a file or to standard output.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{BufWriter, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -175,7 +176,9 @@ fn write_part(
     part: &Path,
     failed: &dyn Fn(&std::io::Error) -> CliError,
 ) -> Result<(), CliError> {
-    let mut out = BufWriter::new(File::create(part).map_err(|err| failed(&err))?);
+    // What people said is in it: for nobody else to read.
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(part);
+    let mut out = BufWriter::new(file.map_err(|err| failed(&err))?);
     let bar = bar();
     let bytes = download(client, path, query, &mut out, &bar)?;
     let file = out.into_inner().map_err(|err| failed(err.error()))?;

@@ -76,7 +76,9 @@ pub enum NotAllowed {
     #[error("port {0} is not allowed; fetch.allow_hosts may name \"host:port\"")]
     Port(u16),
     /// The host is, or its name leads to, an address that is not public.
-    #[error("{0} is not a public address; fetch.allow_hosts may name the host")]
+    #[error(
+        "the host is no public address, or its name leads to one that is not; fetch.allow_hosts may name it"
+    )]
     NotPublic(IpAddr),
     /// A redirect from https to http.
     #[error("a redirect from https to http is not followed")]

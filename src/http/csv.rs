@@ -40,7 +40,8 @@ pub fn rows(body: Body, zone: TimeZone) -> CsvRows {
     tokio::task::spawn_blocking(move || {
         for row in Rows::new(reader, Options { time_zone: zone }) {
             let read = match row {
-                Ok(row) => (row.line, Ok(row)),
+                // Cut to size here already: rows wait on their way.
+                Ok(row) => (row.line, Ok(Row { facts: row.facts.cut(), ..row })),
                 Err(err) => (err.line, Err(without_line(&err.to_string()))),
             };
             // Nobody listens where the call is over.

@@ -4,15 +4,15 @@
 //! the midst cuts the connection: a body that ends in order is whole.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
-use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use warp::http::StatusCode;
 use warp::http::header::{CONTENT_DISPOSITION, HeaderValue};
 
 use super::query::Query;
-use super::reply::{Answer, ApiError, BrokenOff};
+use super::reply::{Answer, ApiError, Piece};
 use super::{Api, blocking, cells, filters, results, view};
 use crate::domain::id::{CompanyId, RequestId, SessionId};
 use crate::domain::request::Request;
@@ -98,6 +98,9 @@ enum Rows {
     Sessions { filter: SessionsOf, messages: bool, before: Option<SessionId>, read: VecDeque<SessionFound> },
 }
 
+/// A reader that takes nothing for so long is given up.
+const READER_IDLE: Duration = Duration::from_secs(120);
+
 struct Export {
     reader: StoreReader,
     rows: Rows,
@@ -108,23 +111,31 @@ struct Export {
 
 impl Export {
     /// Sends the pieces one after another, as they are taken.
-    async fn send(self, first: Option<Vec<u8>>, sender: mpsc::Sender<Result<Bytes, BrokenOff>>) {
+    async fn send(self, first: Option<Vec<u8>>, sender: mpsc::Sender<Piece>) {
         let (mut export, mut piece) = (self, first);
         while let Some(bytes) = piece {
             // An empty piece is a page in which nothing was wanted.
-            if sender.is_closed() || (!bytes.is_empty() && sender.send(Ok(bytes.into())).await.is_err()) {
+            if sender.is_closed() {
                 return;
+            }
+            if !bytes.is_empty() {
+                // A reader that has stopped reading must not hold its connection for ever.
+                match tokio::time::timeout(READER_IDLE, sender.send(Piece::Some(bytes.into()))).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) | Err(_) => return,
+                }
             }
             let next = blocking(move || export.piece().map(|piece| (export, piece))).await;
             match next {
                 Ok((back, next)) => (export, piece) = (back, next),
                 Err(err) => {
                     tracing::error!(code = err.code, "an export broke off in its midst");
-                    let _ = sender.send(Err(BrokenOff)).await;
                     return;
                 }
             }
         }
+        // Nobody listens where the caller is gone.
+        let _ = tokio::time::timeout(READER_IDLE, sender.send(Piece::End)).await;
     }
 
     /// The next piece, which may be empty; none at the end. Reads one page at most.

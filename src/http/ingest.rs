@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use warp::http::StatusCode;
-use warp::http::header::HeaderMap;
+use warp::http::header::{CONTENT_ENCODING, HeaderMap};
 
 use super::Api;
 use super::lines::{self, Body, JSON_BYTES_MAX, Json, Line, Lines, Shape};
@@ -106,8 +106,16 @@ pub(super) struct LineError {
     pub(super) detail: String,
 }
 
+/// More of what is wrong is not told: a reader quotes what it does not like, and that may be the whole line.
+const DETAIL_CHARS_MAX: usize = 300;
+
 pub(super) fn wrong(code: &'static str, detail: impl Into<String>) -> LineError {
-    LineError { code, detail: detail.into() }
+    let mut detail: String = detail.into();
+    if let Some((end, _)) = detail.char_indices().nth(DETAIL_CHARS_MAX) {
+        detail.truncate(end);
+        detail.push('…');
+    }
+    LineError { code, detail }
 }
 
 /// A kind of thing that comes in.
@@ -144,7 +152,11 @@ pub async fn take(
     sessions: bool,
 ) -> Result<Answer, ApiError> {
     let clock = api.shared.clock.as_ref();
+    let _running = api.limiter.enter(clock, company)?;
     api.limiter.call(clock, company)?;
+    // What is packed counts both as it comes and as it is: an endless body that unpacks to nothing has an end, too.
+    let packed = headers.contains_key(CONTENT_ENCODING);
+    let body = if packed { counted(api, company, body) } else { body };
     let body = counted(api, company, encoding::decoded(headers, body)?);
     let mut tally = Tally::default();
     let taken = if sessions {
@@ -286,6 +298,10 @@ struct Chunk<T> {
 
 impl<T> Chunk<T> {
     fn add<K: Kind<Item = T>>(&mut self, kind: &K, number: u64, json: &[u8], tally: &mut Tally) {
+        if json.len() > lines::LINE_BYTES_MAX {
+            let detail = format!("it is longer than {} bytes", lines::LINE_BYTES_MAX);
+            return tally.reject(number, &wrong("too_large", detail));
+        }
         match kind.read(number, json) {
             Ok((item, bytes)) => self.push(number, item, bytes),
             Err(err) => tally.reject(number, &err),

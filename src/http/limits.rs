@@ -4,7 +4,7 @@
 //! counts are kept in memory: after a restart they begin anew.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use warp::http::StatusCode;
@@ -18,6 +18,23 @@ use crate::domain::id::CompanyId;
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// Bodies that are read at the same time, of all companies,
+const RUNNING_MAX: usize = 64;
+/// and of one.
+const RUNNING_OF_ONE_MAX: usize = 8;
+
+/// A body that is being read, until it is dropped.
+pub struct Running {
+    limiter: Arc<Limiter>,
+    company: CompanyId,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.limiter.with(&self.company, |used| used.running = used.running.saturating_sub(1));
+    }
+}
+
 /// Counts what each company sends.
 #[derive(Debug)]
 pub struct Limiter {
@@ -30,6 +47,8 @@ pub struct Limiter {
 struct Used {
     calls: Window,
     bytes: Window,
+    /// Calls whose body is being read.
+    running: usize,
 }
 
 /// A span of time that begins with the first use.
@@ -62,6 +81,27 @@ impl Limiter {
     fn with<T>(&self, company: &CompanyId, change: impl FnOnce(&mut Used) -> T) -> T {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         change(used.entry(company.clone()).or_default())
+    }
+
+    /// The right to read a body; 429 where the company, or all companies together, have as many under way as they may:
+    /// each takes memory, and an export a thread.
+    pub fn enter(self: &Arc<Self>, clock: &dyn Clock, company: &CompanyId) -> Result<Running, ApiError> {
+        let entered = {
+            let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+            let all: usize = used.values().map(|used| used.running).sum();
+            let own = used.entry(company.clone()).or_default();
+            let entered = all < RUNNING_MAX && own.running < RUNNING_OF_ONE_MAX;
+            own.running += usize::from(entered);
+            entered
+        };
+        if entered {
+            return Ok(Running { limiter: self.clone(), company: company.clone() });
+        }
+        let detail = format!(
+            "{RUNNING_OF_ONE_MAX} calls of a company may bring something at the same time, {RUNNING_MAX} of all; wait \
+             until one has ended"
+        );
+        Err(self.refusal(clock, company, Duration::from_secs(1), detail))
     }
 
     /// Counts a call of a company that is there; 429 where it is one too many.
@@ -186,5 +226,11 @@ mod tests {
         assert_eq!(limiter.bytes(&clock, &a, 1).unwrap_err().retry_after, Some(3540));
         assert_eq!(limiter.call(&clock, &a).unwrap_err().retry_after, Some(3540));
         assert!(limiter.bytes(&clock, &b, 100).is_ok());
+        let limiter = Arc::new(limiter);
+        let running: Vec<_> = (0..RUNNING_OF_ONE_MAX).map(|_| limiter.enter(&clock, &a).unwrap()).collect();
+        assert_eq!(limiter.enter(&clock, &a).err().unwrap().code, "rate_limited");
+        assert!(limiter.enter(&clock, &b).is_ok());
+        drop(running);
+        assert!(limiter.enter(&clock, &a).is_ok());
     }
 }

@@ -113,10 +113,18 @@ impl From<actix::MailboxError> for ApiError {
 #[error("the body broke off")]
 pub struct BrokenOff;
 
+/// A piece of a body, or its end in order. A sender that goes away without it cuts the connection.
+pub enum Piece {
+    /// So much of it.
+    Some(Bytes),
+    /// It is whole.
+    End,
+}
+
 /// What a body is made of.
 enum Content {
     Json(Value),
-    Stream { content_type: &'static str, pieces: mpsc::Receiver<Result<Bytes, BrokenOff>> },
+    Stream { content_type: &'static str, pieces: mpsc::Receiver<Piece> },
 }
 
 /// What a call is answered with.
@@ -140,11 +148,7 @@ impl Answer {
     }
 
     /// A body that comes piece by piece.
-    pub fn stream(
-        status: StatusCode,
-        content_type: &'static str,
-        pieces: mpsc::Receiver<Result<Bytes, BrokenOff>>,
-    ) -> Self {
+    pub fn stream(status: StatusCode, content_type: &'static str, pieces: mpsc::Receiver<Piece>) -> Self {
         Self { status, content: Content::Stream { content_type, pieces }, headers: Vec::new() }
     }
 
@@ -153,9 +157,13 @@ impl Answer {
         let mut reply = match self.content {
             Content::Json(body) => bytes(self.status, "application/json", &body),
             Content::Stream { content_type, pieces } => {
-                let pieces = futures_util::stream::unfold(pieces, |mut pieces| async move {
-                    let piece = pieces.recv().await?;
-                    Some((piece, pieces))
+                let pieces = futures_util::stream::unfold(Some(pieces), |pieces| async move {
+                    let mut open = pieces?;
+                    match open.recv().await {
+                        Some(Piece::Some(bytes)) => Some((Ok(bytes), Some(open))),
+                        Some(Piece::End) => None,
+                        None => Some((Err(BrokenOff), None)),
+                    }
                 });
                 let reply = warp::reply::stream(pieces).into_response();
                 dressed(reply, self.status, content_type)

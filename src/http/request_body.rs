@@ -1,6 +1,8 @@
 //! The body of a request: the rules of contract section 3.1, because one bad line would fail a whole batch.
 
-use serde::Deserialize;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -11,13 +13,87 @@ const MODEL_CHARS_MAX: usize = 128;
 /// Readers of JSON give up at 128, and the line is one deeper than its body.
 const DEPTH_MAX: usize = 100;
 
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct BodyPeek<'a> {
     model: Option<Value>,
     stream: Option<Value>,
     #[serde(borrow)]
     messages: Option<&'a RawValue>,
-    input: Option<Value>,
+    #[serde(borrow)]
+    input: Option<&'a RawValue>,
+    #[serde(borrow)]
+    prompt: Option<&'a RawValue>,
+    max_completion_tokens: Option<Value>,
+    max_tokens: Option<Value>,
+    max_output_tokens: Option<Value>,
+    n: Option<Value>,
+}
+
+/// Any JSON, read to its last escape and kept nowhere: a body of some megabytes would take gigabytes as a tree.
+struct Sound;
+
+impl<'de> Deserialize<'de> for Sound {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for Sound {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self, A::Error> {
+        while seq.next_element::<Self>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self, A::Error> {
+        while map.next_entry::<Self, Self>()?.is_some() {}
+        Ok(self)
+    }
+}
+
+/// The entries of a list, as they stand in the text; none where it is no list.
+fn entries(list: &RawValue) -> Option<Vec<&RawValue>> {
+    serde_json::from_str(list.get()).ok()
+}
+
+fn is_text(value: &RawValue) -> bool {
+    value.get().starts_with('"') && value.get() != "\"\""
+}
+
+/// A list of numbers: one input in tokens.
+fn is_tokens(value: &RawValue) -> bool {
+    entries(value).is_some_and(|tokens| {
+        !tokens.is_empty() && tokens.iter().all(|token| token.get().bytes().all(|byte| byte.is_ascii_digit()))
+    })
 }
 
 /// A body that no provider refuses for its shape.
@@ -43,9 +119,10 @@ pub fn check(endpoint: Endpoint, body: &RawValue) -> Result<Checked, LineError> 
         return Err(invalid(format!("body is nested more than {DEPTH_MAX} deep")));
     }
     // Reading it whole finds what a look at the outline does not: escapes that are no characters, for instance.
-    let whole: Value = serde_json::from_str(text).map_err(|err| invalid(format!("body: {}", place(&err))))?;
+    let _: Sound = serde_json::from_str(text).map_err(|err| invalid(format!("body: {}", place(&err))))?;
     let peek: BodyPeek<'_> =
         serde_json::from_str(text).map_err(|err| invalid(format!("body: {}", place(&err))))?;
+    let output_max = peek.output_max(endpoint);
     let model = match peek.model {
         Some(Value::String(model)) if (1..=MODEL_CHARS_MAX).contains(&model.chars().count()) => model,
         Some(_) => {
@@ -59,63 +136,63 @@ pub fn check(endpoint: Endpoint, body: &RawValue) -> Result<Checked, LineError> 
     let mut inputs = 0;
     match endpoint {
         Endpoint::ChatCompletions => {
-            match peek.messages.map(|raw| serde_json::from_str::<Vec<Value>>(raw.get())) {
-                Some(Ok(messages)) if !messages.is_empty() && messages.iter().all(Value::is_object) => {}
-                Some(_) => {
-                    return Err(invalid("body.messages must be a list of at least one message".to_owned()));
-                }
-                None => return Err(invalid("body.messages is missing".to_owned())),
+            let Some(messages) = peek.messages else {
+                return Err(invalid("body.messages is missing".to_owned()));
+            };
+            let is_object = |message: &&RawValue| message.get().starts_with('{');
+            if !entries(messages)
+                .is_some_and(|messages| !messages.is_empty() && messages.iter().all(is_object))
+            {
+                return Err(invalid("body.messages must be a list of at least one message".to_owned()));
             }
         }
         Endpoint::Responses => match peek.input {
-            None if whole.get("prompt").is_some() => {}
-            Some(Value::String(text)) if !text.is_empty() => {}
-            Some(Value::Array(items)) if !items.is_empty() => {}
+            None if peek.prompt.is_some() => {}
+            None => return Err(invalid("body.input is missing".to_owned())),
+            Some(input) if is_text(input) || entries(input).is_some_and(|items| !items.is_empty()) => {}
             Some(_) => {
                 return Err(invalid("body.input must be a text or a list that is not empty".to_owned()));
             }
-            None => return Err(invalid("body.input is missing".to_owned())),
         },
-        Endpoint::Embeddings => match peek.input {
-            Some(Value::String(text)) if !text.is_empty() => inputs = 1,
-            // A list of numbers is one input in tokens.
-            Some(Value::Array(items)) if !items.is_empty() && items.iter().all(Value::is_u64) => inputs = 1,
-            // The provider takes 2,048, but one line must bring all their vectors home.
-            Some(Value::Array(items)) if (1..=1024).contains(&items.len()) => {
-                let empty = |item: &Value| match item {
-                    Value::String(text) => text.is_empty(),
-                    Value::Array(tokens) => tokens.is_empty() || !tokens.iter().all(Value::is_u64),
-                    Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => true,
-                };
-                if let Some(at) = items.iter().position(empty) {
-                    return Err(invalid(format!(
-                        "body.input[{at}] must be a text, or tokens, and not empty"
-                    )));
-                }
-                inputs = u32::try_from(items.len()).unwrap_or(u32::MAX);
-            }
-            Some(_) => {
-                return Err(invalid("body.input must be a text or a list of 1 to 1,024 inputs".to_owned()));
-            }
-            None => return Err(invalid("body.input is missing".to_owned())),
-        },
+        Endpoint::Embeddings => inputs = count_inputs(peek.input)?,
     }
     // Byte for byte as it came: the order of its keys and the digits of its numbers are the client's.
-    let output_max = output_max(endpoint, &whole);
     Ok(Checked { output_max, inputs, model, body: text.to_owned() })
 }
 
-/// How many tokens all answers to a body may have together, where it says so.
-fn output_max(endpoint: Endpoint, body: &Value) -> Option<u32> {
-    let number = |name: &str| body.get(name).and_then(Value::as_u64);
-    let (one, times) = match endpoint {
-        Endpoint::ChatCompletions => {
-            (number("max_completion_tokens").or_else(|| number("max_tokens"))?, number("n").unwrap_or(1))
+/// How many inputs an embeddings request has.
+fn count_inputs(input: Option<&RawValue>) -> Result<u32, LineError> {
+    let invalid = |detail: String| wrong("invalid_request", detail);
+    let Some(input) = input else { return Err(invalid("body.input is missing".to_owned())) };
+    if is_text(input) || is_tokens(input) {
+        return Ok(1);
+    }
+    match entries(input) {
+        // The provider takes 2,048, but one line must bring all their vectors home.
+        Some(items) if (1..=1024).contains(&items.len()) => {
+            if let Some(at) = items.iter().position(|item| !is_text(item) && !is_tokens(item)) {
+                return Err(invalid(format!("body.input[{at}] must be a text, or tokens, and not empty")));
+            }
+            Ok(u32::try_from(items.len()).unwrap_or(u32::MAX))
         }
-        Endpoint::Responses => (number("max_output_tokens")?, 1),
-        Endpoint::Embeddings => (0, 1),
-    };
-    Some(u32::try_from(one.saturating_mul(times)).unwrap_or(u32::MAX))
+        Some(_) | None => Err(invalid("body.input must be a text or a list of 1 to 1,024 inputs".to_owned())),
+    }
+}
+
+impl BodyPeek<'_> {
+    /// How many tokens all answers to a body may have together, where it says so.
+    fn output_max(&self, endpoint: Endpoint) -> Option<u32> {
+        let number = |value: &Option<Value>| value.as_ref().and_then(Value::as_u64);
+        let (one, times) = match endpoint {
+            Endpoint::ChatCompletions => {
+                let max = number(&self.max_completion_tokens).or_else(|| number(&self.max_tokens))?;
+                (max, number(&self.n).unwrap_or(1))
+            }
+            Endpoint::Responses => (number(&self.max_output_tokens)?, 1),
+            Endpoint::Embeddings => (0, 1),
+        };
+        Some(u32::try_from(one.saturating_mul(times)).unwrap_or(u32::MAX))
+    }
 }
 
 /// How deep objects and lists lie in one another.

@@ -8,7 +8,7 @@ use super::waits::{self, Around, BatchNow, GroupNow, Place, Waiting};
 use crate::actors::{Shared, creator};
 use crate::domain::cut;
 use crate::domain::id::{BatchId, CompanyId, Timestamp};
-use crate::domain::request::{Attempt, Request, RequestStatus};
+use crate::domain::request::{Attempt, FailureClass, Request, RequestStatus};
 use crate::store::StoreError;
 
 /// Lines of a batch's story that are shown: so many from its begin,
@@ -63,9 +63,11 @@ fn attempted(attempt: &Attempt) -> String {
         None => "it has its result".to_owned(),
         Some(failure) => format!("{} ({})", failure, failure.class.label()),
     };
-    match attempt.number {
-        0 => format!("the provider ran nothing: {outcome}"),
-        number => format!("attempt {number}: {outcome}"),
+    match (attempt.number, attempt.failure.as_ref().map(|failure| failure.class)) {
+        // It was run and paid for.
+        (0, Some(FailureClass::Unusable)) => format!("the model is asked once more: {outcome}"),
+        (0, _) => format!("the provider ran nothing: {outcome}"),
+        (number, _) => format!("attempt {number}: {outcome}"),
     }
 }
 
@@ -153,4 +155,21 @@ fn group(shared: &Shared, request: &Request, around: &Around) -> Result<GroupNow
         newcomer: !held.contains_key(&request.group.company),
         out_of_money: creator::out_of_money(reader.affordable(&asked)?, &asked),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::request::Failure;
+
+    #[test]
+    fn an_answer_that_did_not_fit_is_not_told_as_one_that_was_never_given() {
+        let told = |class| {
+            let failure = Some(Failure::new(class, "a_code", "why"));
+            let (batch, at) = (BatchId::from_bytes([0; 16]), Timestamp::from_secs(0));
+            attempted(&Attempt { number: 0, batch, failure, at })
+        };
+        assert!(told(FailureClass::Unusable).starts_with("the model is asked once more: "));
+        assert!(told(FailureClass::Capacity).starts_with("the provider ran nothing: "));
+    }
 }

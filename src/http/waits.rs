@@ -279,7 +279,6 @@ fn no_room(waits: &GroupWaiting, group: &GroupNow, around: &Around) -> Option<Wa
 
 /// There is no room, told by what shut it.
 fn shut(room: &Room, now: Timestamp) -> Waiting {
-    let held = room.reserved.saturating_add(room.enqueued);
     match room.closed {
         Some(closed) if closed.probe.is_some() => Waiting::new(
             For::Room,
@@ -292,9 +291,9 @@ fn shut(room: &Room, now: Timestamp) -> Waiting {
             );
             Waiting::new(For::Room, detail).until(Some(closed.until))
         }
+        // How much of it others hold is not a company's matter.
         Some(_) | None => {
-            let limit = room.limit(now).unwrap_or(0);
-            Waiting::new(For::Room, format!("of about {limit} tokens at the provider {held} are taken"))
+            Waiting::new(For::Room, "the room for tokens of its model at the provider is taken")
         }
     }
 }

@@ -92,7 +92,8 @@ impl StoreReader {
         entries.into_iter().map(|(_, value)| codec::decode(&value)).collect()
     }
 
-    /// At most `limit` members of a batch after `after`, in the order of its input file; without those that were erased.
+    /// At most `limit` members of a batch after `after`, in the order of its input file; without those that
+    /// have left it since: they were erased, or had their result from elsewhere before it was sent.
     pub fn members(
         &self,
         id: BatchId,
@@ -107,7 +108,8 @@ impl StoreReader {
         let end = keys::after_prefix(id.as_bytes());
         loop {
             let entries = self.engine.scan(Tree::Members, &from, end.as_deref(), limit)?;
-            let kept = entries.iter().filter(|(_, fate)| fate != &[Fate::Erased as u8]);
+            let gone = [[Fate::Erased as u8], [Fate::Returned as u8]];
+            let kept = entries.iter().filter(|(_, fate)| !gone.iter().any(|gone| fate == gone));
             let kept: Vec<RequestId> = kept.filter_map(|(key, _)| keys::request_at_end(key)).collect();
             // An empty page means the end, so one of erased members alone is passed over.
             let Some((last, _)) = entries.last().filter(|_| kept.is_empty()) else { return Ok(kept) };

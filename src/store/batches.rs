@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::budgets::Reserved;
 use super::keys::{self, Key, Tree};
 use super::tx::Tx;
 use super::{Store, StoreError};
@@ -362,9 +363,13 @@ fn cut_chunk(tx: &mut Tx<'_>, id: BatchId, revision: Revision, limits: &Limits) 
             done = true;
             break;
         }
-        if !budgets::reserve(tx, &mut batch, &room, &request)? {
-            done = true;
-            break;
+        match budgets::reserve(tx, &mut batch, &room, &request)? {
+            Reserved::Yes => {}
+            Reserved::TooDear => continue,
+            Reserved::Not => {
+                done = true;
+                break;
+            }
         }
         batch.members_max = members_max;
         requests::dequeue(tx, &request)?;
@@ -372,6 +377,8 @@ fn cut_chunk(tx: &mut Tx<'_>, id: BatchId, revision: Revision, limits: &Limits) 
         rooms::reserve(tx, &mut batch, tokens)?;
         moved += 1;
     }
+    // All that were looked at were passed over: what lies behind them has its turn with the next batch.
+    done |= moved == 0;
     done |= batch.counts.members >= batch.members_max.unwrap_or(limits.requests_max).min(limits.requests_max);
     if moved > 0 {
         save(tx, &mut batch)?;

@@ -31,28 +31,40 @@ fn estimate(batch: &Batch, room: &Room, request: &Request) -> Option<u64> {
     Some(rates.estimate(room.corrected(u64::from(request.estimated_tokens)), room.output(request.output_max)))
 }
 
-/// Whether the company's month has room for one more request of a batch, which is set aside.
+/// Whether a request may be cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reserved {
+    /// What it is thought to cost is set aside.
+    Yes,
+    /// The month has no room for it now.
+    Not,
+    /// It costs more than a whole month may: it is passed over, so that those behind it are not held up.
+    TooDear,
+}
+
+/// Sets aside what one more request of a batch is thought to cost, if the company's month has room for it.
 pub(super) fn reserve(
     tx: &mut Tx<'_>,
     batch: &mut Batch,
     room: &Room,
     request: &Request,
-) -> Result<bool, StoreError> {
+) -> Result<Reserved, StoreError> {
     let company: Option<Company> =
         tx.read(Tree::Companies, &Key::new().company(&batch.group.company).done())?;
     let limit = company.and_then(|company| company.budget_micros);
     let money: Money = tx.read(Tree::Budgets, &key_of(batch))?.unwrap_or_default();
     let cost = estimate(batch, room, request);
-    let allowed = match (limit, cost) {
-        (None, _) => true,
-        (Some(_), None) => false,
-        (Some(limit), Some(cost)) => money.allows(cost, limit),
-    };
-    if let (true, Some(cost)) = (allowed, cost.filter(|cost| *cost > 0)) {
+    match (limit, cost) {
+        (Some(_), None) => return Ok(Reserved::Not),
+        (Some(limit), Some(cost)) if cost > limit => return Ok(Reserved::TooDear),
+        (Some(limit), Some(cost)) if !money.allows(cost, limit) => return Ok(Reserved::Not),
+        (None | Some(_), _) => {}
+    }
+    if let Some(cost) = cost.filter(|cost| *cost > 0) {
         batch.purse.reserved = batch.purse.reserved.saturating_add(cost);
         change(tx, batch, |money| money.reserved = money.reserved.saturating_add(cost))?;
     }
-    Ok(allowed)
+    Ok(Reserved::Yes)
 }
 
 /// Books what a line cost: no longer set aside, as far as it was.
@@ -114,14 +126,22 @@ impl StoreReader {
         };
         let prefix = Key::new().group(&batch.group).done();
         let end = keys::after_prefix(&prefix);
-        let first = self.engine.scan(Tree::Pending, &prefix, end.as_deref(), 1)?;
-        let Some(id) = first.first().and_then(|(key, _)| keys::request_at_end(key)) else {
-            return Ok(Affordable::Yes);
-        };
-        let Some(request) = self.request(id)? else { return Ok(Affordable::Yes) };
-        let Some(next) = estimate(batch, &self.room(batch)?, &request) else {
-            return Ok(Affordable::NoPrice);
-        };
+        let mut next = None;
+        // As the cut does, which looks at as many at once.
+        for (key, _) in self.engine.scan(Tree::Pending, &prefix, end.as_deref(), super::batches::CHUNK)? {
+            let Some(request) = keys::request_at_end(&key).map(|id| self.request(id)).transpose()?.flatten()
+            else {
+                continue;
+            };
+            let Some(cost) = estimate(batch, &self.room(batch)?, &request) else {
+                return Ok(Affordable::NoPrice);
+            };
+            next = Some(cost);
+            if cost <= limit {
+                break;
+            }
+        }
+        let Some(next) = next else { return Ok(Affordable::Yes) };
         let money = self.money(&batch.group.company, batch.purse.month)?;
         Ok(if money.allows(next, limit) { Affordable::Yes } else { Affordable::Spent { limit, money, next } })
     }

@@ -200,7 +200,14 @@ fn complete(
 fn leave(tx: &mut Tx<'_>, batch: BatchId, request: RequestId) -> Result<(), StoreError> {
     let Some(mut other) = tx.read::<Batch>(Tree::Batches, batch.as_bytes())? else { return Ok(()) };
     if tx.has(Tree::Outstanding, &keys::member(batch, request))? {
-        settle(tx, &mut other, request, Fate::Completed);
+        if other.state.is_unsent() {
+            // Its line is left out of the file that is still to be sent: it would be bought again.
+            let line_bytes = requests::load(tx, request)?.line_bytes;
+            other.input_bytes = other.input_bytes.saturating_sub(u64::from(line_bytes));
+            settle(tx, &mut other, request, Fate::Returned);
+        } else {
+            settle(tx, &mut other, request, Fate::Completed);
+        }
         // Its revision stays: its actor has read nothing of what changes here.
         tx.write(Tree::Batches, batch.as_bytes().to_vec(), &other)?;
     }

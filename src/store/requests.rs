@@ -193,7 +193,9 @@ fn accept(tx: &mut Tx<'_>, new: NewRequest, now: Timestamp) -> Result<Accepted, 
         });
     }
     if let Some(key) = key {
-        let known = KnownKey { request: new.id, content_hash: new.content_hash, at: now };
+        // A clock that was set back a little must not make a line older than its key.
+        let at = since.map_or(now, |since| since.max(now));
+        let known = KnownKey { request: new.id, content_hash: new.content_hash, at };
         tx.write(Tree::ClientKeys, key, &known)?;
     }
     insert(tx, new, now).map(Accepted::New)

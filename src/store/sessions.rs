@@ -139,7 +139,11 @@ fn accept(tx: &mut Tx<'_>, new: SessionIn, now: Timestamp) -> Result<SessionTake
         None => {}
     }
     // A transcript that cannot be had today does not undo the one that was had before.
-    let changed = new.messages.filter(|_| session.version == 0 || session.content_hash != new.content_hash);
+    // Nor does an export that names no transcript at all undo what came another way.
+    let changed = new.messages.filter(|messages| {
+        let none = messages.is_empty() && session.message_count > 0;
+        session.version == 0 || (session.content_hash != new.content_hash && !none)
+    });
     let taken = match (changed, updated) {
         (Some(messages), _) => {
             add_version(tx, &mut session, messages, new.content_hash, new.settles_at, now)?;

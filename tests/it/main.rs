@@ -18,6 +18,7 @@ mod creating;
 mod damage;
 mod disk;
 mod disk_faults;
+mod docs;
 mod drain;
 mod erasing;
 mod exports;
