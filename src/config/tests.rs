@@ -299,6 +299,24 @@ fn companies_and_imports_are_read() {
 }
 
 #[test]
+fn what_is_kept_how_long_is_said_for_all_or_for_a_company() {
+    use crate::domain::retention::{Keep, Retention};
+    assert!(good("").retention.is_silent());
+    let text = "[retention]\ncomplete = \"90d\"\nfailed = \"never\"\n[[companies]]\nid = \"a\"\n\
+        [[companies]]\nid = \"b\"\nretention_sessions = \"12h\"\n";
+    let settings = good(text);
+    let hours = |hours: u64| Some(Keep::For { seconds: hours * 3600 });
+    let general = Retention { complete: hours(90 * 24), failed: Some(Keep::Always), sessions: None };
+    assert_eq!(settings.retention, general);
+    let says: Vec<_> = settings.companies.iter().map(|company| company.says.retention).collect();
+    assert_eq!(says, [None, Some(Retention { sessions: hours(12), ..Retention::default() })]);
+    let wrong = error("[retention]\nsessions = \"soon\"\n", &[], &[]);
+    assert!(wrong.remedy.contains("\"90d\""), "{wrong:?}");
+    let wrong = error("[[companies]]\nid = \"a\"\nretention_complete = 90\n", &[], &[]);
+    assert_eq!(wrong.key, "companies[0].retention_complete");
+}
+
+#[test]
 fn companies_that_cannot_be_told_apart_and_imports_for_nobody_are_errors() {
     let err = error("[[companies]]\nid = \"a\"\n[[companies]]\nid = \"a\"\n", &[], &[]);
     assert!(err.key == "companies[1].id" && err.problem.contains("twice"), "{err}");
