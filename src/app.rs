@@ -450,6 +450,7 @@ fn share(
             .iter()
             .map(|import| source(import).map(Arc::new))
             .collect::<Result<_, _>>()?,
+        retention: settings.retention,
         fetching: transcripts::Bounds {
             timeout: settings.fetch.timeout,
             export_bytes_max: settings.fetch.max_export_size,

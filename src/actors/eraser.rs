@@ -9,16 +9,17 @@ use std::time::Duration;
 
 use actix::prelude::*;
 
+use super::aging::{self, Aging, Place};
 use super::effects;
 use super::finding::{self, read};
 use super::registry::{CancelOf, GiveBack, Registry, blocking};
-use super::{Shared, alone, every};
+use super::{Shared, alone, every, later};
 use crate::domain::batch::{Batch, Cancel, Then};
 use crate::domain::erasure::{Erasure, ErasureState, Subject};
 use crate::domain::id::{BatchId, ErasureId, Timestamp};
 use crate::domain::request::{Failure, FailureClass};
 use crate::provider::ProviderError;
-use crate::store::StoreError;
+use crate::store::{Removed, StoreError};
 
 /// How often it looks whether it can go on.
 const EVERY: Duration = Duration::from_secs(5);
@@ -31,6 +32,15 @@ const SKEW: Duration = Duration::from_secs(24 * 3600);
 /// Compactions are so far apart at the least: each copies the whole store.
 const COMPACTED_EVERY: Duration = Duration::from_secs(3600);
 
+/// How often it goes through what is old enough to be removed.
+const AGING_EVERY: Duration = Duration::from_secs(3600);
+/// So long after the start it does for the first time.
+const AGING_FIRST: Duration = Duration::from_secs(60);
+/// So long others have their turn between two pieces of that.
+const AGING_PAUSE: Duration = Duration::from_secs(1);
+/// It looks again so long after something stood in the way.
+const AGING_HELD_FOR: Duration = Duration::from_secs(60);
+
 /// Erases.
 pub struct Eraser {
     shared: Arc<Shared>,
@@ -38,12 +48,13 @@ pub struct Eraser {
     busy: bool,
     /// When the store was compacted last, on the monotonic clock.
     compacted: Option<u64>,
+    aging: Aging,
 }
 
 impl Eraser {
     /// An eraser that has `registry` end the batches in its way.
-    pub const fn new(shared: Arc<Shared>, registry: Addr<Registry>) -> Self {
-        Self { shared, registry, busy: false, compacted: None }
+    pub fn new(shared: Arc<Shared>, registry: Addr<Registry>) -> Self {
+        Self { shared, registry, busy: false, compacted: None, aging: Aging::default() }
     }
 
     fn look(&mut self, compact: bool, ctx: &mut Context<Self>) {
@@ -67,12 +78,58 @@ impl Eraser {
     }
 }
 
+impl Eraser {
+    /// Begins to go through what is old enough, unless that is still under way.
+    fn age(&mut self, ctx: &mut Context<Self>) {
+        if !self.aging.running {
+            self.aging.running = true;
+            self.aging.began_at = Some(self.shared.clock.now());
+            self.age_on(Place::default(), ctx);
+        }
+    }
+
+    fn age_on(&mut self, place: Place, ctx: &mut Context<Self>) {
+        // What a store in doubt says of ages is not to be believed, either.
+        if self.shared.condition.intake_stopped().is_some() || self.shared.store.doubt().is_some() {
+            later(ctx, &self.shared.clock, AGING_HELD_FOR, move |this, ctx| this.age_on(place, ctx));
+            return;
+        }
+        let shared = self.shared.clone();
+        let piece = async move { alone(aging::piece(&shared, place)).await };
+        ctx.spawn(piece.into_actor(self).map(|gone, this, ctx| match gone {
+            Ok((removed, next)) => {
+                this.aging.add(removed);
+                if removed != Removed::default() {
+                    let Removed { requests, sessions } = removed;
+                    tracing::info!(requests, sessions, "{requests} requests and {sessions} sessions were removed for their age");
+                }
+                match next {
+                    Some(place) => {
+                        later(ctx, &this.shared.clock, AGING_PAUSE, move |this, ctx| this.age_on(place, ctx));
+                    }
+                    None => {
+                        this.aging.running = false;
+                        this.aging.ended_at = Some(this.shared.clock.now());
+                    }
+                }
+            }
+            Err(err) => {
+                this.aging.running = false;
+                tracing::error!(error = %err, "the removal by age could not go on; trying again within the hour");
+            }
+        }));
+    }
+}
+
 impl Actor for Eraser {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         self.look(false, ctx);
         every(ctx, &self.shared.clock, EVERY, |this, ctx| this.look(false, ctx));
+        // Not only an hour later: a process may be started anew more often than that.
+        later(ctx, &self.shared.clock, AGING_FIRST, Self::age);
+        every(ctx, &self.shared.clock, AGING_EVERY, Self::age);
     }
 }
 
@@ -89,6 +146,19 @@ impl Handler<Look> for Eraser {
 
     fn handle(&mut self, Look { compact }: Look, ctx: &mut Context<Self>) {
         self.look(compact, ctx);
+    }
+}
+
+/// Asks how the removal by age does.
+#[derive(Message)]
+#[rtype(result = "Aging")]
+pub struct HowAging;
+
+impl Handler<HowAging> for Eraser {
+    type Result = MessageResult<HowAging>;
+
+    fn handle(&mut self, _: HowAging, _: &mut Context<Self>) -> Self::Result {
+        MessageResult(self.aging)
     }
 }
 

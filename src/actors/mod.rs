@@ -18,6 +18,7 @@
 //! A message lives in the file of the actor that handles it.
 
 pub mod account;
+pub mod aging;
 pub mod batch;
 pub mod creator;
 pub mod deliverer;
@@ -53,6 +54,7 @@ use crate::disk::Disk;
 use crate::domain::batch::{Credentials, ProviderIdentity};
 use crate::domain::cut::{self, Limits};
 use crate::domain::price::PriceTable;
+use crate::domain::retention::Retention;
 use crate::domain::{retry, step};
 use crate::fetch::Fetcher;
 use crate::panics;
@@ -168,6 +170,8 @@ pub struct Shared {
     pub repair_rounds: u32,
     /// The exports that are read again and again.
     pub sources: Vec<Arc<importer::Source>>,
+    /// How long what has ended is kept, for companies that say nothing else.
+    pub retention: Retention,
     /// Bounds of what is fetched for them.
     pub fetching: transcripts::Bounds,
 }

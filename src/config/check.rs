@@ -12,6 +12,7 @@ use super::{
     Analysis, Creation, Data, Fetch, Import, Ingest, Listed, Log, Polling, Provider, ProviderKind, Retry,
     Secret, Server, Settings, Simulator, Submission, lists,
 };
+use crate::domain::retention::Retention;
 use crate::fetch::Guard;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -122,6 +123,7 @@ pub(super) fn settings(raw: Raw, env: &dyn Fn(&str) -> Option<String>) -> Result
     let import = check.get("import.time_zone", values::time_zone).map(|time_zone| Import { time_zone });
     let ingest = ingest(&mut check);
     let fetch = fetch(&mut check);
+    let retention = retention(&mut check);
     let simulator = simulator(&mut check);
     let level = check.get("log.level", values::log_level);
     let format = check.get("log.format", values::log_format);
@@ -149,6 +151,7 @@ pub(super) fn settings(raw: Raw, env: &dyn Fn(&str) -> Option<String>) -> Result
             import: import?,
             ingest: ingest?,
             fetch: fetch?,
+            retention: retention?,
             simulator: simulator?,
             log: Log { level: level?, format: format? },
             companies,
@@ -329,6 +332,13 @@ fn fetch(check: &mut Check) -> Option<Fetch> {
         max_transcript_size: max_transcript_size?,
         attempts: attempts?,
     })
+}
+
+fn retention(check: &mut Check) -> Option<Retention> {
+    let complete = check.optional("retention.complete", values::keep);
+    let failed = check.optional("retention.failed", values::keep);
+    let sessions = check.optional("retention.sessions", values::keep);
+    Some(Retention { complete: complete?, failed: failed?, sessions: sessions? })
 }
 
 fn simulator(check: &mut Check) -> Option<Simulator> {

@@ -3,7 +3,7 @@
 use super::error::Problem;
 
 /// Every single key with its default, written as a file would have it; none where it may be left out.
-pub(super) const KEYS: [(&str, Option<&str>); 41] = [
+pub(super) const KEYS: [(&str, Option<&str>); 44] = [
     ("server.bind", Some("127.0.0.1:8080")),
     ("data.path", Some("data")),
     ("data.free_space_floor", Some("256MB")),
@@ -37,6 +37,9 @@ pub(super) const KEYS: [(&str, Option<&str>); 41] = [
     ("fetch.max_export_size", Some("1GB")),
     ("fetch.max_transcript_size", Some("8MB")),
     ("fetch.attempts", Some("12")),
+    ("retention.complete", None),
+    ("retention.failed", None),
+    ("retention.sessions", None),
     ("simulator.turnaround", Some("10s")),
     ("simulator.faults", None),
     ("simulator.token_limit", None),
@@ -48,7 +51,16 @@ pub(super) const KEYS: [(&str, Option<&str>); 41] = [
     ("prices.models", None),
 ];
 
-pub(super) const COMPANY_KEYS: [&str; 5] = ["id", "name", "model", "suspended", "monthly_budget"];
+pub(super) const COMPANY_KEYS: [&str; 8] = [
+    "id",
+    "name",
+    "model",
+    "suspended",
+    "monthly_budget",
+    "retention_complete",
+    "retention_failed",
+    "retention_sessions",
+];
 pub(super) const IMPORT_KEYS: [&str; 8] = [
     "company",
     "csv",

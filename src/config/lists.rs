@@ -14,6 +14,7 @@ use super::{ImportSource, Location, Secret};
 use crate::domain::company::{Company, CompanyChange, ConfiguredCompany};
 use crate::domain::id::CompanyId;
 use crate::domain::price::{LongContext, ModelPrice, PriceTable, Rates};
+use crate::domain::retention::Retention;
 use crate::fetch::{Guard, Url};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -76,6 +77,8 @@ pub(super) fn companies(
         let model = optional(check, &path, item, "model", values::model);
         let suspended = optional(check, &path, item, "suspended", values::truth);
         let budget = optional(check, &path, item, "monthly_budget", values::money);
+        let mut keep = |name| optional(check, &path, item, name, values::keep);
+        let kept = (keep("retention_complete"), keep("retention_failed"), keep("retention_sessions"));
         let Some(id) = id else { continue };
         if companies.iter().any(|(other, _)| *other == id) {
             let problem =
@@ -86,7 +89,9 @@ pub(super) fn companies(
         let company = (|| {
             // The default counts as said: who changes it means all companies that name no model.
             let model = model?.or_else(|| model_default.map(str::to_owned))?;
+            let retention = Retention { complete: kept.0?, failed: kept.1?, sessions: kept.2? };
             let says = CompanyChange {
+                retention: Some(retention).filter(|retention| !retention.is_silent()),
                 name: name?,
                 model: Some(model.clone()),
                 suspended: suspended?,
@@ -98,6 +103,7 @@ pub(super) fn companies(
                 model,
                 suspended: false,
                 budget_micros: None,
+                retention: Default::default(),
             };
             Some(ConfiguredCompany { new: says.clone().made_to(new), says })
         })();

@@ -25,6 +25,7 @@ use jiff::tz::TimeZone;
 use crate::domain::company::ConfiguredCompany;
 use crate::domain::id::CompanyId;
 use crate::domain::price::PriceTable;
+use crate::domain::retention::Retention;
 
 pub use error::{ConfigError, ConfigErrors, Origin};
 pub use secret::Secret;
@@ -59,6 +60,8 @@ pub struct Settings {
     pub ingest: Ingest,
     /// `[fetch]`
     pub fetch: Fetch,
+    /// How long what has ended is kept.
+    pub retention: Retention,
     /// `[simulator]`
     pub simulator: Simulator,
     /// `[log]`

@@ -10,6 +10,7 @@ use jiff::tz::TimeZone;
 use super::error::Problem;
 use super::{Location, LogFormat, LogLevel, ProviderKind};
 use crate::domain::price::parse_decimal;
+use crate::domain::retention::Keep;
 use crate::fetch::{Guard, Url};
 
 /// A value as a file, a variable or a flag gives it.
@@ -137,6 +138,15 @@ pub(super) fn duration(min: Duration) -> impl Fn(&Scalar) -> Parsed<Duration> {
             None => wrong(value, "a span of time", "write it like \"30s\", \"10m\" or \"1h 30m\""),
         }
     }
+}
+
+/// How long something is kept.
+pub(super) fn keep(value: &Scalar) -> Parsed<Keep> {
+    match value {
+        Scalar::Text(text) => text.parse().ok(),
+        Scalar::Number(_) | Scalar::Truth(_) | Scalar::List(_) | Scalar::Other(_) => None,
+    }
+    .map_or_else(|| wrong(value, "a time to keep something", format!("write {}", Keep::EXPECTED)), Ok)
 }
 
 /// Bytes, from `min` to `max`.

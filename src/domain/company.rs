@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::id::CompanyId;
+use super::retention::Retention;
 
 /// A tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +18,8 @@ pub struct Company {
     pub suspended: bool,
     /// What it may spend in a calendar month (UTC), in millionths of the price table's currency; none for no limit.
     pub budget_micros: Option<u64>,
+    /// How long what has ended is kept; what it does not say is as for all.
+    pub retention: Retention,
 }
 
 /// What is to be another way at a company; what is none stays.
@@ -30,6 +33,8 @@ pub struct CompanyChange {
     pub suspended: Option<bool>,
     /// What it may spend in a month.
     pub budget_micros: Option<u64>,
+    /// How long what has ended is kept, as a whole.
+    pub retention: Option<Retention>,
 }
 
 impl CompanyChange {
@@ -40,6 +45,7 @@ impl CompanyChange {
             model: self.model.unwrap_or(company.model),
             suspended: self.suspended.unwrap_or(company.suspended),
             budget_micros: self.budget_micros.or(company.budget_micros),
+            retention: self.retention.unwrap_or(company.retention),
             ..company
         }
     }

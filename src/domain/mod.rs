@@ -12,6 +12,7 @@ pub mod event;
 pub mod id;
 pub mod price;
 pub mod request;
+pub mod retention;
 pub mod retry;
 pub mod room;
 pub mod session;

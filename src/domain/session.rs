@@ -113,10 +113,12 @@ pub enum SessionState {
     Analysed,
     /// The request for the current version failed.
     AnalysisFailed,
+    /// It was removed for its age. By what is left of it the same session is known when it comes again.
+    Expired,
 }
 
 impl SessionState {
-    /// All of them, in the order of their life.
+    /// Those that are listed, in the order of their life.
     pub const ALL: [Self; 6] = [
         Self::Empty,
         Self::TranscriptMissing,
@@ -135,6 +137,7 @@ impl SessionState {
             Self::Requested => "requested",
             Self::Analysed => "analysed",
             Self::AnalysisFailed => "analysis_failed",
+            Self::Expired => "expired",
         }
     }
 }

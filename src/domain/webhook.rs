@@ -331,6 +331,18 @@ pub struct FinishedRequest {
     pub error_class: Option<FailureClass>,
 }
 
+/// The field of [`FinishedRequest::client_id`].
+pub const CLIENT_ID: &str = "clientId";
+/// The field of [`FinishedRequest::external_id`].
+pub const EXTERNAL_ID: &str = "externalId";
+
+impl FinishedRequest {
+    /// The same without the words of clients and exports.
+    pub fn nameless(&self) -> Self {
+        Self { client_id: None, external_id: None, ..self.clone() }
+    }
+}
+
 fn as_text<T: std::fmt::Display, S: serde::Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
 }

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use warp::http::StatusCode;
 
 use super::reply::ApiError;
+use super::retention::RetentionBody;
 use super::{Api, blocking, read_json, takes_in, unknown_company, view};
 use crate::domain::company::{Company, CompanyChange};
 use crate::domain::id::CompanyId;
@@ -26,6 +27,7 @@ struct ChangeBody {
     name: Option<String>,
     model: Option<String>,
     suspended: Option<bool>,
+    retention: Option<RetentionBody>,
 }
 
 /// `POST /api/admin/legacy/companies`
@@ -41,6 +43,7 @@ pub async fn create(api: &Api, body: &[u8]) -> Result<(StatusCode, Value), ApiEr
         suspended: false,
         budget_micros: None,
         id: id.clone(),
+        retention: Default::default(),
     };
     if !api.shared.store.create_company(company.clone()).await? {
         let detail = format!("there is a company {:?} already; change it with PUT", id.as_str());
@@ -64,13 +67,17 @@ pub async fn show(api: &Api, id: &str) -> Result<Value, ApiError> {
 
 /// `PUT /api/admin/legacy/companies/{id}`: what is left out stays.
 pub async fn change(api: &Api, id: &str, body: &[u8]) -> Result<Value, ApiError> {
-    let body: ChangeBody = read_json(body, "{\"name\"?: \"…\", \"model\"?: \"…\", \"suspended\"?: true}")?;
+    let body: ChangeBody = read_json(
+        body,
+        "{\"name\"?: \"…\", \"model\"?: \"…\", \"suspended\"?: true, \"retention\"?: {\"complete\"?: \"90d\"}}",
+    )?;
     let change = CompanyChange {
         // It has a call of its own.
         budget_micros: None,
         name: text("name", body.name)?,
         model: text("model", body.model)?,
         suspended: body.suspended,
+        retention: body.retention.map(RetentionBody::read).transpose()?,
     };
     store(api, id, change).await
 }

@@ -25,6 +25,7 @@ mod query;
 mod reply;
 mod request_body;
 mod results;
+mod retention;
 mod sources;
 #[doc(hidden)]
 pub mod table;
@@ -305,6 +306,7 @@ impl Call {
             }
             Route::Erasures => erasures::list(api, &query).await?,
             Route::Erasure => erasures::show(api, id).await?,
+            Route::Retention => retention::show(api).await?,
             Route::RevokeAdminKey => keys::revoke(api, None, id).await?,
         };
         Ok((StatusCode::OK, shown).into())

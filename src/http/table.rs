@@ -67,6 +67,7 @@ pub enum Route {
     EraseCompany,
     Erasures,
     Erasure,
+    Retention,
 }
 
 impl Route {
@@ -207,6 +208,7 @@ pub static TABLE: &[Entry] = &[
     entry("POST", "/api/admin/legacy/companies/{id}/erase", Access::Write, Route::EraseCompany),
     entry("GET", "/api/admin/legacy/erasures", Access::Read, Route::Erasures),
     entry("GET", "/api/admin/legacy/erasures/{id}", Access::Read, Route::Erasure),
+    entry("GET", "/api/admin/legacy/retention", Access::Read, Route::Retention),
 ];
 
 /// The texts that stand where a path has braces.

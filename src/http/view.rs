@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::retention;
 use crate::domain::batch::{Batch, Origin};
 use crate::domain::company::Company;
 use crate::domain::id::Timestamp;
@@ -165,6 +166,7 @@ pub fn company(company: &Company, counts: [u64; 4]) -> Value {
         "model": company.model,
         "suspended": company.suspended,
         "budgetMicros": company.budget_micros,
+        "retention": retention::view(&company.retention),
         "summary": summary(counts),
     })
 }

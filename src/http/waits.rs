@@ -183,7 +183,8 @@ pub fn of_session(session: &Session) -> Option<Waiting> {
         | SessionState::TranscriptMissing
         | SessionState::Requested
         | SessionState::Analysed
-        | SessionState::AnalysisFailed => None,
+        | SessionState::AnalysisFailed
+        | SessionState::Expired => None,
     }
 }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::batches::Fate;
 use super::keys::{self, Key, Tree};
 use super::tx::Tx;
-use super::{Store, StoreError, StoreReader, codec, outcomes, requests, sessions, tokens};
+use super::{Store, StoreError, StoreReader, codec, outcomes, requests, sessions, sources, tokens, webhooks};
 use crate::domain::batch::Batch;
 use crate::domain::company::Company;
 use crate::domain::erasure::{Erasure, ErasureState, Subject};
@@ -237,9 +237,10 @@ fn company_chunk(
         tokens::forget(tx, &token);
         chunk.moved = true;
     }
-    for (key, _) in tx.scan_prefix(Tree::ClientKeys, &prefix, CLIENT_KEYS)? {
-        tx.remove(Tree::ClientKeys, key);
+    if requests::forget_keys_of(tx, company, CLIENT_KEYS, now)? > 0 || webhooks::remove_of(tx, company, now)?
+    {
         chunk.moved = true;
+        return Ok(chunk);
     }
     for (_, value) in tx.scan_prefix(Tree::SessionKeys, &prefix, SESSIONS)? {
         let id: SessionId = codec::decode(&value)?;
@@ -248,6 +249,10 @@ fn company_chunk(
             erasure.sessions += 1;
         }
         chunk.moved = true;
+    }
+    // Behind the sessions: a fetch that goes is taken off the counts of its source.
+    if !chunk.moved {
+        chunk.moved = sources::remove_of(tx, company, CLIENT_KEYS)? > 0;
     }
     for (key, value) in tx.scan_prefix(Tree::Tombstones, &prefix, CLIENT_KEYS)? {
         // Its own stays, and says for all of them that nothing comes again.
@@ -395,5 +400,135 @@ impl StoreReader {
         let entries = self.engine.scan(Tree::Erasing, &from, end.as_deref(), limit)?;
         let batch = |key: &[u8]| key.last_chunk::<16>().map(|batch| BatchId::from_bytes(*batch));
         Ok(entries.iter().filter_map(|(key, _)| batch(key)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::domain::id::{EventId, WebhookId};
+    use crate::domain::request::{Endpoint, Group, Source};
+    use crate::domain::session::SessionFacts;
+    use crate::domain::source::{ReadOutcome, SourceId, TranscriptAt};
+    use crate::domain::webhook::EventKind;
+    use crate::domain::webhook::signature::SigningSecret;
+    use crate::store::{ClientKey, NewRequest, Reading, SessionIn, WebhookChange};
+
+    const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+    const SOURCE: SourceId = SourceId::from_bytes([7; 16]);
+
+    fn company(id: &str) -> CompanyId {
+        id.parse().unwrap()
+    }
+
+    fn reading() -> Reading {
+        Reading { outcome: ReadOutcome::Unchanged, error: None, whole: None, next_at: START }
+    }
+
+    async fn webhook(store: &Store, of: &str, number: u8) {
+        let change = WebhookChange {
+            url: "https://example.com/".to_owned(),
+            events: vec![EventKind::RequestFinished],
+            description: None,
+            enabled: true,
+        };
+        let (id, secret) =
+            (WebhookId::from_bytes([number; 16]), SigningSecret::new([1; SigningSecret::BYTES]));
+        store.make_webhook(company(of), id, secret, change, START).await.unwrap();
+        for event in 0..3 {
+            let event = EventId::from_bytes([number * 16 + event; 16]);
+            store.test_webhook(company(of), id, event, START).await.unwrap().unwrap();
+        }
+    }
+
+    async fn request(store: &Store, of: &str, number: u8, key: &str, now: Timestamp) {
+        let request = NewRequest {
+            id: RequestId::from_bytes([number; 16]),
+            group: Group {
+                company: company(of),
+                endpoint: Endpoint::ChatCompletions,
+                model: "gpt-4o-mini".to_owned(),
+            },
+            source: Source::Generic { client_id: None },
+            key: Some(ClientKey::Line { idempotency_key: key.to_owned(), line: 1 }),
+            content_hash: [0; 32],
+            body: Some("{}".to_owned()),
+            line_bytes: 1,
+            line_crc: 1,
+            estimated_tokens: 1,
+            output_max: None,
+            inputs: 0,
+            metadata: None,
+            priority: 0,
+            not_before: None,
+        };
+        store.accept_requests(vec![request], now).await.unwrap();
+    }
+
+    async fn session(store: &Store, of: &str, number: u8) {
+        let session = SessionIn {
+            company: company(of),
+            external_id: "chat".to_owned(),
+            id: SessionId::from_bytes([number; 16]),
+            facts: SessionFacts::default(),
+            messages: None,
+            content_hash: [0; 32],
+            settles_at: START,
+            fetch: Some(TranscriptAt { source: SOURCE, url: "u".to_owned(), host: [1; 8] }),
+        };
+        store.accept_sessions(vec![session], START).await.unwrap();
+    }
+
+    /// How many entries each tree has, but for those of an erasure itself and of what is kept.
+    fn entries(store: &Store) -> Vec<(&'static str, usize)> {
+        let kept = [Tree::Meta, Tree::Erasures, Tree::Erasing, Tree::Tombstones, Tree::Gone, Tree::Counters];
+        let trees = Tree::ALL.iter().filter(|tree| !kept.contains(tree));
+        trees
+            .map(|tree| (tree.name(), store.reader().engine.scan(*tree, &[], None, 999).unwrap().len()))
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn a_company_leaves_nothing_in_any_tree_and_its_neighbour_everything() {
+        let store = Store::in_memory(Uuid::nil()).await.unwrap();
+        let later = START.plus(Duration::from_secs(25 * 3600));
+        let fill = async |of: &str, number: u8| {
+            webhook(&store, of, number).await;
+            session(&store, of, number).await;
+            store.note_reading(company(of), SOURCE, reading(), START).await.unwrap();
+            // A key that is used anew after its day leaves an end behind that nobody has come for.
+            request(&store, of, number, "key", START).await;
+            request(&store, of, number + 100, "key", later).await;
+        };
+        let company_of = |id: &str| Company {
+            id: company(id),
+            name: id.to_owned(),
+            model: "gpt-4o-mini".to_owned(),
+            suspended: false,
+            budget_micros: None,
+            retention: Default::default(),
+        };
+        store.put_companies(vec![company_of("stays")]).await.unwrap();
+        fill("stays", 1).await;
+        while store.forget_keys(later).await.unwrap() > 0 {}
+        let before = entries(&store);
+        store.put_companies(vec![company_of("goes")]).await.unwrap();
+        fill("goes", 2).await;
+        let id = ErasureId::from_bytes([9; 16]);
+        store.erase_company(company("goes"), id, "a test".to_owned(), later).await.unwrap().unwrap();
+        for _ in 0..99 {
+            let chunk = store.erase_chunk(id, later).await.unwrap();
+            assert_eq!(store.verify().await.unwrap().violations, []);
+            if chunk.gone {
+                break;
+            }
+        }
+        assert_eq!(entries(&store), before);
+        // What was under way when the company went comes too late.
+        store.note_reading(company("goes"), SOURCE, reading(), later).await.unwrap();
+        session(&store, "goes", 3).await;
+        assert_eq!(entries(&store), before);
     }
 }

@@ -4,6 +4,7 @@
 //! synced, so a reply that rests on it survives a power cut.
 
 mod adoption;
+mod aging;
 mod anchor;
 mod batch_views;
 mod batches;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+pub use aging::{Aged, Removed};
 pub use batches::{AppliedLine, Closed, Cut, GroupWaiting, Repair, StoryLine};
 pub use committer::{OnFatal, Standing};
 pub use erasing::ErasedChunk;

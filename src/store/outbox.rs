@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
 
@@ -18,7 +19,8 @@ use crate::domain::id::{CompanyId, DeliveryId, EventId, Timestamp, WebhookId};
 use crate::domain::request::{Request, Source};
 use crate::domain::session::Session;
 use crate::domain::webhook::{
-    self, Answer, BUNDLE_MAX, Delivery, DeliveryState, EventKind, FinishedRequest, Standing, Try, Webhook,
+    self, Answer, BUNDLE_MAX, CLIENT_ID, Delivery, DeliveryState, EXTERNAL_ID, EventKind, FinishedRequest,
+    Standing, Try, Webhook,
 };
 
 /// Deliveries that may wait for one webhook; of more the oldest are dropped. Few in tests, so that it happens.
@@ -96,14 +98,18 @@ impl Finished {
     /// Stores what there is to be told.
     pub(super) fn tell(self, tx: &mut Tx<'_>, batch: &Batch, now: Timestamp) -> Result<(), StoreError> {
         for (number, requests) in self.requests.chunks(BUNDLE_MAX).enumerate() {
-            let text = webhook::requests_finished(&batch.group.company, requests, now);
+            let whole = webhook::requests_finished(&batch.group.company, requests, now);
+            // Texts are kept for a month, and what names a request or a session may be erased before: it is filled in
+            // when somebody reads the text.
+            let nameless: Vec<_> = requests.iter().map(FinishedRequest::nameless).collect();
+            let text = webhook::requests_finished(&batch.group.company, &nameless, now);
             // Counted anew from one bundle to the next.
             let listening = match number {
                 0 => self.listening.clone(),
                 _ => webhooks::listening(tx, &batch.group.company, EventKind::RequestFinished)?,
             };
             let event = event_id(batch, EventKind::RequestFinished, number, now);
-            put(tx, listening, event, EventKind::RequestFinished, &text, now)?;
+            put(tx, listening, event, EventKind::RequestFinished, (&text, whole.len()), now)?;
         }
         Ok(())
     }
@@ -120,7 +126,7 @@ pub(super) fn batch_finished(tx: &mut Tx<'_>, batch: &Batch, now: Timestamp) -> 
         return Ok(());
     }
     let text = webhook::batch_finished(batch, now);
-    put(tx, listening, event_id(batch, kind, 0, now), kind, &text, now).map(drop)
+    put(tx, listening, event_id(batch, kind, 0, now), kind, (&text, text.len()), now).map(drop)
 }
 
 /// An id that nothing else has: a batch passes each of its revisions once.
@@ -172,13 +178,13 @@ fn delivery_at_end(key: &[u8]) -> Result<DeliveryId, StoreError> {
     id.map(DeliveryId::from_bytes).ok_or_else(|| StoreError::Codec("an order key is too short".to_owned()))
 }
 
-/// Stores an event and a delivery of it to each of `listening`.
+/// Stores an event and a delivery of it to each of `listening`: its text, and how long that is as it is sent.
 pub(super) fn put(
     tx: &mut Tx<'_>,
     listening: Vec<Webhook>,
     event: EventId,
     kind: EventKind,
-    text: &str,
+    (text, bytes): (&str, usize),
     now: Timestamp,
 ) -> Result<Vec<DeliveryId>, StoreError> {
     let mut ids = Vec::with_capacity(listening.len());
@@ -194,7 +200,7 @@ pub(super) fn put(
             tried_since: now,
             tries: 0,
             log: Vec::new(),
-            bytes: text.len() as u64,
+            bytes: bytes as u64,
         };
         while webhook.pending >= PENDING_MAX {
             drop_oldest(tx, &mut webhook, now)?;
@@ -376,38 +382,40 @@ impl Store {
         webhook: WebhookId,
         now: Timestamp,
     ) -> Result<bool, StoreError> {
-        self.committer
-            .commit(REMOVED_MAX, move |tx| {
-                let key = webhooks::key(&company, webhook);
-                let Some(mut webhook) = tx.read::<Webhook>(Tree::Webhooks, &key)? else { return Ok(false) };
-                let deleted = webhook.standing == Standing::Deleted;
-                let mut removed = 0;
-                for kind in [PENDING, ENDED] {
-                    let prefix = order_prefix(webhook.id, kind);
-                    let entries = tx.scan_prefix(Tree::DeliveryOrder, &prefix, REMOVED_MAX - removed)?;
-                    for (key, _) in entries {
-                        let delivery = read(tx, webhook.id, delivery_at_end(&key)?)?;
-                        if !deleted
-                            && now.since(delivery.state.ended_at().unwrap_or(delivery.tried_since))
-                                <= KEPT_FOR
-                        {
-                            break;
-                        }
-                        remove(tx, &mut webhook, &delivery)?;
-                        removed += 1;
-                    }
-                }
-                if deleted && removed < REMOVED_MAX {
-                    tx.remove(Tree::Webhooks, key);
-                    return Ok(false);
-                }
-                if removed > 0 {
-                    webhooks::save(tx, &webhook)?;
-                }
-                Ok(removed == REMOVED_MAX)
-            })
-            .await
+        self.committer.commit(REMOVED_MAX, move |tx| remove_deliveries(tx, &company, webhook, now)).await
     }
+}
+
+pub(super) fn remove_deliveries(
+    tx: &mut Tx<'_>,
+    company: &CompanyId,
+    webhook: WebhookId,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
+    let key = webhooks::key(company, webhook);
+    let Some(mut webhook) = tx.read::<Webhook>(Tree::Webhooks, &key)? else { return Ok(false) };
+    let deleted = webhook.standing == Standing::Deleted;
+    let mut removed = 0;
+    for kind in [PENDING, ENDED] {
+        let prefix = order_prefix(webhook.id, kind);
+        let entries = tx.scan_prefix(Tree::DeliveryOrder, &prefix, REMOVED_MAX - removed)?;
+        for (key, _) in entries {
+            let delivery = read(tx, webhook.id, delivery_at_end(&key)?)?;
+            if !deleted && now.since(delivery.state.ended_at().unwrap_or(delivery.tried_since)) <= KEPT_FOR {
+                break;
+            }
+            remove(tx, &mut webhook, &delivery)?;
+            removed += 1;
+        }
+    }
+    if deleted && removed < REMOVED_MAX {
+        tx.remove(Tree::Webhooks, key);
+        return Ok(false);
+    }
+    if removed > 0 {
+        webhooks::save(tx, &webhook)?;
+    }
+    Ok(removed == REMOVED_MAX)
 }
 
 impl StoreReader {
@@ -426,9 +434,31 @@ impl StoreReader {
         self.read(Tree::Deliveries, &delivery_key(webhook, id))
     }
 
-    /// The text of an event, byte for byte as it is sent.
+    /// The text of an event as it is sent now: with the names that clients and exports gave to what it tells of, as far
+    /// as that is still there.
     pub fn event_text(&self, id: EventId) -> Result<Option<Vec<u8>>, StoreError> {
-        self.text(Tree::EventTexts, id.as_bytes())
+        let Some(text) = self.text(Tree::EventTexts, id.as_bytes())? else { return Ok(None) };
+        let mut message: Value =
+            serde_json::from_slice(&text).map_err(|err| StoreError::Codec(err.to_string()))?;
+        let Some(requests) = message.pointer_mut("/data/requests").and_then(Value::as_array_mut) else {
+            return Ok(Some(text));
+        };
+        for told in requests {
+            let id = |name: &str| told.get(name).and_then(Value::as_str);
+            let request = id("id").and_then(|id| id.parse().ok());
+            let session = id("sessionId").and_then(|id| id.parse().ok());
+            let request = request.map(|id| self.request(id)).transpose()?.flatten();
+            let session = session.map(|id| self.session(id)).transpose()?.flatten();
+            let client_id = request.and_then(|request| match request.source {
+                Source::Generic { client_id } => client_id,
+                Source::Session { .. } => None,
+            });
+            if let Value::Object(told) = told {
+                told.insert(CLIENT_ID.to_owned(), Value::from(client_id));
+                told.insert(EXTERNAL_ID.to_owned(), Value::from(session.map(|session| session.external_id)));
+            }
+        }
+        Ok(Some(message.to_string().into_bytes()))
     }
 
     /// At most `limit` deliveries of a webhook, newest first, older than `before`, of one state (by its label) or of all;

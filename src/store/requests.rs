@@ -211,11 +211,40 @@ fn first_use(
         Some(first) if now.since(first) < KEY_KEPT => Ok(first),
         Some(_) | None => {
             tx.write(Tree::ClientKeys, place, &now)?;
-            let end = Key::new().time(now.plus(KEY_KEPT)).company(company).text(key).done();
-            tx.put(Tree::KeyEnds, end, Vec::new());
+            tx.put(Tree::KeyEnds, key_end(company.as_str(), key, now), Vec::new());
             Ok(now)
         }
     }
+}
+
+/// Where it is listed when an `Idempotency-Key` that was first used then is forgotten.
+fn key_end(company: &str, key: &str, first: Timestamp) -> Vec<u8> {
+    Key::new().time(first.plus(KEY_KEPT)).text(company).text(key).done()
+}
+
+/// Forgets at most `limit` keys of clients, and of what they stood for, of an erased company; says how many. Also of
+/// all companies what is over: those ends lie at times that nobody knows any more.
+pub(super) fn forget_keys_of(
+    tx: &mut Tx<'_>,
+    company: &CompanyId,
+    limit: usize,
+    now: Timestamp,
+) -> Result<usize, StoreError> {
+    let over = forget_key(tx, now.plus(Duration::from_millis(1)))?;
+    if over > 0 {
+        return Ok(over);
+    }
+    let keys = tx.scan_prefix(Tree::ClientKeys, &Key::new().company(company).done(), limit)?;
+    for (place, value) in &keys {
+        if let Some((_, [3, key @ ..])) = keys::text_at_start(place)
+            && let Some((key, _)) = keys::text_at_start(key)
+        {
+            let first: Timestamp = super::codec::decode(value)?;
+            tx.remove(Tree::KeyEnds, key_end(company.as_str(), &key, first));
+        }
+        tx.remove(Tree::ClientKeys, place.clone());
+    }
+    Ok(keys.len())
 }
 
 /// Forgets what an `Idempotency-Key` stood for whose day is over, at most a chunk of it; says how much.
@@ -311,6 +340,7 @@ pub(super) fn remove(tx: &mut Tx<'_>, request: Request, now: Timestamp) -> Resul
     index(tx, &request, false)?;
     tx.remove_prefix(Tree::Bodies, id.as_bytes())?;
     tx.remove_prefix(Tree::Results, id.as_bytes())?;
+    tx.remove_prefix(Tree::Misfits, id.as_bytes())?;
     if let Source::Session { session, .. } = &request.source {
         tx.remove(Tree::SessionRequests, keys::session_request(*session, id));
         super::sessions::forget_request(tx, *session, id)?;

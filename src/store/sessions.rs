@@ -123,6 +123,14 @@ fn accept(tx: &mut Tx<'_>, new: SessionIn, now: Timestamp) -> Result<SessionTake
         return Ok(SessionTaken::New);
     };
     let mut session = load(tx, id)?;
+    if session.state == SessionState::Expired {
+        // Only other messages are something new: its facts are not kept, and its transcript is not fetched again.
+        let same = session.version > 0 && session.content_hash == new.content_hash;
+        if new.messages.is_none() || same {
+            return Ok(SessionTaken::Unchanged);
+        }
+        tx.put(Tree::SessionsOf, keys::session_of(&session.company, id), Vec::new());
+    }
     let updated = session.facts != new.facts;
     session.facts = new.facts;
     match new.fetch {
@@ -211,9 +219,23 @@ pub(super) fn remove(tx: &mut Tx<'_>, mut session: Session) -> Result<(), StoreE
     unsettle(tx, &mut session);
     tx.remove_prefix(Tree::Contents, session.id.as_bytes())?;
     tx.remove_prefix(Tree::Analyses, session.id.as_bytes())?;
+    sources::forget(tx, session.id)?;
     tx.remove(Tree::SessionKeys, Key::new().company(&session.company).text(&session.external_id).done());
+    tx.remove(Tree::SessionsOf, keys::session_of(&session.company, session.id));
     tx.remove(Tree::Sessions, session.id.as_bytes().to_vec());
     Ok(())
+}
+
+/// Takes away what a session without requests has, for its age. What stays keeps the same from being bought again.
+pub(super) fn expire(tx: &mut Tx<'_>, id: SessionId) -> Result<(), StoreError> {
+    let session = load(tx, id)?;
+    tx.remove_prefix(Tree::Contents, id.as_bytes())?;
+    tx.remove_prefix(Tree::Analyses, id.as_bytes())?;
+    sources::forget(tx, id)?;
+    tx.remove(Tree::SessionsOf, keys::session_of(&session.company, id));
+    let facts = SessionFacts::default();
+    let state = SessionState::Expired;
+    save(tx, &Session { facts, state, message_count: 0, request: None, ..session })
 }
 
 /// Takes a session out of those that settle.

@@ -9,7 +9,7 @@ use super::engine::Engine;
 use super::keys::{self, Key, Tree};
 use super::sessions::{self, SessionTaken};
 use super::tx::Tx;
-use super::{Store, StoreError, StoreReader, codec};
+use super::{Store, StoreError, StoreReader, codec, erasing};
 use crate::domain::id::{CompanyId, SessionId, Timestamp};
 use crate::domain::session::{Message, Session};
 use crate::domain::source::{
@@ -73,6 +73,10 @@ impl Store {
     ) -> Result<(), StoreError> {
         self.committer
             .commit(1, move |tx| {
+                // It was being read when its company was erased.
+                if erasing::is_erased(tx, &company)? {
+                    return Ok(());
+                }
                 let key = source_key(&company, source);
                 let mut record: SourceRecord = tx.read(Tree::Sources, &key)?.unwrap_or_default();
                 record.read_at = Some(now);
@@ -211,6 +215,15 @@ fn count(tx: &mut Tx<'_>, fetch: &Fetch, more: bool) -> Result<(), StoreError> {
     let count = record.transcripts.of(fetch.state);
     *count = if more { count.saturating_add(1) } else { count.saturating_sub(1) };
     tx.write(Tree::Sources, key, &record)
+}
+
+/// Removes at most `limit` records of sources of a company; says how many.
+pub(super) fn remove_of(tx: &mut Tx<'_>, company: &CompanyId, limit: usize) -> Result<usize, StoreError> {
+    let records = tx.scan_prefix(Tree::Sources, &Key::new().company(company).done(), limit)?;
+    for (key, _) in &records {
+        tx.remove(Tree::Sources, key.clone());
+    }
+    Ok(records.len())
 }
 
 fn source_key(company: &CompanyId, source: SourceId) -> Vec<u8> {

@@ -257,6 +257,7 @@ async fn go_on(store: &Store, number: u8) {
                 model: "gpt-4o-mini".to_owned(),
                 suspended: false,
                 budget_micros: None,
+                retention: Default::default(),
             };
             store.put_companies(vec![company]).await.unwrap();
         }

@@ -13,7 +13,7 @@ mod totals;
 
 use std::collections::{BTreeMap, HashSet};
 
-use entries::{batch, booked, get, is_or_was, member, outstanding, request};
+use entries::{batch, booked, get, is_or_was, member, outstanding, request, session};
 
 use super::batches::{Fate, Provisional, StoryLine};
 use super::budgets;
@@ -32,7 +32,7 @@ use crate::domain::erasure::{Erasure, Gone};
 use crate::domain::id::{BatchId, ErasureId, RequestId, SessionId, Timestamp};
 use crate::domain::request::{Request, RequestStatus, Source};
 use crate::domain::room::Room;
-use crate::domain::session::Session;
+use crate::domain::session::{Session, SessionState};
 
 /// One sentence of the invariants that does not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,6 +198,8 @@ struct Tally {
     backing_off: i64,
     in_progress: i64,
     sessions: i64,
+    /// Sessions that were not removed for their age.
+    listed: i64,
     /// Requests for the analysis of a session.
     analyses: i64,
     settling: i64,
@@ -219,6 +221,7 @@ impl Tally {
         } else if tree == Tree::Sessions {
             let session: Session = codec::decode(value)?;
             self.sessions += sign;
+            self.listed += if session.state == SessionState::Expired { 0 } else { sign };
             self.settling += if session.settles_at.is_some() { sign } else { 0 };
         } else if tree == Tree::Batches {
             let batch: Batch = codec::decode(value)?;
@@ -383,10 +386,7 @@ impl Scan {
             }
             Tree::Sessions => {
                 self.report.sessions += 1;
-                let Session { id, company, .. } = codec::decode(value)?;
-                if engine.get(Tree::SessionsOf, &keys::session_of(&company, id))?.is_none() {
-                    wrong.push((1, format!("session {id} is not listed in {}", Tree::SessionsOf.name())));
-                }
+                session(engine, &codec::decode(value)?, &mut wrong)?;
             }
             Tree::SessionKeys => {
                 let id: SessionId = codec::decode(value)?;
@@ -565,7 +565,7 @@ impl Scan {
             (Tree::Requests, 2, Tree::Outstanding, tally.in_progress, "requests in batches"),
             (Tree::Requests, 1, Tree::SessionRequests, tally.analyses, "requests of sessions"),
             (Tree::Sessions, 1, Tree::SessionKeys, tally.sessions, "sessions"),
-            (Tree::Sessions, 1, Tree::SessionsOf, tally.sessions, "sessions"),
+            (Tree::Sessions, 1, Tree::SessionsOf, tally.listed, "sessions that are listed"),
             (Tree::Sessions, 1, Tree::Settling, tally.settling, "sessions that settle"),
             (Tree::Batches, 2, Tree::LiveBatches, tally.live, "live batches"),
         ];

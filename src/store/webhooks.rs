@@ -1,9 +1,8 @@
 //! Webhooks of companies: made, changed, deleted. What they are told lies in `outbox`.
 
 use super::keys::{Key, Tree};
-use super::outbox;
 use super::tx::Tx;
-use super::{Store, StoreError, StoreReader, codec};
+use super::{Store, StoreError, StoreReader, codec, erasing, outbox};
 use crate::domain::id::{CompanyId, DeliveryId, EventId, Timestamp, WebhookId};
 use crate::domain::webhook::signature::SigningSecret;
 use crate::domain::webhook::{self, EventKind, OLD_SECRET_SIGNS, Standing, WEBHOOKS_MAX, Webhook};
@@ -60,6 +59,18 @@ pub(super) fn listening(
     listening.collect()
 }
 
+/// Takes the next piece of a company's webhooks away, with their deliveries and the texts of those; says whether there
+/// was one.
+pub(super) fn remove_of(tx: &mut Tx<'_>, company: &CompanyId, now: Timestamp) -> Result<bool, StoreError> {
+    let first = tx.scan_prefix(Tree::Webhooks, &Key::new().company(company).done(), 1)?;
+    let Some((_, value)) = first.first() else { return Ok(false) };
+    let webhook: Webhook = codec::decode(value)?;
+    let id = webhook.id;
+    save(tx, &Webhook { standing: Standing::Deleted, ..webhook })?;
+    outbox::remove_deliveries(tx, company, id, now)?;
+    Ok(true)
+}
+
 fn standing(enabled: bool) -> Standing {
     if enabled { Standing::Enabled } else { Standing::Disabled { why: "by its owner".to_owned() } }
 }
@@ -76,6 +87,9 @@ impl Store {
     ) -> Result<WebhookMade, StoreError> {
         self.committer
             .commit(1, move |tx| {
+                if erasing::is_erased(tx, &company)? {
+                    return Err(StoreError::NotFound { what: "company", id: company.to_string() });
+                }
                 let prefix = Key::new().company(&company).done();
                 let records = tx.scan_prefix(Tree::Webhooks, &prefix, RECORDS_MAX)?;
                 let mut live = 0;
@@ -198,7 +212,7 @@ impl Store {
             .commit(1, move |tx| {
                 let Some(webhook) = load(tx, &company, id)? else { return Ok(None) };
                 let text = webhook::test(&webhook, now);
-                let ids = outbox::put(tx, vec![webhook], event, EventKind::Test, &text, now)?;
+                let ids = outbox::put(tx, vec![webhook], event, EventKind::Test, (&text, text.len()), now)?;
                 Ok(ids.first().copied())
             })
             .await?;

@@ -84,6 +84,7 @@ async fn the_configuration_holds_for_what_it_says_and_leaves_the_rest() {
         model: MODEL.to_owned(),
         suspended: false,
         budget_micros: None,
+        retention: Default::default(),
     };
     let says = CompanyChange { model: Some(MODEL.to_owned()), ..CompanyChange::default() };
     let configured = vec![ConfiguredCompany { new, says }];
@@ -93,6 +94,7 @@ async fn the_configuration_holds_for_what_it_says_and_leaves_the_rest() {
         name: Some("Acme Ltd".to_owned()),
         model: Some("other".to_owned()),
         suspended: Some(true),
+        retention: None,
     };
     store.change_company(company("acme"), change).await.unwrap();
     store.configure_companies(configured).await.unwrap();

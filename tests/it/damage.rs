@@ -69,6 +69,7 @@ async fn fill(store: &Store, round: usize, random: &mut Random) {
         model: "m".to_owned(),
         suspended: false,
         budget_micros: None,
+        retention: Default::default(),
     };
     store.put_companies(vec![company]).await.unwrap();
     let token = StoredToken::new(

@@ -4,13 +4,18 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nightshift::actors::eraser::Look;
+use nightshift::domain::analysis::Misfit;
 use nightshift::domain::event::Event;
 use nightshift::domain::id::{ErasureId, Timestamp};
-use nightshift::domain::request::{Failure, FailureClass, RequestStatus};
-use nightshift::store::{ErasedChunk, RequestFilter, Store};
+use nightshift::domain::request::{Cost, Failure, FailureClass, RequestStatus};
+use nightshift::domain::session::SessionFacts;
+use nightshift::domain::source::{SourceId, TranscriptAt};
+use nightshift::store::{AppliedLine, ErasedChunk, Repair, RequestFilter, SessionIn, Store};
 use serde_json::{Value, json};
 
-use crate::harness::{Call, Nightshift, company, good_line, refused_line, request_id, with_actors};
+use crate::harness::{
+    Call, Nightshift, company, good_line, refused_line, request_id, session_id, with_actors,
+};
 use crate::process::{PATIENCE, Server, free_port, nightshift, run, text};
 
 const ERASURES: &str = "/api/admin/legacy/erasures";
@@ -182,6 +187,77 @@ fn a_company_is_erased_with_all_that_it_has_and_nobody_else_is_touched() {
     });
 }
 
+/// A line whose answer does not fit and is shown to the model once more.
+fn misfit_line(number: u64) -> AppliedLine {
+    let mut line = refused_line(number);
+    if let AppliedLine::Line { repair, cost, .. } = &mut line {
+        let misfit = Misfit { answer: "words of a chat".to_owned(), error: "no JSON".to_owned() };
+        *repair = Some(Repair { misfit, line_bytes: 300, line_crc: 8, estimated_tokens: 40 });
+        *cost = Some(Cost { micros: 5, currency: "USD".to_owned(), price_version: "test".to_owned() });
+    }
+    line
+}
+
+const SOURCE: SourceId = SourceId::from_bytes([7; 16]);
+
+/// Gives a session a transcript that is to be fetched.
+async fn fetched(nightshift: &Nightshift, number: u64) {
+    let at = TranscriptAt { source: SOURCE, url: "https://example.com/chat".to_owned(), host: [1; 8] };
+    let session = SessionIn {
+        company: company("demo"),
+        external_id: format!("chat-{number}"),
+        id: session_id(number),
+        facts: SessionFacts::default(),
+        messages: None,
+        content_hash: [0; 32],
+        settles_at: nightshift.now(),
+        fetch: Some(at),
+    };
+    nightshift.store().accept_sessions(vec![session], nightshift.now()).await.unwrap();
+}
+
+#[test]
+fn an_erased_session_leaves_no_answer_no_fetch_and_no_name_in_what_webhooks_are_told() {
+    with_actors(async |nightshift| {
+        let hooks = "/api/v1/companies/demo/webhooks";
+        let wish = json!({ "url": "https://example.com/hook", "events": ["request.finished"] });
+        let hook = nightshift.call(Call::json(hooks, &wish)).await.good()["webhook"]["id"].clone();
+        let hook = hook.as_str().unwrap().to_owned();
+        for number in [1, 2, 3] {
+            nightshift.session(number, "demo").await;
+        }
+        fetched(&nightshift, 2).await;
+        let mut batch = nightshift.open_batch(1, "demo", 3).await;
+        batch.send().await;
+        batch.finish(vec![good_line(1, Some("{}")), good_line(3, Some("{}"))], vec![misfit_line(2)]).await;
+        let (store, reader) = (nightshift.store(), nightshift.store().reader());
+        assert_eq!(reader.misfit(request_id(2), 0).unwrap().unwrap().answer, "words of a chat");
+        assert!(reader.fetch(session_id(2)).unwrap().is_some());
+        let told = async || {
+            let list = nightshift.get(&format!("{hooks}/{hook}/deliveries")).await["deliveries"].clone();
+            let id = list[0]["id"].as_str().unwrap();
+            nightshift.get(&format!("{hooks}/{hook}/deliveries/{id}")).await["delivery"].clone()
+        };
+        let names = |delivery: &Value| {
+            let requests = delivery["payload"]["data"]["requests"].as_array().unwrap().clone();
+            requests.iter().map(|one| one["externalId"].clone()).collect::<Vec<_>>()
+        };
+        let before = told().await;
+        assert_eq!(names(&before), [json!("chat-1"), json!("chat-3")]);
+        assert_eq!(before["payloadBytes"], before["payload"].to_string().len());
+        for number in [1, 2] {
+            let id = erase_session(&nightshift, number).await;
+            assert!(erase_all(store, id, nightshift.now()).await.gone);
+        }
+        assert_eq!(reader.misfit(request_id(2), 0).unwrap(), None);
+        assert_eq!(reader.fetch(session_id(2)).unwrap(), None);
+        assert_eq!(reader.gone(request_id(2)).unwrap().unwrap().cost.unwrap().micros, 5);
+        assert_eq!(names(&told().await), [Value::Null, json!("chat-3")]);
+        let listed = nightshift.get("/api/v1/companies/demo/sessions").await["sessions"].clone();
+        assert_eq!(listed.as_array().unwrap().len(), 1, "{listed:#}");
+    });
+}
+
 const SETTINGS: [&str; 9] = [
     "creation.interval=1s",
     "creation.max_age=0s",
@@ -211,18 +287,65 @@ fn found_in(folder: &Path) -> Vec<std::path::PathBuf> {
     found
 }
 
+/// An export whose one transcript is fetched where nobody listens.
+fn configured(folder: &Path) -> String {
+    let row = format!(
+        "{CANARY}-fetched,02.11.2026 10:00:00,02.11.2026 10:05:00,,NL,nl,1,,,,http://127.0.0.1:1/{CANARY}.txt,1,1,0,,\n"
+    );
+    std::fs::write(folder.join("sessions.csv"), row).unwrap();
+    "[fetch]\nallow_hosts = [\"127.0.0.1:1\"]\n[[companies]]\nid = \"demo\"\n[[imports]]\ncompany = \"demo\"\n\
+     csv = \"sessions.csv\"\n"
+        .to_owned()
+}
+
 #[test]
 fn no_file_has_a_word_of_an_erased_session_however_often_the_process_was_killed() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let port = free_port();
-    let mut server = Server::start(folder.path(), port, &SETTINGS);
+    let file = folder.path().join("config.toml");
+    std::fs::write(&file, configured(folder.path())).unwrap();
+    let start = || {
+        let mut command = nightshift(folder.path());
+        command.arg("--config").arg(&file);
+        for set in SETTINGS {
+            command.args(["--set", set]);
+        }
+        command.args(["--set", &format!("server.bind=127.0.0.1:{port}")]);
+        Server::spawn(command, port)
+    };
+    let mut server = start();
     let session = |id: &str, words: &str| {
         json!({
             "externalId": id, "messages": [{ "role": "user", "content": words }],
+            "metadata": { "note": words },
             "facts": { "firstMessage": words, "category": words },
         })
     };
+    // A whole company, down to its name.
+    let made = json!({ "id": "secret", "name": CANARY });
+    server.post("/api/admin/legacy/companies", "application/json", made.to_string());
+    let hook = json!({ "url": format!("http://127.0.0.1:1/{CANARY}"), "events": ["request.finished"], "description": CANARY });
+    let hook = server.post("/api/v1/companies/secret/webhooks", "application/json", hook.to_string());
+    let test = format!("/api/v1/companies/secret/webhooks/{}/test", hook["webhook"]["id"].as_str().unwrap());
+    server.post(&test, "application/json", String::new());
+    let body = json!({ "model": "gpt-4o-mini", "messages": [{ "role": "user", "content": CANARY }] });
+    let one = json!({ "id": format!("{CANARY}-client"), "body": body, "metadata": { "note": CANARY } });
+    let sent = server.post("/api/v1/companies/secret/requests", "application/json", one.to_string());
+    assert_eq!(sent["accepted"], 1, "{sent}");
+    let line = json!({ "body": body }).to_string();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let status = runtime.block_on(async {
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let call = client.post(format!("{}/api/v1/companies/secret/requests", server.url));
+        let call = call.bearer_auth(crate::process::TOKEN).header("idempotency-key", format!("{CANARY}-key"));
+        call.header("content-type", "application/json").body(line).send().await.unwrap().status().as_u16()
+    });
+    assert_eq!(status, 200);
+    let fetched = format!("/api/v1/companies/demo/sessions/{CANARY}-fetched");
+    while server.get(&fetched)["session"].is_null() {
+        server.wait_until(Duration::from_millis(100), |_| false);
+    }
     let mut sessions: Vec<Value> = (0..40).map(|n| session(&format!("chat-{n}"), "Hello")).collect();
     sessions.push(session(&format!("{CANARY}-id"), &format!("{CANARY}-words")));
     let sent =
@@ -231,21 +354,31 @@ fn no_file_has_a_word_of_an_erased_session_however_often_the_process_was_killed(
     // In the midst of a batch that the provider runs.
     server.wait_until(PATIENCE, |line| line.contains("\"step\":\"observing\"")).unwrap();
     assert!(found_in(&data).len() > 1, "in the store and at the provider, or this proves nothing");
-    let path = format!("/api/v1/companies/demo/sessions/{CANARY}-id/erase");
-    let erasure = server.post(&path, "application/json", "{}".to_owned())["erasure"].clone();
-    let path = format!("{ERASURES}/{}", erasure["id"].as_str().unwrap());
+    let confirmed = json!({ "confirm": "secret" }).to_string();
+    let orders = [
+        (format!("/api/v1/companies/demo/sessions/{CANARY}-id/erase"), "{}".to_owned()),
+        (format!("{fetched}/erase"), "{}".to_owned()),
+        ("/api/admin/legacy/companies/secret/erase".to_owned(), confirmed),
+    ];
+    let erasures = orders.map(|(path, body)| {
+        let erasure = server.post(&path, "application/json", body)["erasure"]["id"].clone();
+        format!("{ERASURES}/{}", erasure.as_str().unwrap())
+    });
+    let states_of = |server: &Server| {
+        erasures.each_ref().map(|path| server.get(path)["erasure"]["state"].as_str().unwrap().to_owned())
+    };
     let mut states = Vec::new();
     for kill in 0..12_u64 {
         // Sooner and later, as the log comes.
         server.wait_until(Duration::from_millis(kill * 90), |_| false);
         server.kill();
-        server = Server::start(folder.path(), port, &SETTINGS);
-        states.push(server.get(&path)["erasure"]["state"].as_str().unwrap().to_owned());
+        server = start();
+        states.push(states_of(&server));
     }
     println!("found after the kills: {states:?}");
     let end = Instant::now() + PATIENCE;
-    while server.get(&path)["erasure"]["state"] != "done" {
-        assert!(Instant::now() < end, "{}\n{}", server.get(&path), server.tail());
+    while states_of(&server).iter().any(|state| state != "done") {
+        assert!(Instant::now() < end, "{:?}\n{}", states_of(&server), server.tail());
         server.wait_until(Duration::from_millis(200), |line| line.contains("is done"));
     }
     server.wait_until_done(40, PATIENCE);

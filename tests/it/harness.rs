@@ -32,6 +32,7 @@ use nightshift::domain::price::PriceTable;
 use nightshift::domain::request::{
     Answered, Cost, Endpoint, Failure, FailureClass, Group, Outcome, Source, Usage,
 };
+use nightshift::domain::retention::Retention;
 use nightshift::domain::session::{Message, Role as Speaker, SessionFacts};
 use nightshift::domain::{retry, step};
 use nightshift::fetch::{Fetcher, Guard, SystemNames};
@@ -215,6 +216,12 @@ pub fn with_actors(test: impl AsyncFnOnce(Nightshift)) {
     actix::System::new().block_on(async { test(start.await).await });
 }
 
+/// The same where what has ended is kept so long.
+pub fn keeping(retention: Retention, test: impl AsyncFnOnce(Nightshift)) {
+    let start = Nightshift::start_with(|shared| Shared { retention, ..shared });
+    actix::System::new().block_on(async { test(start.await).await });
+}
+
 /// The same with creation on.
 pub fn with_a_creator(test: impl AsyncFnOnce(Nightshift)) {
     let start = Nightshift::start(Switches::new(true, false));
@@ -369,6 +376,7 @@ async fn fill(store: &Store, now: Timestamp) {
         model: MODEL.to_owned(),
         suspended,
         budget_micros: None,
+        retention: Default::default(),
     };
     store.put_companies(vec![known("demo", "Demo", false), known("acme", "Acme", true)]).await.unwrap();
     let tokens = [
@@ -426,6 +434,7 @@ fn share(store: Store, clock: SharedClock, spool: &Path) -> Shared {
         time_zone: jiff::tz::TimeZone::UTC,
         repair_rounds: 1,
         sources: Vec::new(),
+        retention: Default::default(),
         fetching: Default::default(),
     }
 }
@@ -491,6 +500,12 @@ impl Driven<'_> {
 
     /// From the provider's end to ours, with these lines in the two files.
     pub async fn finish(&mut self, output: Vec<AppliedLine>, error: Vec<AppliedLine>) {
+        self.read(output, error).await;
+        self.close().await;
+    }
+
+    /// The lines of the two files, and no end yet for whoever has none.
+    pub async fn read(&mut self, output: Vec<AppliedLine>, error: Vec<AppliedLine>) {
         let seen = self.seen(ObservedStatus::Ended(Terminal::Completed));
         self.step(Event::Observed { seen, at: self.nightshift.now() }).await;
         for (kind, lines) in [(ResultKind::Output, output), (ResultKind::Error, error)] {
@@ -501,6 +516,10 @@ impl Driven<'_> {
             let batch = self.nightshift.store().apply_lines(id, revision, step, lines, now).await.unwrap();
             self.took(batch);
         }
+    }
+
+    /// From there to the end.
+    pub async fn close(&mut self) {
         while self.batch.state.label() == "closing" {
             let named = std::collections::HashMap::new();
             let (id, revision) = (self.batch.id, self.batch.revision);

@@ -459,6 +459,7 @@ fn routes() -> Vec<(&'static str, String, [u16; 5])> {
         ("DELETE", format!("/api/v1/companies/demo/keys/{request}"), [401, 403, 403, 403, 404]),
         ("POST", "/api/v1/companies/demo/sessions/none/erase".to_owned(), [401, 403, 403, 403, 404]),
         ("POST", legacy("companies/demo/erase"), [401, 403, 403, 403, 422]),
+        ("GET", legacy("retention"), read),
         ("GET", legacy("erasures"), read),
         ("GET", legacy(&format!("erasures/{request}")), [401, 404, 403, 403, 404]),
         ("GET", legacy("keys"), read),

@@ -32,6 +32,7 @@ mod power_cut;
 mod process;
 mod properties;
 mod results;
+mod retention;
 mod sdk;
 mod service;
 mod simulation;

@@ -459,6 +459,7 @@ async fn a_batch_takes_no_more_than_its_companys_month_allows_and_what_it_does_n
         model: "m".to_owned(),
         suspended: false,
         budget_micros: Some(4200),
+        retention: Default::default(),
     };
     store.put_companies(vec![company.clone()]).await.unwrap();
     // A thousand tokens of an unknown answer come to 1,000 millionths, ten of the input to ten.

@@ -3,6 +3,7 @@
 use crate::domain::batch::Batch;
 use crate::domain::budget::Booking;
 use crate::domain::request::{Cost, Request, RequestStatus, Source};
+use crate::domain::session::{Session, SessionState};
 use crate::store::batches::Fate;
 use crate::store::engine::Engine;
 use crate::store::keys::{self, Key, Tree};
@@ -74,6 +75,30 @@ pub(super) fn booked(
     if booked != cost {
         let id = keys::request_at_end(id).map(|id| id.to_string()).unwrap_or_default();
         wrong.push((5, format!("request {id} cost {cost}, booked are {booked}")));
+    }
+    Ok(())
+}
+
+/// Invariant 1: a session is listed, unless it was removed for its age: then it has nothing.
+pub(super) fn session(
+    engine: &Engine,
+    session: &Session,
+    wrong: &mut Vec<(u8, String)>,
+) -> Result<(), StoreError> {
+    let id = session.id;
+    let listed = engine.get(Tree::SessionsOf, &keys::session_of(&session.company, id))?.is_some();
+    let expired = session.state == SessionState::Expired;
+    if !expired && !listed {
+        wrong.push((1, format!("session {id} is not listed in {}", Tree::SessionsOf.name())));
+    }
+    if !expired {
+        return Ok(());
+    }
+    let end = keys::after_prefix(id.as_bytes());
+    for tree in [Tree::Contents, Tree::Analyses, Tree::SessionRequests, Tree::Fetches] {
+        if !engine.scan(tree, id.as_bytes(), end.as_deref(), 1)?.is_empty() {
+            wrong.push((1, format!("session {id} was removed for its age and has {}", tree.name())));
+        }
     }
     Ok(())
 }
