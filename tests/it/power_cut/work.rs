@@ -187,7 +187,7 @@ async fn advance(store: &Store, batch: Batch) -> Batch {
         BatchState::Filling => Event::FillEnded { members: batch.counts.members, at },
         BatchState::Sealed => Event::Released,
         BatchState::Uploading { .. } => {
-            Event::Uploaded(InputFile { id: FileId::new(format!("file-{id}")), upload: 1, created_at: at })
+            Event::Uploaded(InputFile { id: FileId::new(format!("file-{id}")), upload: 1, bytes: 0, created_at: at })
         }
         BatchState::Ready { input, .. } => {
             let nonce = Nonce::from_bytes(*id.as_bytes());
