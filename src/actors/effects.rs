@@ -60,11 +60,14 @@ async fn try_upload(
     let input = |file: FileObject| InputFile {
         id: file.id,
         upload,
+        bytes: batch.input_bytes,
         // Without the provider's word the batch's own time is the earliest that is certain.
         created_at: file.created_at.unwrap_or_else(|| batch.created_at.minus(SKEW)),
     };
     let is_it = |file: &FileObject| {
-        file.filename.as_ref() == Some(&name) && file.bytes.is_none_or(|bytes| bytes == batch.input_bytes)
+        // One of which no length is told may have a line that was erased since.
+        let length = file.bytes.map_or(batch.counts.erased == 0, |bytes| bytes == batch.input_bytes);
+        file.filename.as_ref() == Some(&name) && length
     };
     if look {
         let found = finding::find_file(shared, batch.created_at.minus(SKEW), is_it).await;
@@ -181,6 +184,14 @@ fn line_of(shared: &Shared, id: RequestId) -> Result<Vec<u8>, StoreError> {
 /// A nonce for a create call, once it may be made: there is room, the account works, our own limits allow it. Whether
 /// there is still room after all that waiting is decided where the intent is stored.
 pub async fn make_intent(shared: &Arc<Shared>, batch: &Batch, input: InputFile) -> Event {
+    if batch.counts.outstanding() == 0 {
+        let detail = "all requests of its batch were erased before it was sent again";
+        let failure = Failure::new(FailureClass::Transient, "batch_given_back", detail);
+        return Event::GivenBack(failure);
+    }
+    if input.bytes != batch.input_bytes {
+        return Event::InputOutdated;
+    }
     creation_enabled(shared).await;
     let (reader, owned) = (shared.reader.clone(), batch.clone());
     match blocking(move || reader.room(&owned)).await {

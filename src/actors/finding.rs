@@ -320,7 +320,7 @@ pub fn judge(
     }
     let at = batch.created_at.unwrap_or(now);
     let input = batch.input_file_id.clone().unwrap_or_else(|| FileId::new("unknown"));
-    let input = InputFile { id: input, upload: 0, created_at: at };
+    let input = InputFile { id: input, upload: 0, bytes: 0, created_at: at };
     // Nobody looks for what was found, so it is of no interest with what it was made.
     let intent = Intent { nonce, input, at, made_with: Credentials::default() };
     let Some(of) = mark(batch, "ns_batch").and_then(|id| id.parse::<BatchId>().ok()) else {

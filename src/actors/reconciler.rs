@@ -515,6 +515,7 @@ mod tests {
         let input = crate::domain::batch::InputFile {
             id: crate::domain::id::FileId::new("f"),
             upload: 1,
+            bytes: 0,
             created_at: day(1),
         };
         let made_with = crate::domain::batch::Credentials::default();

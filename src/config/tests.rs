@@ -415,7 +415,12 @@ fn an_address_that_will_be_refused_is_told_at_once() {
         )
     };
     let notes = good(&text("")).notes;
-    assert!(notes.iter().any(|note| note.contains("imports[0].csv is not fetched: the host is no public address")), "{notes:?}");
+    assert!(
+        notes
+            .iter()
+            .any(|note| note.contains("imports[0].csv is not fetched: the host is no public address")),
+        "{notes:?}"
+    );
     let login = "\nusername = \"ann\"\npassword_env = \"EXPORT_PASSWORD\"";
     let env = [("EXPORT_PASSWORD", "hunter2")];
     let notes = load_with(&(text("") + login), &env, &[]).unwrap().notes;

@@ -16,6 +16,8 @@ pub struct InputFile {
     pub id: FileId,
     /// Which upload of this batch it was, from 1; part of its name.
     pub upload: u32,
+    /// How long it was meant to be: the batch's own number is another one once a member was erased.
+    pub bytes: u64,
     /// When the provider made it, by the provider's clock: no batch made from it can be older.
     pub created_at: Timestamp,
 }

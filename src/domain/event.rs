@@ -97,6 +97,8 @@ pub enum Event {
         /// When to look again.
         until: Timestamp,
     },
+    /// The input file has a line of a member that was erased since it was sent.
+    InputOutdated,
     /// A create call is about to be made.
     IntentMade(Intent),
     /// The create call was answered, or a sweep found its batch.
@@ -195,6 +197,7 @@ impl Event {
             Self::CancelAsked(_) => "cancel_asked",
             Self::GivenBack(_) => "given_back",
             Self::RoomShut { .. } => "room_shut",
+            Self::InputOutdated => "input_outdated",
             Self::IntentMade(_) => "intent_made",
             Self::Created(_) => "created",
             Self::CreateFailed { .. } => "create_failed",

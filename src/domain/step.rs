@@ -174,6 +174,7 @@ fn decide(state: &BatchState, event: &Event, policy: &Policy) -> Result<Step, Il
         (_, E::CancelAsked(cancel)) => Ok(submitting::cancel_asked(state, cancel)),
         (state, E::GivenBack(failure)) if state.is_unsent() => Ok(submitting::given_back(failure)),
         (S::Ready { input, wait }, E::RoomShut { until }) => Ok(submitting::room_shut(input, wait, *until)),
+        (S::Ready { input, wait }, E::InputOutdated) => Ok(submitting::outdated(input, wait)),
         (S::Observing { intent, running, wait, .. }, E::Observed { seen, at }) => {
             Ok(observing::observed(intent, *running, wait, seen, *at, policy))
         }
@@ -235,6 +236,7 @@ fn decide(state: &BatchState, event: &Event, policy: &Policy) -> Result<Step, Il
             | E::UploadFailed { .. }
             | E::IntentMade(_)
             | E::RoomShut { .. }
+            | E::InputOutdated
             | E::GivenBack(_)
             | E::FillEnded { .. },
         )

@@ -14,8 +14,6 @@ use std::path::{Path, PathBuf};
 
 use super::StoreError;
 use super::committer::Head;
-use super::engine::Engine;
-use super::keys::Tree;
 use crate::domain::id::Timestamp;
 
 const FILE: &str = "ANCHOR";
@@ -31,8 +29,13 @@ pub struct Anchor {
 }
 
 impl Anchor {
-    /// Checks the opened store against the anchor in `folder`; says why it cannot be believed, if so.
-    pub fn check(folder: &Path, engine: &Engine, head: &Head) -> Result<(Self, Option<String>), StoreError> {
+    /// Checks the opened store, whose `meta` is this, against the anchor in `folder`; says why it cannot be believed, if
+    /// so.
+    pub fn check(
+        folder: &Path,
+        meta: impl Fn(&[u8]) -> Result<Option<Vec<u8>>, StoreError>,
+        head: &Head,
+    ) -> Result<(Self, Option<String>), StoreError> {
         let path = folder.join(FILE);
         let unknown = Self { folder: folder.to_owned(), revision: None, before: None };
         let line = match std::fs::read(&path) {
@@ -56,7 +59,7 @@ impl Anchor {
         let Some(revision) = revision else {
             return Ok((unknown, Some("the file ANCHOR that belongs to it cannot be read".to_owned())));
         };
-        let known = revision == 0 || engine.get(Tree::Meta, &key(revision))?.as_deref() == Some(&line);
+        let known = revision == 0 || meta(&key(revision))?.as_deref() == Some(&line);
         let anchor = Self { revision: Some(revision), ..unknown };
         if head.revision < revision || !known {
             let why = format!(

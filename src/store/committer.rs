@@ -14,7 +14,7 @@ use super::StoreError;
 use super::anchor::Anchor;
 use super::engine::{Engine, Writes};
 use super::keys::Tree;
-use super::sums::{self, Sum, Sums};
+use super::sums::{Sum, Sums};
 use super::tx::Tx;
 use super::verify::{Report, Scan};
 use crate::domain::id::Timestamp;
@@ -37,6 +37,13 @@ pub struct Head {
     pub revision: u64,
     /// `SHA-256(previous chain, digest of this group's changes)`.
     pub chain: [u8; 32],
+}
+
+impl Head {
+    /// The head of a store whose `meta` is this.
+    pub fn read(meta: impl Fn(&[u8]) -> Result<Option<Vec<u8>>, StoreError>) -> Result<Self, StoreError> {
+        meta(HEAD)?.map_or_else(|| Ok(Self::default()), |bytes| super::codec::decode(&bytes))
+    }
 }
 
 /// Told once when a commit or a sync failed: nothing more is acknowledged after that.
@@ -86,7 +93,8 @@ impl Committer {
     pub fn start(engine: Arc<Engine>, on_fatal: OnFatal, folder: Option<&Path>) -> Result<Self, StoreError> {
         let (mut writer, mut doubts) = Writer::new(engine)?;
         if let Some(folder) = folder {
-            let (anchor, doubt) = Anchor::check(folder, &writer.engine, &writer.head)?;
+            let (anchor, doubt) =
+                Anchor::check(folder, |key| writer.engine.get(Tree::Meta, key), &writer.head)?;
             doubts.splice(0..0, doubt);
             // The first doubt is the one that matters; a restart in doubt finds it, and perhaps more.
             if let Some(before) = anchor.doubt()? {
@@ -186,14 +194,8 @@ impl Committer {
 impl Writer {
     /// The writer, and why the store cannot be believed, as far as it tells itself.
     fn new(engine: Arc<Engine>) -> Result<(Self, Vec<String>), StoreError> {
-        let head: Head = match engine.get(Tree::Meta, HEAD)? {
-            Some(bytes) => super::codec::decode(&bytes)?,
-            None => Head::default(),
-        };
-        let (revision, sums) = match engine.get(Tree::Meta, sums::KEY)? {
-            Some(bytes) => Sums::decode(&bytes)?,
-            None => (0, Sums::default()),
-        };
+        let head = Head::read(|key| engine.get(Tree::Meta, key))?;
+        let (revision, sums) = Sums::read(|key| engine.get(Tree::Meta, key))?;
         let doubts = if revision == head.revision {
             Vec::new()
         } else {
@@ -330,6 +332,12 @@ impl Writer {
             return Err(StoreError::Broken("a store in doubt is not compacted".to_owned()));
         }
         let compacted = self.engine.compact(&self.sums);
+        if let Err(err @ (StoreError::Broken(_) | StoreError::Damaged { .. } | StoreError::Corrupt { .. })) =
+            &compacted
+        {
+            // The store itself, and nothing but a copy of the whole of it would have shown that.
+            self.raise_doubt(&format!("a compaction found damage: {err}"))?;
+        }
         if let Err(err) = &compacted
             && err.is_fatal()
         {

@@ -101,6 +101,13 @@ impl Sums {
         codec::encode(&(revision, named))
     }
 
+    /// The sums of a store whose `meta` is this, and the revision that they belong to.
+    pub fn read(
+        meta: impl Fn(&[u8]) -> Result<Option<Vec<u8>>, StoreError>,
+    ) -> Result<(u64, Self), StoreError> {
+        meta(KEY)?.map_or_else(|| Ok((0, Self::default())), |bytes| Self::decode(&bytes))
+    }
+
     /// The sums and the revision that they belong to.
     pub fn decode(bytes: &[u8]) -> Result<(u64, Self), StoreError> {
         let (revision, named): (u64, Vec<(String, u64, u64)>) = codec::decode(bytes)?;

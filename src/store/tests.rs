@@ -381,7 +381,7 @@ async fn turned_away(store: &Store, id: BatchId, revision: Revision, at: Timesta
     let capacity_backoff = Duration::from_secs(60);
     let policy = Policy { backoff: Duration::ZERO, capacity_backoff, sweeps_min: 3 };
     let retry = retry::Policy { max_attempts: 3, backoff: Duration::ZERO, capacity_backoff: Duration::ZERO };
-    let input = InputFile { id: FileId::new("file"), upload: 1, created_at: NOW };
+    let input = InputFile { id: FileId::new("file"), upload: 1, bytes: 0, created_at: NOW };
     let problem = Problem { code: Some("token_limit_exceeded".to_owned()), ..Problem::default() };
     let seen = |status| Observation {
         id: ProviderBatchId::new(format!("batch_{id}")),

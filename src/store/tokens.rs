@@ -63,17 +63,19 @@ pub struct StoredToken {
     pub ends_at: Option<Timestamp>,
     /// The day of its last use.
     pub used_at: Option<Timestamp>,
+    /// Whether it was ended at once: then no clock that goes back makes it good again.
+    pub revoked: bool,
 }
 
 impl StoredToken {
     /// A token that was never used.
     pub const fn new(id: KeyId, hash: [u8; 32], role: Role, label: String, created_at: Timestamp) -> Self {
-        Self { id, hash, role, label, created_at, ends_at: None, used_at: None }
+        Self { id, hash, role, label, created_at, ends_at: None, used_at: None, revoked: false }
     }
 
     /// Whether it is good.
     pub fn is_live(&self, now: Timestamp) -> bool {
-        self.ends_at.is_none_or(|at| now < at)
+        !self.revoked && self.ends_at.is_none_or(|at| now < at)
     }
 
     /// Whether its use on this day is not noted yet.
@@ -156,6 +158,7 @@ impl Store {
                 }
                 let end = now.plus(overlap);
                 old.ends_at = Some(old.ends_at.map_or(end, |at| at.min(end)));
+                old.revoked = overlap.is_zero();
                 save(tx, &old)?;
                 let token = StoredToken::new(new.0, new.1, old.role, old.label, now);
                 save(tx, &token)?;
@@ -188,7 +191,7 @@ impl Store {
                 {
                     return Ok(Err(TokenError::Last));
                 }
-                token.ends_at = Some(now);
+                (token.ends_at, token.revoked) = (Some(now), true);
                 save(tx, &token)?;
                 Ok(Ok(token))
             })
@@ -266,5 +269,34 @@ impl StoreReader {
         let entries = self.engine.scan(Tree::TokenIds, &prefix, end.as_deref(), usize::MAX)?;
         let read = |hash: Vec<u8>| self.engine.get(Tree::Tokens, &hash).transpose();
         entries.into_iter().filter_map(|(_, hash)| read(hash)).map(|value| codec::decode(&value?)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+
+    #[tokio::test]
+    async fn a_key_that_was_ended_at_once_stays_so_where_the_clock_goes_back() {
+        let store = Store::in_memory(Uuid::nil()).await.unwrap();
+        for (number, rotated) in [(1, false), (2, true)] {
+            let (id, hash) = (KeyId::from_bytes([number; 16]), [number; 32]);
+            let token = StoredToken::new(id, hash, Role::Viewer, String::new(), NOW);
+            store.create_token(token, NOW).await.unwrap();
+            if rotated {
+                let new = (KeyId::from_bytes([9; 16]), [9; 32]);
+                store.rotate_token(None, id, new, Duration::ZERO, NOW).await.unwrap();
+            } else {
+                store.revoke_token(None, id, true, NOW).await.unwrap();
+            }
+            let ended = store.reader().token(&hash).unwrap().unwrap();
+            assert!(!ended.is_live(NOW.minus(Duration::from_secs(3600))), "{ended:?}");
+        }
+        let new = store.reader().token(&[9; 32]).unwrap().unwrap();
+        assert!(new.is_live(NOW), "{new:?}");
     }
 }

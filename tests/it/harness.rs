@@ -486,6 +486,7 @@ impl Driven<'_> {
         let input = InputFile {
             id: FileId::new(format!("file-input-{}", self.number)),
             upload: 1,
+            bytes: self.batch.input_bytes,
             created_at: self.nightshift.now(),
         };
         self.step(Event::FillEnded { members: self.batch.counts.members, at }).await;

@@ -319,11 +319,7 @@ fn an_address_that_is_not_allowed_is_told_at_the_start_and_in_its_state() {
         let import = format!("csv = \"{}\"", web.url("/export.csv?key=s3cret"));
         let settings = settings(folder.path(), &import, &[]);
         let note = settings.notes.iter().find(|note| note.starts_with("imports[0].csv"));
-        assert!(
-            note.is_some_and(|note| note.contains("no public address")),
-            "{:?}",
-            settings.notes
-        );
+        assert!(note.is_some_and(|note| note.contains("no public address")), "{:?}", settings.notes);
         let running = Running::start(&settings).await;
         running.until_outcome("not_allowed").await;
         let source = running.source().await;

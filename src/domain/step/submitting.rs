@@ -47,6 +47,14 @@ pub(super) fn room_shut(input: &InputFile, wait: &Wait, until: Timestamp) -> Ste
     if told { step } else { step.telling("waits for room at the provider") }
 }
 
+/// What was erased must not be sent again, and the file at the provider still has it.
+pub(super) fn outdated(input: &InputFile, wait: &Wait) -> Step {
+    let upload = input.upload + 1;
+    go(BatchState::Uploading { upload, wait: Wait { until: None, why: None, ..wait.clone() } })
+        .with([Effect::UploadInput { upload }])
+        .telling("a request of it was erased since the input file was sent; uploading it without that")
+}
+
 pub(super) fn released() -> Step {
     go(BatchState::Uploading { upload: 1, wait: Wait::default() })
         .with([Effect::UploadInput { upload: 1 }])

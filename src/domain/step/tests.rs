@@ -14,7 +14,7 @@ fn at(secs: i64) -> Timestamp {
 }
 
 fn input(upload: u32) -> InputFile {
-    InputFile { id: FileId::new(format!("file-{upload}")), upload, created_at: at(0) }
+    InputFile { id: FileId::new(format!("file-{upload}")), upload, bytes: 0, created_at: at(0) }
 }
 
 fn intent(upload: u32) -> Intent {
@@ -168,6 +168,15 @@ fn an_outage_between_two_refusals_does_not_make_them_forgotten_nor_count_itself(
 fn an_input_file_that_is_gone_is_uploaded_again() {
     let event = Event::CreateFailed { trouble: refused(), input_gone: true, at: at(10) };
     assert_eq!(take(&creating(), &event).effects, [Effect::UploadInput { upload: 2 }]);
+}
+
+#[test]
+fn an_input_file_with_an_erased_line_is_uploaded_without_it_and_its_refusals_count_on() {
+    let wait = Wait { until: None, why: None, failures: 3, refusals: 1 };
+    let ready = BatchState::Ready { input: input(1), wait: wait.clone() };
+    let step = take(&ready, &Event::InputOutdated);
+    assert_eq!(step.next, BatchState::Uploading { upload: 2, wait });
+    assert_eq!(step.effects, [Effect::UploadInput { upload: 2 }]);
 }
 
 #[test]

@@ -152,7 +152,7 @@ fn pause(cause: Cause) -> Pause {
 }
 
 fn input() -> InputFile {
-    InputFile { id: FileId::new("file-1"), upload: 1, created_at: at(1) }
+    InputFile { id: FileId::new("file-1"), upload: 1, bytes: 0, created_at: at(1) }
 }
 
 fn intent() -> Intent {

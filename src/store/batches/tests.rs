@@ -84,7 +84,7 @@ fn seen(number: u8, status: ObservedStatus) -> Observation {
 }
 
 fn intent(number: u8) -> Intent {
-    let input = InputFile { id: FileId::new(format!("file-{number}")), upload: 1, created_at: NOW };
+    let input = InputFile { id: FileId::new(format!("file-{number}")), upload: 1, bytes: 0, created_at: NOW };
     Intent { nonce: Nonce::from_bytes([number; 16]), input, at: NOW, made_with: Credentials::default() }
 }
 

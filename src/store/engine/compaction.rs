@@ -5,18 +5,23 @@
 //!
 //! | `store` | `store.compact` | `store.old` | what a start does |
 //! | --- | --- | --- | --- |
-//! | there | half or whole | – | removes the copy; the erasure asks for another one |
+//! | there | half, whole or the old one | – | removes it; the erasure asks for another copy |
 //! | – | whole | there | gives the old one its name back, removes the copy |
-//! | there | – | there | removes the old one |
+//! | there | – | there | sees that the copy is whole, and removes the old one; else puts the copy aside as `store.bad` and gives the old one its name back |
+//!
+//! Nothing is written while `store.old` is there, so that either of the two is as good as the other.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::time::Instant;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::{OnDisk, SledEngine, StoreError, Sums, UNLOCKED_WITHIN, open_database, print, range};
+use super::{OnDisk, SledEngine, StoreError, Sums, UNLOCKED_WITHIN, open_database, print, range, unseal};
+use crate::store::anchor::Anchor;
+use crate::store::committer::Head;
 use crate::store::keys::Tree;
 use crate::store::sums::Sum;
 
@@ -31,75 +36,207 @@ fn old_of(dir: &Path) -> PathBuf {
     dir.with_extension("old")
 }
 
+/// A copy that turned out not to be whole after it had taken the store's place.
+fn bad_of(dir: &Path) -> PathBuf {
+    dir.with_extension("bad")
+}
+
 /// Puts in order what a kill left. Comes before anything else looks at the folder.
 pub(super) fn recover(dir: &Path) -> Result<(), StoreError> {
     let (copy, old) = (copy_of(dir), old_of(dir));
-    if old.exists() && !dir.exists() {
-        rename(&old, dir)?;
-    }
     remove(&copy)?;
-    remove(&old)
+    if !old.exists() {
+        return Ok(());
+    }
+    if !dir.exists() {
+        return rename(&old, dir);
+    }
+    let why = match proven(dir) {
+        Ok(()) => return discard(&old, &copy),
+        // The disk fails, or is full, or another process has it: that says nothing about the store.
+        Err(err) if err.is_fatal() || matches!(err, StoreError::InUse { .. }) => return Err(err),
+        Err(err) => err,
+    };
+    if let Err(old_why) = proven(&old) {
+        tracing::error!(error = %why, old = %old_why, "neither the compacted store nor the one of before is whole: {why}; {old_why}. Both stay");
+        return Ok(());
+    }
+    let bad = bad_of(dir);
+    tracing::error!(error = %why, "the compacted store is not whole ({why}): it is put aside as {}, and the one of before takes its place again", bad.display());
+    remove(&bad)?;
+    rename(dir, &bad)?;
+    rename(&old, dir)
 }
 
-/// Copies, and exchanges the two. Readers go on meanwhile, but for the exchange itself.
+/// Sees that a store opens, has what its sums say, and what its anchor says.
+fn proven(dir: &Path) -> Result<(), StoreError> {
+    let sled = SledEngine::open(dir)?;
+    let seen = is_whole(&sled, dir);
+    drop(sled);
+    seen.and_then(|()| unlocked(dir))
+}
+
+fn is_whole(sled: &SledEngine, dir: &Path) -> Result<(), StoreError> {
+    let broken = |what: String| StoreError::Corrupt { path: dir.display().to_string(), what };
+    let meta = |key: &[u8]| -> Result<Option<Vec<u8>>, StoreError> {
+        let sealed = sled.tree(Tree::Meta).get(key).map_err(StoreError::io)?;
+        sealed.map(|sealed| Ok(unseal(Tree::Meta, key, &sealed)?.to_vec())).transpose()
+    };
+    let head = Head::read(meta)?;
+    let (revision, sums) = Sums::read(meta)?;
+    if revision != head.revision {
+        return Err(broken(format!("its sums are of revision {revision}, not {}", head.revision)));
+    }
+    for tree in Tree::ALL.iter().filter(|tree| **tree != Tree::Meta) {
+        if sum_of(sled, *tree)? != sums.of(*tree) {
+            return Err(broken(format!("{} is not what was stored", tree.name())));
+        }
+    }
+    let folder = dir.parent().unwrap_or(Path::new("."));
+    match Anchor::check(folder, meta, &head)?.1 {
+        Some(why) => Err(broken(why)),
+        None => Ok(()),
+    }
+}
+
+/// What a tree has, each value looked at.
+fn sum_of(sled: &SledEngine, tree: Tree) -> Result<Sum, StoreError> {
+    let mut sum = Sum::default();
+    for entry in range(sled.tree(tree), &[], None) {
+        let (key, sealed) = entry.map_err(StoreError::io)?;
+        unseal(tree, &key, &sealed)?;
+        sum.add(print(&sealed));
+    }
+    Ok(sum)
+}
+
+/// Removes a store that is not wanted any more, under a name that is never opened: half of it says nothing.
+fn discard(old: &Path, copy: &Path) -> Result<(), StoreError> {
+    rename(old, copy)?;
+    remove(copy)
+}
+
+/// Copies, and exchanges the two. Readers go on meanwhile, but for the exchange itself. [`StoreError::Broken`] and
+/// [`StoreError::Damaged`] speak of the store itself, all others of the copy.
 pub(super) fn compact(disk: &OnDisk, sums: &Sums) -> Result<(), StoreError> {
     let dir = &disk.dir;
     let (copy, old) = (copy_of(dir), old_of(dir));
+    may_be_renamed(dir)?;
+    if old.exists() {
+        let why = "it is left of a compaction, and this store was not whole after that; remove the one that is not \
+                   needed";
+        return Err(StoreError::Folder { path: old.display().to_string(), why: why.to_owned() });
+    }
     remove(&copy)?;
-    remove(&old)?;
-    let copied = disk.with(|sled| copy_all(sled, &copy, sums));
-    if let Err(err) = copied.and_then(|()| unlocked(&copy)) {
+    let copied = disk.with(|sled| copy_all(sled, &copy, sums)).map_err(not_fatal(&copy));
+    let checked = copied.and_then(|written| check_copy(&copy, &written).map_err(of_copy(&copy)));
+    if let Err(err) = checked {
         // The store is as it was; half a copy only takes room, and the next start removes it, too.
         if let Err(err) = remove(&copy) {
             tracing::warn!(error = %err, "half a copy of the store stays");
         }
-        // A failure of the copy says nothing about the store itself, which was only read.
-        return Err(match err.is_fatal() {
-            true => StoreError::Folder { path: copy.display().to_string(), why: err.to_string() },
-            false => err,
-        });
+        return Err(err);
     }
     let mut open = disk.open.write().unwrap_or_else(PoisonError::into_inner);
     drop(open.take());
     // From here on an error leaves the process without a store, and the next start with a whole one.
-    let exchanged = unlocked(dir).and_then(|()| {
-        rename(dir, &old)?;
-        rename(&copy, dir)?;
-        SledEngine::open(dir)
-    });
-    match exchanged {
-        Ok(fresh) => *open = Some(fresh),
-        Err(err) => return Err(StoreError::Io(format!("the compacted store cannot be used: {err}"))),
+    let lost = |err| StoreError::Io(format!("the compacted store cannot be used: {err}"));
+    unlocked(dir).map_err(lost)?;
+    if let Err(err) = rename(dir, &old) {
+        if old.exists() {
+            return Err(lost(err));
+        }
+        *open = Some(SledEngine::open(dir).map_err(lost)?);
+        return Err(not_fatal(dir)(err));
     }
+    rename(&copy, dir).map_err(lost)?;
+    let fresh = SledEngine::open(dir).map_err(lost)?;
+    // Before anything is written to the new one: from now on the old one must never take its place again.
+    rename(&old, &copy).map_err(lost)?;
+    *open = Some(fresh);
     drop(open);
-    remove(&old)
+    remove(&copy)?;
+    // What is erased may lie in there, too.
+    remove(&bad_of(dir))
 }
 
-/// Writes all entries as they lie there, sealed, and sees that they are all that was stored.
-fn copy_all(sled: &SledEngine, to: &Path, sums: &Sums) -> Result<(), StoreError> {
+/// A failure of the copy says nothing about the store itself, which was only read.
+fn not_fatal(path: &Path) -> impl Fn(StoreError) -> StoreError {
+    move |err| match err.is_fatal() {
+        true => StoreError::Folder { path: path.display().to_string(), why: err.to_string() },
+        false => err,
+    }
+}
+
+fn of_copy(copy: &Path) -> impl Fn(StoreError) -> StoreError {
+    move |err| StoreError::Folder { path: copy.display().to_string(), why: err.to_string() }
+}
+
+/// Says no where another folder cannot take this one's name.
+fn may_be_renamed(dir: &Path) -> Result<(), StoreError> {
+    let failed = |err| StoreError::folder(dir, err);
+    let refused = |what: &str| {
+        let why = format!(
+            "it is {what}, so that a compacted copy cannot take its place; make the data folder itself that ([data] path)"
+        );
+        Err(StoreError::Folder { path: dir.display().to_string(), why })
+    };
+    let own = std::fs::symlink_metadata(dir).map_err(failed)?;
+    if own.is_symlink() {
+        return refused("a symbolic link");
+    }
+    let above = std::fs::metadata(dir.parent().unwrap_or(Path::new("."))).map_err(failed)?;
+    if own.dev() != above.dev() {
+        return refused("a mount point");
+    }
+    Ok(())
+}
+
+/// Writes all entries as they lie there, sealed, and sees that they are all that was stored. Gives what the copy must
+/// have.
+fn copy_all(sled: &SledEngine, to: &Path, sums: &Sums) -> Result<Sums, StoreError> {
     std::fs::create_dir(to).map_err(|err| StoreError::folder(to, err))?;
-    let (db, trees) = open_database(to)?;
+    let (db, trees) = open_database(to).map_err(of_copy(to))?;
+    let mut written = sums.clone();
     let mut unflushed = 0;
     for (tree, fresh) in Tree::ALL.iter().zip(&trees) {
         let mut sum = Sum::default();
         for entry in range(sled.tree(*tree), &[], None) {
             let (key, sealed) = entry.map_err(StoreError::io)?;
+            unseal(*tree, &key, &sealed)?;
             sum.add(print(&sealed));
-            fresh.insert(key, sealed).map_err(StoreError::io)?;
+            fresh.insert(key, sealed).map_err(StoreError::io).map_err(of_copy(to))?;
             unflushed += 1;
             if unflushed >= FLUSHED_AFTER {
                 unflushed = 0;
-                db.flush().map_err(StoreError::io)?;
+                db.flush().map_err(StoreError::io).map_err(of_copy(to))?;
             }
         }
-        if *tree != Tree::Meta && sum != sums.of(*tree) {
+        if *tree == Tree::Meta {
+            // It is in no sums: it holds them.
+            *written.of_mut(Tree::Meta) = sum;
+        } else if sum != sums.of(*tree) {
             let what = format!("{} is not what was stored; it is not compacted", tree.name());
             return Err(StoreError::Broken(what));
         }
     }
-    db.flush().map_err(StoreError::io)?;
+    db.flush().map_err(StoreError::io).map_err(of_copy(to))?;
     let file = File::open(to.join("db")).map_err(|err| StoreError::folder(to, err))?;
-    super::sync(to, &file)
+    super::sync(to, &file)?;
+    Ok(written)
+}
+
+/// Opens the copy as the next start would, and reads everything back.
+fn check_copy(copy: &Path, written: &Sums) -> Result<(), StoreError> {
+    unlocked(copy)?;
+    let sled = SledEngine::open(copy)?;
+    for tree in Tree::ALL {
+        if sum_of(&sled, *tree)? != written.of(*tree) {
+            return Err(StoreError::Broken(format!("{} is not read back as it was written", tree.name())));
+        }
+    }
+    drop(sled);
+    unlocked(copy)
 }
 
 /// Waits until sled has let go of a database that was closed: a thread of it would still write under the old name.
@@ -138,7 +275,14 @@ mod tests {
 
     const CANARY: &[u8] = b"a-canary-that-must-not-stay";
 
+    const HEAD: Head = Head { revision: 1, chain: [1; 32] };
+
+    fn anchor() -> Vec<u8> {
+        format!("1 {}\n", "01".repeat(32)).into_bytes()
+    }
+
     fn engine(folder: &Path) -> Engine {
+        std::fs::write(folder.join("ANCHOR"), anchor()).unwrap();
         Engine::open(&folder.join("store"), FolderLock::take(folder).unwrap()).unwrap()
     }
 
@@ -146,12 +290,32 @@ mod tests {
     fn store(engine: &Engine, sums: Sums, changes: &[(&[u8], Option<&[u8]>)]) -> Sums {
         changes.iter().fold(sums, |sums, (key, value)| {
             let mut writes = Writes::new();
-            writes.entry(Tree::Meta).or_default().insert(b"head".to_vec(), Some(Vec::new()));
+            let head = crate::store::codec::encode(&HEAD).unwrap();
+            let meta = writes.entry(Tree::Meta).or_default();
+            meta.insert(b"head".to_vec(), Some(head));
+            meta.insert(b"anchor/00000000000000000001".to_vec(), Some(anchor()));
             writes.entry(Tree::Bodies).or_default().insert(key.to_vec(), value.map(<[u8]>::to_vec));
             let stored = engine.store(&writes, &sums, 1, false).unwrap();
             engine.sync().unwrap();
             stored.sums
         })
+    }
+
+    /// A whole store of this one entry under that name.
+    fn store_as(folder: &Path, name: &str, key: &[u8], sums: Sums) {
+        let dir = folder.join(name);
+        let engine = Engine::open(&dir, FolderLock::take(folder).unwrap()).unwrap();
+        store(&engine, sums, &[(key, Some(b"value"))]);
+        drop(engine);
+        unlocked(&dir).unwrap();
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
     }
 
     fn files_with(folder: &Path, text: &[u8]) -> usize {
@@ -209,10 +373,82 @@ mod tests {
             std::fs::create_dir(folder.path().join(left)).unwrap();
             let again = engine(folder.path());
             assert!(again.get(Tree::Bodies, b"a").unwrap().is_some(), "{named} {left}");
-            let mut names: Vec<_> =
-                std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-            names.sort();
-            assert_eq!(names, ["LOCK", "store"]);
+            assert_eq!(names(folder.path()), ["ANCHOR", "LOCK", "store"]);
         }
+    }
+
+    /// Sums that the entries of a store do not have.
+    fn other_sums() -> Sums {
+        let mut sums = Sums::default();
+        sums.of_mut(Tree::Bodies).add(print(b"some other value"));
+        sums
+    }
+
+    #[test]
+    fn the_store_of_before_comes_back_where_the_copy_in_its_place_is_not_whole() {
+        let unreadable = |dir: &Path| std::fs::write(dir.join("conf"), "nonsense").unwrap();
+        let empty = |dir: &Path| std::fs::remove_file(dir.join("db")).unwrap();
+        let as_it_is = |_: &Path| ();
+        let cases: [(&dyn Fn(&Path), Sums); 3] =
+            [(&unreadable, Sums::default()), (&empty, Sums::default()), (&as_it_is, other_sums())];
+        for (number, (damage, sums)) in cases.into_iter().enumerate() {
+            let folder = tempfile::tempdir().unwrap();
+            store_as(folder.path(), "before", b"old", Sums::default());
+            store_as(folder.path(), "store", b"new", sums);
+            std::fs::rename(folder.path().join("before"), folder.path().join("store.old")).unwrap();
+            damage(&folder.path().join("store"));
+            let again = engine(folder.path());
+            assert!(again.get(Tree::Bodies, b"old").unwrap().is_some(), "{number}");
+            assert_eq!(names(folder.path()), ["ANCHOR", "LOCK", "store", "store.bad"], "{number}");
+            let sums = Sums::read(|key| again.get(Tree::Meta, key)).unwrap().1;
+            again.compact(&sums).unwrap();
+            assert_eq!(names(folder.path()), ["ANCHOR", "LOCK", "store"], "{number}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_removed_where_neither_of_the_two_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        store_as(folder.path(), "before", b"old", other_sums());
+        store_as(folder.path(), "store", b"new", other_sums());
+        std::fs::rename(folder.path().join("before"), folder.path().join("store.old")).unwrap();
+        let again = engine(folder.path());
+        assert!(again.get(Tree::Bodies, b"new").unwrap().is_some());
+        assert_eq!(names(folder.path()), ["ANCHOR", "LOCK", "store", "store.old"]);
+        let sums = Sums::read(|key| again.get(Tree::Meta, key)).unwrap().1;
+        assert!(matches!(again.compact(&sums), Err(StoreError::Folder { .. })));
+        assert_eq!(names(folder.path()), ["ANCHOR", "LOCK", "store", "store.old"]);
+    }
+
+    #[test]
+    fn a_copy_that_is_not_read_back_as_it_was_written_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = engine(folder.path());
+        let sums = store(&engine, Sums::default(), &[(b"a", Some(b"a")), (b"b", Some(b"b"))]);
+        let Engine::Sled(disk) = &engine else { panic!("on disk") };
+        let copy = folder.path().join("copy");
+        for (tree, key) in [(Tree::Bodies, &b"a"[..]), (Tree::Meta, b"head")] {
+            remove(&copy).unwrap();
+            let written = disk.with(|sled| copy_all(sled, &copy, &sums)).unwrap();
+            check_copy(&copy, &written).unwrap();
+            let (db, trees) = open_database(&copy).unwrap();
+            trees[usize::from(tree as u8)].remove(key).unwrap();
+            db.flush().unwrap();
+            drop((db, trees));
+            let err = check_copy(&copy, &written).unwrap_err().to_string();
+            assert!(err.contains(tree.name()), "{err}");
+        }
+    }
+
+    #[test]
+    fn a_store_that_cannot_be_exchanged_says_so_before_it_is_copied_and_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        store_as(folder.path(), "elsewhere", b"a", Sums::default());
+        std::os::unix::fs::symlink("elsewhere", folder.path().join("store")).unwrap();
+        let engine = engine(folder.path());
+        let sums = Sums::read(|key| engine.get(Tree::Meta, key)).unwrap().1;
+        let err = engine.compact(&sums).unwrap_err();
+        assert!(!err.is_fatal() && err.to_string().contains("a symbolic link"), "{err}");
+        assert!(engine.get(Tree::Bodies, b"a").unwrap().is_some());
     }
 }

@@ -139,6 +139,7 @@ impl Sim {
         let input = |file: &Value| InputFile {
             id: FileId::new(file["id"].as_str().unwrap()),
             upload,
+            bytes: batch.input_bytes,
             created_at: Timestamp::from_secs(file["created_at"].as_i64().unwrap()),
         };
         if let Some(trouble) = self.trouble() {

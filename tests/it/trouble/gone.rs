@@ -84,7 +84,7 @@ fn what_stays_gone_for_half_an_hour_is_lost() {
     let policy =
         Policy { backoff: Duration::from_secs(60), capacity_backoff: Duration::from_secs(60), sweeps_min: 3 };
     let at = |secs: i64| Timestamp::from_secs(1_800_000_000 + secs);
-    let input = InputFile { id: FileId::new("file-1"), upload: 1, created_at: at(0) };
+    let input = InputFile { id: FileId::new("file-1"), upload: 1, bytes: 0, created_at: at(0) };
     let intent =
         Intent { nonce: Nonce::new(uuid::Uuid::nil()), input, at: at(0), made_with: Credentials::default() };
     let mut state =
