@@ -93,7 +93,8 @@ impl Committer {
     pub fn start(engine: Arc<Engine>, on_fatal: OnFatal, folder: Option<&Path>) -> Result<Self, StoreError> {
         let (mut writer, mut doubts) = Writer::new(engine)?;
         if let Some(folder) = folder {
-            let (anchor, doubt) = Anchor::check(folder, |key| writer.engine.get(Tree::Meta, key), &writer.head)?;
+            let (anchor, doubt) =
+                Anchor::check(folder, |key| writer.engine.get(Tree::Meta, key), &writer.head)?;
             doubts.splice(0..0, doubt);
             // The first doubt is the one that matters; a restart in doubt finds it, and perhaps more.
             if let Some(before) = anchor.doubt()? {
@@ -331,9 +332,8 @@ impl Writer {
             return Err(StoreError::Broken("a store in doubt is not compacted".to_owned()));
         }
         let compacted = self.engine.compact(&self.sums);
-        if let Err(
-            err @ (StoreError::Broken(_) | StoreError::Damaged { .. } | StoreError::Corrupt { .. }),
-        ) = &compacted
+        if let Err(err @ (StoreError::Broken(_) | StoreError::Damaged { .. } | StoreError::Corrupt { .. })) =
+            &compacted
         {
             // The store itself, and nothing but a copy of the whole of it would have shown that.
             self.raise_doubt(&format!("a compaction found damage: {err}"))?;

@@ -492,7 +492,8 @@ impl World {
         let at = self.clock.now();
         let name = format!("ns-{id}-{upload}");
         let known = self.remote.files.iter().position(|file| file.name == name && !file.deleted);
-        let input = |index: usize| InputFile { id: FileId::new(index.to_string()), upload, bytes: 0, created_at: at };
+        let input =
+            |index: usize| InputFile { id: FileId::new(index.to_string()), upload, bytes: 0, created_at: at };
         if let (true, Some(index)) = (look, known) {
             return self.happened(id, Event::Uploaded(input(index)));
         }

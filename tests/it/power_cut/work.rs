@@ -186,9 +186,12 @@ async fn advance(store: &Store, batch: Batch) -> Batch {
     let event = match &batch.state {
         BatchState::Filling => Event::FillEnded { members: batch.counts.members, at },
         BatchState::Sealed => Event::Released,
-        BatchState::Uploading { .. } => {
-            Event::Uploaded(InputFile { id: FileId::new(format!("file-{id}")), upload: 1, bytes: 0, created_at: at })
-        }
+        BatchState::Uploading { .. } => Event::Uploaded(InputFile {
+            id: FileId::new(format!("file-{id}")),
+            upload: 1,
+            bytes: 0,
+            created_at: at,
+        }),
         BatchState::Ready { input, .. } => {
             let nonce = Nonce::from_bytes(*id.as_bytes());
             Event::IntentMade(Intent { nonce, input: input.clone(), at, made_with: Credentials::default() })
