@@ -270,19 +270,26 @@ impl Disk {
 
     /// Waits until a file of `bytes` can be written and the floor still be kept.
     pub async fn room_for(&self, bytes: u64) -> Room<'_> {
-        let want = {
-            let mut state = self.lock();
-            state.next_want += 1;
-            let want = state.next_want;
-            state.wants.insert(want, (bytes, false));
-            want
-        };
-        let room = Room { disk: self, want };
-        while !self.grant(want, bytes) {
+        let room = self.want(bytes);
+        while !self.grant(room.want, bytes) {
             self.look();
             tokio::time::sleep(LOOK_EVERY).await;
         }
         room
+    }
+
+    /// Room for a file of `bytes`, if there is some now: for what can wait, and is no reason to stop the work.
+    pub fn room_now(&self, bytes: u64) -> Option<Room<'_>> {
+        let room = self.want(bytes);
+        self.grant(room.want, bytes).then_some(room)
+    }
+
+    fn want(&self, bytes: u64) -> Room<'_> {
+        let mut state = self.lock();
+        state.next_want += 1;
+        let want = state.next_want;
+        state.wants.insert(want, (bytes, false));
+        Room { disk: self, want }
     }
 
     fn grant(&self, want: u64, bytes: u64) -> bool {

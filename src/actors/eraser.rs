@@ -3,7 +3,7 @@
 //! The records go first, then the files of each batch that had something of it, once that batch is over; then the
 //! store is compacted, and only then an erasure is done.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,11 +14,13 @@ use super::effects;
 use super::finding::{self, read};
 use super::registry::{CancelOf, GiveBack, Registry, blocking};
 use super::{Shared, alone, every, later};
-use crate::domain::batch::{Batch, Cancel, Then};
+use crate::condition::{Hindrance, safe_mode};
+use crate::domain::batch::{Batch, BatchState, Cancel, Then};
 use crate::domain::erasure::{Erasure, ErasureState, Subject};
-use crate::domain::id::{BatchId, ErasureId, Timestamp};
+use crate::domain::id::{BatchId, ErasureId, FileId, Timestamp};
 use crate::domain::request::{Failure, FailureClass};
 use crate::provider::ProviderError;
+use crate::provider::wire::FileObject;
 use crate::store::{Removed, StoreError};
 
 /// How often it looks whether it can go on.
@@ -31,6 +33,11 @@ const BATCHES: usize = 100;
 const SKEW: Duration = Duration::from_secs(24 * 3600);
 /// Compactions are so far apart at the least: each copies the whole store.
 const COMPACTED_EVERY: Duration = Duration::from_secs(3600);
+
+/// One that meets with trouble again and again is left alone so long at the most.
+const HELD_MAX: Duration = Duration::from_secs(600);
+/// Those that are remembered for that; others are tried with each look.
+const HOLDS_MAX: usize = 1000;
 
 /// How often it goes through what is old enough to be removed.
 const AGING_EVERY: Duration = Duration::from_secs(3600);
@@ -46,15 +53,20 @@ pub struct Eraser {
     shared: Arc<Shared>,
     registry: Addr<Registry>,
     busy: bool,
-    /// When the store was compacted last, on the monotonic clock.
-    compacted: Option<u64>,
+    /// When a compaction was tried last, on the monotonic clock: one that failed is not repeated at each look, either.
+    tried: Option<u64>,
+    /// Whether it was told that there is no room for one.
+    lacks_room: bool,
+    /// Erasures that met with trouble.
+    holds: Holds,
     aging: Aging,
 }
 
 impl Eraser {
     /// An eraser that has `registry` end the batches in its way.
     pub fn new(shared: Arc<Shared>, registry: Addr<Registry>) -> Self {
-        Self { shared, registry, busy: false, compacted: None, aging: Aging::default() }
+        let (holds, aging) = (Holds::default(), Aging::default());
+        Self { shared, registry, busy: false, tried: None, lacks_room: false, holds, aging }
     }
 
     fn look(&mut self, compact: bool, ctx: &mut Context<Self>) {
@@ -65,17 +77,55 @@ impl Eraser {
         let (shared, registry) = (self.shared.clone(), self.registry.clone());
         let now = shared.clock.monotonic_ms();
         let hour = u64::try_from(COMPACTED_EVERY.as_millis()).unwrap_or(u64::MAX);
-        let may_compact = compact || self.compacted.is_none_or(|at| now.saturating_sub(at) >= hour);
-        let round = async move { alone(go_through(&shared, &registry, may_compact)).await };
-        ctx.spawn(round.into_actor(self).map(move |gone, this, _| {
+        let may_compact = compact || self.tried.is_none_or(|at| now.saturating_sub(at) >= hour);
+        let mut holds = std::mem::take(&mut self.holds);
+        let round = async move {
+            let gone = alone(go_through(&shared, &registry, may_compact, &mut holds)).await;
+            (gone, holds)
+        };
+        ctx.spawn(round.into_actor(self).map(move |(gone, holds), this, _| {
             this.busy = false;
+            this.holds = holds;
             match gone {
-                Ok(true) => this.compacted = Some(this.shared.clock.monotonic_ms()),
-                Ok(false) => {}
-                Err(err) => tracing::error!(error = %err, "an erasure could not go on; trying again"),
+                Ok(Compaction::Tried) => {
+                    this.tried = Some(this.shared.clock.monotonic_ms());
+                    this.lacks_room = false;
+                }
+                Ok(Compaction::NoRoom) if !this.lacks_room => {
+                    this.lacks_room = true;
+                    let bytes = this.shared.reader.size_on_disk();
+                    tracing::warn!(bytes, "erasures are not done: there is no room on the disk for a compacted copy of the store of {bytes} bytes; it is made once there is");
+                }
+                Ok(Compaction::NoRoom | Compaction::None) => {}
+                Err(err) => tracing::error!(error = %err, "erasures could not go on; trying again"),
             }
         }));
     }
+}
+
+/// What a round came to.
+enum Compaction {
+    /// Nothing was to be compacted, or not yet.
+    None,
+    /// There was no room for it.
+    NoRoom,
+    /// It was done, or failed.
+    Tried,
+}
+
+/// Erasures that met with trouble: how often in a row, and until when it is left alone what failed, on the monotonic
+/// clock.
+type Holds = HashMap<ErasureId, (u32, u64)>;
+
+/// Leaves an erasure alone for a while, the longer the more often.
+fn hold(holds: &mut Holds, id: ErasureId, now: u64) {
+    if holds.len() >= HOLDS_MAX && !holds.contains_key(&id) {
+        return;
+    }
+    let (failures, until) = holds.entry(id).or_default();
+    let pause = EVERY.saturating_mul(2_u32.saturating_pow(*failures + 1)).min(HELD_MAX);
+    *failures = (*failures + 1).min(16);
+    *until = now.saturating_add(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
 }
 
 impl Eraser {
@@ -162,20 +212,27 @@ impl Handler<HowAging> for Eraser {
     }
 }
 
-/// Goes on with everything that is to be erased; says whether the store was compacted.
+/// Goes on with everything that is to be erased; one that cannot go on stops no other.
 async fn go_through(
     shared: &Arc<Shared>,
     registry: &Addr<Registry>,
     may_compact: bool,
-) -> Result<bool, StoreError> {
+    holds: &mut Holds,
+) -> Result<Compaction, StoreError> {
     let mut waiting = Vec::new();
+    let mut running = HashSet::new();
     let mut after = None;
     loop {
         let reader = shared.reader.clone();
         let open = blocking(move || reader.open_erasures(after, AT_ONCE)).await?;
         for erasure in &open {
             let state = match erasure.state {
-                ErasureState::Running => go_on(shared, registry, erasure).await?,
+                ErasureState::Running => {
+                    if holds.contains_key(&erasure.id) {
+                        running.insert(erasure.id);
+                    }
+                    go_on_or_hold(shared, registry, erasure, holds).await?
+                }
                 ErasureState::Compacting | ErasureState::Done => erasure.state,
             };
             if state == ErasureState::Compacting && waiting.len() < AT_ONCE {
@@ -187,58 +244,123 @@ async fn go_through(
             Some(_) | None => break,
         }
     }
+    let now = shared.clock.monotonic_ms();
+    holds.retain(|id, (_, until)| running.contains(id) || *until > now);
     if waiting.is_empty() || !may_compact || shared.store.doubt().is_some() {
-        return Ok(false);
+        return Ok(Compaction::None);
     }
-    let room = shared.disk.room_for(shared.reader.size_on_disk()).await;
+    let Some(room) = shared.disk.room_now(shared.reader.size_on_disk()) else {
+        return Ok(Compaction::NoRoom);
+    };
     let compacted = shared.store.compact().await;
     drop(room);
-    compacted?;
+    match compacted {
+        Ok(()) => {}
+        Err(err) if err.is_fatal() => return Err(err),
+        Err(err) => {
+            tracing::error!(error = %err, "the store could not be compacted, so that erasures are not done; trying again in an hour");
+            if let Some(why) = shared.store.doubt() {
+                shared.condition.raise(Hindrance::SafeMode, safe_mode(&why));
+            }
+            return Ok(Compaction::Tried);
+        }
+    }
     shared.disk.written();
     for id in &waiting {
         tracing::info!(erasure.id = %id, "erasure {id} is done");
     }
     shared.store.finish_erasures(waiting, shared.clock.now()).await?;
-    Ok(true)
+    Ok(Compaction::Tried)
 }
 
-/// Goes on with one erasure as far as it comes now.
+/// Goes on with one erasure; where that meets with trouble, it is told, and tried again later.
+async fn go_on_or_hold(
+    shared: &Arc<Shared>,
+    registry: &Addr<Registry>,
+    erasure: &Erasure,
+    holds: &mut Holds,
+) -> Result<ErasureState, StoreError> {
+    let (id, now) = (erasure.id, shared.clock.monotonic_ms());
+    let held = holds.get(&id).is_some_and(|(_, until)| now < *until);
+    match go_on(shared, registry, erasure, !held).await {
+        Ok((state, Files::Trouble)) => {
+            hold(holds, id, now);
+            Ok(state)
+        }
+        Ok((state, Files::Gone | Files::Left)) => {
+            if !held {
+                holds.remove(&id);
+            }
+            Ok(state)
+        }
+        // The process has to leave.
+        Err(err) if err.is_fatal() => Err(err),
+        Err(err) => {
+            if !held {
+                hold(holds, id, now);
+                tracing::error!(erasure.id = %id, error = %err, "erasure {id} could not go on; trying again");
+            }
+            Ok(ErasureState::Running)
+        }
+    }
+}
+
+/// What became of the files of an erasure.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Files {
+    /// All are deleted.
+    Gone,
+    /// Some batches are not over, or it is not time to try again.
+    Left,
+    /// Some cannot be deleted.
+    Trouble,
+}
+
+/// Goes on with one erasure as far as it comes now; with its files only if it is time for those.
 async fn go_on(
     shared: &Arc<Shared>,
     registry: &Addr<Registry>,
     erasure: &Erasure,
-) -> Result<ErasureState, StoreError> {
-    loop {
+    with_files: bool,
+) -> Result<(ErasureState, Files), StoreError> {
+    let gone = loop {
         let chunk = shared.store.erase_chunk(erasure.id, shared.clock.now()).await?;
         for id in &chunk.held {
-            end_batch(shared, registry, *id).await?;
+            end_batch(shared, registry, *id, true).await?;
         }
-        if chunk.gone {
-            break;
+        if chunk.gone || !chunk.moved {
+            break chunk.gone;
         }
-        if !chunk.moved {
-            // What is left is in batches that have to give it back first.
-            return Ok(ErasureState::Running);
-        }
+    };
+    // At each look: whoever was asked to end one may not have heard it.
+    let all = matches!(erasure.subject, Subject::Company(_));
+    end_batches(shared, registry, erasure.id, all).await?;
+    if !gone || !with_files {
+        // What is left is in batches that have to give it back first.
+        return Ok((ErasureState::Running, Files::Left));
     }
-    if let Subject::Company(_) = erasure.subject {
-        end_batches(shared, registry, erasure.id).await?;
-    }
-    if !erase_files(shared, erasure.id).await? {
-        return Ok(ErasureState::Running);
+    let files = erase_files(shared, erasure.id).await?;
+    if files != Files::Gone {
+        return Ok((ErasureState::Running, files));
     }
     shared.store.note_records_erased(erasure.id).await?;
     let (reader, id) = (shared.reader.clone(), erasure.id);
     let after = blocking(move || reader.erasure(id)).await?;
-    Ok(after.map_or(ErasureState::Done, |erasure| erasure.state))
+    Ok((after.map_or(ErasureState::Done, |erasure| erasure.state), files))
 }
 
-/// Has a batch of which nobody waits for anything come to its end: one that was not sent gives its requests back, the
-/// provider is to cancel another one.
-async fn end_batch(shared: &Shared, registry: &Addr<Registry>, id: BatchId) -> Result<(), StoreError> {
+/// Has a batch come to its end: one that was not sent gives its requests back, the provider is to cancel another one
+/// of which nobody waits for anything. Without `any` a batch that has something for others is left alone.
+async fn end_batch(
+    shared: &Shared,
+    registry: &Addr<Registry>,
+    id: BatchId,
+    any: bool,
+) -> Result<(), StoreError> {
     let reader = shared.reader.clone();
     let Some(batch) = blocking(move || reader.batch(id)).await? else { return Ok(()) };
-    if !batch.state.is_live() {
+    let is_emptied = batch.counts.outstanding() == 0 && !matches!(batch.state, BatchState::Dissolving { .. });
+    if !batch.state.is_live() || !(any || is_emptied) {
         return Ok(());
     }
     if batch.state.is_unsent() {
@@ -255,18 +377,19 @@ async fn end_batch(shared: &Shared, registry: &Addr<Registry>, id: BatchId) -> R
     Ok(())
 }
 
-/// Ends every batch that had requests of an erased company.
+/// Ends every batch that had requests of an erasure; without `any` only those of which nobody waits for anything.
 async fn end_batches(
     shared: &Shared,
     registry: &Addr<Registry>,
     erasure: ErasureId,
+    any: bool,
 ) -> Result<(), StoreError> {
     let mut after = None;
     loop {
         let reader = shared.reader.clone();
         let page = blocking(move || reader.batches_to_erase(erasure, after, BATCHES)).await?;
         for id in &page {
-            end_batch(shared, registry, *id).await?;
+            end_batch(shared, registry, *id, any).await?;
         }
         match page.last() {
             Some(last) if page.len() == BATCHES => after = Some(*last),
@@ -275,9 +398,9 @@ async fn end_batches(
     }
 }
 
-/// Deletes the files of those batches that are over; says whether that were all.
-async fn erase_files(shared: &Arc<Shared>, erasure: ErasureId) -> Result<bool, StoreError> {
-    let mut all = true;
+/// Deletes the files of those batches that are over.
+async fn erase_files(shared: &Arc<Shared>, erasure: ErasureId) -> Result<Files, StoreError> {
+    let mut files = Files::Gone;
     let mut after = None;
     loop {
         let reader = shared.reader.clone();
@@ -291,19 +414,27 @@ async fn erase_files(shared: &Arc<Shared>, erasure: ErasureId) -> Result<bool, S
             .filter_map(|(_, batch)| batch.clone())
             .filter(|batch| !batch.state.is_live() && batch.provider == shared.identity)
             .collect();
-        if !over.is_empty()
-            && let Err(err) = delete_remote(shared, &over).await
-        {
-            tracing::warn!(erasure.id = %erasure, error = %err, "files of an erasure cannot be deleted yet; trying again");
-            return Ok(false);
-        }
-        for batch in &over {
+        let refused = match over.is_empty() {
+            true => Ok(HashSet::new()),
+            false => delete_remote(shared, &over).await,
+        };
+        let refused = match refused {
+            Ok(refused) => refused,
+            Err(err) => {
+                tracing::warn!(erasure.id = %erasure, error = %err, "files of an erasure cannot be deleted yet; trying again");
+                return Ok(Files::Trouble);
+            }
+        };
+        let mut done = 0;
+        for batch in over.iter().filter(|batch| !refused.contains(&batch.id)) {
             effects::clean(shared, batch).await;
             shared.store.note_files_erased(erasure, batch.id).await?;
+            done += 1;
         }
         // One that is not there has no file that is known.
         for (id, _) in page.iter().filter(|(_, batch)| batch.is_none()) {
             shared.store.note_files_erased(erasure, *id).await?;
+            done += 1;
         }
         for (id, batch) in &page {
             if batch.as_ref().is_some_and(|batch| !batch.state.is_live() && batch.provider != shared.identity)
@@ -311,29 +442,47 @@ async fn erase_files(shared: &Arc<Shared>, erasure: ErasureId) -> Result<bool, S
                 tracing::warn!(batch.id = %id, "batch {id} went to another provider; its files are deleted once that one is configured");
             }
         }
-        all &= over.len() + page.iter().filter(|(_, batch)| batch.is_none()).count() == page.len();
+        if !refused.is_empty() {
+            files = Files::Trouble;
+        } else if done < page.len() && files == Files::Gone {
+            files = Files::Left;
+        }
         match page.last() {
             Some((last, _)) if page.len() == BATCHES => after = Some(*last),
-            Some(_) | None => return Ok(all),
+            Some(_) | None => return Ok(files),
         }
     }
 }
 
 /// Deletes what the provider has of batches: their result files, and every input file that bears their name, also one
-/// of an upload whose answer never came.
-async fn delete_remote(shared: &Shared, batches: &[Batch]) -> Result<(), ProviderError> {
-    let known = batches.iter().flat_map(|batch| [&batch.input, &batch.output, &batch.error]).flatten();
-    let mut files: HashSet<_> = known.cloned().collect();
+/// of an upload whose answer never came. Gives the batches of which it refuses to delete a file; the others' are gone.
+async fn delete_remote(shared: &Shared, batches: &[Batch]) -> Result<HashSet<BatchId>, ProviderError> {
+    let known = batches.iter().flat_map(|batch| {
+        let files = [&batch.input, &batch.output, &batch.error].into_iter().flatten();
+        files.map(|file| (file.clone(), batch.id))
+    });
+    let mut files: HashMap<FileId, BatchId> = known.collect();
     let since = batches.iter().map(|batch| batch.created_at).min();
     let since = since.unwrap_or(Timestamp::from_millis(0)).minus(SKEW);
-    let names: HashSet<String> = batches.iter().map(|batch| finding::file_stem(shared, batch.id)).collect();
-    let found = finding::find_files(shared, since, |file| {
-        let stem = file.filename.as_deref().and_then(|name| name.rsplit_once('-'));
-        stem.is_some_and(|(stem, _)| names.contains(stem))
-    });
-    files.extend(found.await?);
-    for file in files {
-        read(shared, shared.provider.delete_file(&file)).await?;
+    let names: HashMap<String, BatchId> =
+        batches.iter().map(|batch| (finding::file_stem(shared, batch.id), batch.id)).collect();
+    let of = |file: &FileObject| {
+        let (stem, _) = file.filename.as_deref()?.rsplit_once('-')?;
+        names.get(stem).copied()
+    };
+    let found = finding::find_files(shared, since, |file| of(file).is_some()).await?;
+    files.extend(found.into_iter().filter_map(|file| Some((file.id.clone(), of(&file)?))));
+    let mut refused = HashSet::new();
+    for (file, batch) in files {
+        match read(shared, shared.provider.delete_file(&file)).await {
+            Ok(()) => {}
+            Err(ProviderError::Refused { status, code, .. }) => {
+                // The others go all the same; the erasure stays open for this one.
+                tracing::error!(file = %file, batch.id = %batch, status, code, "the provider refuses to delete file {file} of batch {batch}, which an erasure needs gone ({status} {code}); trying again. Delete it there by hand");
+                refused.insert(batch);
+            }
+            Err(err) => return Err(err),
+        }
     }
-    Ok(())
+    Ok(refused)
 }

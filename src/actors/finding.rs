@@ -97,12 +97,12 @@ pub async fn find_files(
     shared: &Shared,
     since: Timestamp,
     wanted: impl Fn(&FileObject) -> bool,
-) -> Result<Vec<FileId>, ProviderError> {
+) -> Result<Vec<FileObject>, ProviderError> {
     let found = std::cell::RefCell::new(Vec::new());
     // None is the one that ends the search.
     find_file(shared, since, |file| {
         if wanted(file) {
-            found.borrow_mut().push(file.id.clone());
+            found.borrow_mut().push(file.clone());
         }
         false
     })

@@ -4,8 +4,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nightshift::actors::eraser::Look;
+use nightshift::actors::registry::Resume;
 use nightshift::domain::analysis::Misfit;
-use nightshift::domain::event::Event;
+use nightshift::domain::batch::{BatchState, Problem, Terminal, Then};
+use nightshift::domain::event::{Event, ObservedStatus};
 use nightshift::domain::id::{ErasureId, Timestamp};
 use nightshift::domain::request::{Cost, Failure, FailureClass, RequestStatus};
 use nightshift::domain::session::SessionFacts;
@@ -147,6 +149,61 @@ fn a_batch_that_was_not_sent_gives_back_what_is_erased_first() {
         };
         let (left, _) = nightshift.store().reader().list_requests(&filter, None, 9).unwrap();
         assert_eq!(left.iter().map(|request| request.id).collect::<Vec<_>>(), [request_id(2)]);
+    });
+}
+
+/// Hosts the batches that are there by now.
+async fn host(nightshift: &Nightshift) {
+    let resume = Resume { creator: nightshift.creator.clone() };
+    nightshift.registry.send(resume).await.unwrap().unwrap();
+}
+
+#[test]
+fn a_file_with_an_erased_line_is_not_sent_again() {
+    with_actors(async |nightshift| {
+        nightshift.session(1, "demo").await;
+        nightshift.session(2, "demo").await;
+        let mut batch = nightshift.open_batch(1, "demo", 2).await;
+        batch.send().await;
+        let id = erase_session(&nightshift, 1).await;
+        assert!(erase_all(nightshift.store(), id, nightshift.now()).await.gone);
+        batch.batch = nightshift.store().reader().batch(batch.batch.id).unwrap().unwrap();
+        let mut seen = batch.seen(ObservedStatus::Ended(Terminal::Failed));
+        (seen.output, seen.error) = (None, None);
+        seen.problems = vec![Problem { code: Some("something_new".to_owned()), ..Problem::default() }];
+        batch.step(Event::Observed { seen, at: nightshift.now() }).await;
+        assert!(matches!(batch.batch.state, BatchState::Ready { .. }), "{:?}", batch.batch.state);
+        host(&nightshift).await;
+        nightshift.clock.advance(Duration::from_secs(600));
+        let state = || nightshift.store().reader().batch(batch.batch.id).unwrap().unwrap().state;
+        for _ in 0..10_000 {
+            if !matches!(state(), BatchState::Ready { .. }) {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(state(), BatchState::Uploading { upload: 2, .. }), "{:?}", state());
+    });
+}
+
+#[test]
+fn a_batch_that_an_erasure_emptied_is_to_be_cancelled_however_often_nobody_heard_it() {
+    with_actors(async |nightshift| {
+        nightshift.session(1, "demo").await;
+        let mut batch = nightshift.open_batch(1, "demo", 1).await;
+        batch.send().await;
+        let id = erase_session(&nightshift, 1).await;
+        // Whoever removed the records was cut off before it asked.
+        assert!(erase_all(nightshift.store(), id, nightshift.now()).await.gone);
+        host(&nightshift).await;
+        let cancel = || nightshift.store().reader().batch(batch.batch.id).unwrap().unwrap().cancel;
+        for _ in 0..10_000 {
+            if cancel().is_some() {
+                break;
+            }
+            nightshift.eraser.send(Look { compact: false }).await.unwrap();
+        }
+        assert_eq!(cancel().map(|cancel| cancel.then), Some(Then::End));
     });
 }
 

@@ -465,7 +465,7 @@ impl Driven<'_> {
         self.took(batch);
     }
 
-    fn seen(&self, status: ObservedStatus) -> Observation {
+    pub fn seen(&self, status: ObservedStatus) -> Observation {
         let file = |kind: &str| Some(FileId::new(format!("file-{kind}-{}", self.number)));
         let ended = matches!(status, ObservedStatus::Ended(_));
         Observation {

@@ -304,6 +304,7 @@ mod tests {
     /// A whole store of this one entry under that name.
     fn store_as(folder: &Path, name: &str, key: &[u8], sums: Sums) {
         let dir = folder.join(name);
+        std::fs::write(folder.join("ANCHOR"), anchor()).unwrap();
         let engine = Engine::open(&dir, FolderLock::take(folder).unwrap()).unwrap();
         store(&engine, sums, &[(key, Some(b"value"))]);
         drop(engine);
@@ -386,7 +387,10 @@ mod tests {
 
     #[test]
     fn the_store_of_before_comes_back_where_the_copy_in_its_place_is_not_whole() {
-        let unreadable = |dir: &Path| std::fs::write(dir.join("conf"), "nonsense").unwrap();
+        let unreadable = |dir: &Path| {
+            std::fs::remove_file(dir.join("db")).unwrap();
+            std::fs::create_dir(dir.join("db")).unwrap();
+        };
         let empty = |dir: &Path| std::fs::remove_file(dir.join("db")).unwrap();
         let as_it_is = |_: &Path| ();
         let cases: [(&dyn Fn(&Path), Sums); 3] =
