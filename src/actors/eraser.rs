@@ -23,6 +23,8 @@ use crate::provider::ProviderError;
 use crate::provider::wire::FileObject;
 use crate::store::{Removed, StoreError};
 
+/// How often it looks whether anything is to be erased; who orders it says so besides.
+const IDLE: Duration = Duration::from_secs(600);
 /// How often it looks whether it can go on.
 const EVERY: Duration = Duration::from_secs(5);
 /// Erasures that it works at in one look; those behind them have their turn in the next.
@@ -53,6 +55,8 @@ pub struct Eraser {
     shared: Arc<Shared>,
     registry: Addr<Registry>,
     busy: bool,
+    /// Which look is the next one; those that were planned before it are not.
+    turn: u64,
     /// When a compaction was tried last, on the monotonic clock: one that failed is not repeated at each look, either.
     tried: Option<u64>,
     /// Whether it was told that there is no room for one.
@@ -66,11 +70,15 @@ impl Eraser {
     /// An eraser that has `registry` end the batches in its way.
     pub fn new(shared: Arc<Shared>, registry: Addr<Registry>) -> Self {
         let (holds, aging) = (Holds::default(), Aging::default());
-        Self { shared, registry, busy: false, tried: None, lacks_room: false, holds, aging }
+        Self { shared, registry, busy: false, turn: 0, tried: None, lacks_room: false, holds, aging }
     }
 
     fn look(&mut self, compact: bool, ctx: &mut Context<Self>) {
-        if self.busy || self.shared.condition.intake_stopped().is_some() {
+        if self.busy {
+            return;
+        }
+        if self.shared.condition.intake_stopped().is_some() {
+            self.look_in(EVERY, ctx);
             return;
         }
         self.busy = true;
@@ -81,10 +89,13 @@ impl Eraser {
         let mut holds = std::mem::take(&mut self.holds);
         let round = async move {
             let gone = alone(go_through(&shared, &registry, may_compact, &mut holds)).await;
-            (gone, holds)
+            let reader = shared.reader.clone();
+            let left = blocking(move || reader.open_erasures(None, 1)).await;
+            (gone, holds, left.is_ok_and(|left| left.is_empty()))
         };
-        ctx.spawn(round.into_actor(self).map(move |(gone, holds), this, _| {
+        ctx.spawn(round.into_actor(self).map(move |(gone, holds, idle), this, ctx| {
             this.busy = false;
+            this.look_in(if idle { IDLE } else { EVERY }, ctx);
             this.holds = holds;
             match gone {
                 Ok(Compaction::Tried) => {
@@ -100,6 +111,19 @@ impl Eraser {
                 Err(err) => tracing::error!(error = %err, "erasures could not go on; trying again"),
             }
         }));
+    }
+}
+
+impl Eraser {
+    /// Plans the next look.
+    fn look_in(&mut self, wait: Duration, ctx: &mut Context<Self>) {
+        self.turn += 1;
+        let turn = self.turn;
+        later(ctx, &self.shared.clock, wait, move |this, ctx| {
+            if this.turn == turn {
+                this.look(false, ctx);
+            }
+        });
     }
 }
 
@@ -176,7 +200,6 @@ impl Actor for Eraser {
 
     fn started(&mut self, ctx: &mut Context<Self>) {
         self.look(false, ctx);
-        every(ctx, &self.shared.clock, EVERY, |this, ctx| this.look(false, ctx));
         // Not only an hour later: a process may be started anew more often than that.
         later(ctx, &self.shared.clock, AGING_FIRST, Self::age);
         every(ctx, &self.shared.clock, AGING_EVERY, Self::age);
