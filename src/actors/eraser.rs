@@ -55,6 +55,8 @@ pub struct Eraser {
     shared: Arc<Shared>,
     registry: Addr<Registry>,
     busy: bool,
+    /// Somebody asked for a look while one was under way, and whether for a compaction.
+    again: Option<bool>,
     /// Which look is the next one; those that were planned before it are not.
     turn: u64,
     /// When a compaction was tried last, on the monotonic clock: one that failed is not repeated at each look, either.
@@ -70,11 +72,23 @@ impl Eraser {
     /// An eraser that has `registry` end the batches in its way.
     pub fn new(shared: Arc<Shared>, registry: Addr<Registry>) -> Self {
         let (holds, aging) = (Holds::default(), Aging::default());
-        Self { shared, registry, busy: false, turn: 0, tried: None, lacks_room: false, holds, aging }
+        Self {
+            shared,
+            registry,
+            busy: false,
+            again: None,
+            turn: 0,
+            tried: None,
+            lacks_room: false,
+            holds,
+            aging,
+        }
     }
 
     fn look(&mut self, compact: bool, ctx: &mut Context<Self>) {
         if self.busy {
+            // What was ordered meanwhile may have come too late for the look that is under way.
+            self.again = Some(compact || self.again.unwrap_or(false));
             return;
         }
         if self.shared.condition.intake_stopped().is_some() {
@@ -95,7 +109,6 @@ impl Eraser {
         };
         ctx.spawn(round.into_actor(self).map(move |(gone, holds, idle), this, ctx| {
             this.busy = false;
-            this.look_in(if idle { IDLE } else { EVERY }, ctx);
             this.holds = holds;
             match gone {
                 Ok(Compaction::Tried) => {
@@ -109,6 +122,10 @@ impl Eraser {
                 }
                 Ok(Compaction::NoRoom | Compaction::None) => {}
                 Err(err) => tracing::error!(error = %err, "erasures could not go on; trying again"),
+            }
+            match this.again.take() {
+                Some(compact) => this.look(compact, ctx),
+                None => this.look_in(if idle { IDLE } else { EVERY }, ctx),
             }
         }));
     }

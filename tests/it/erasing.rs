@@ -176,7 +176,8 @@ fn a_file_with_an_erased_line_is_not_sent_again() {
         host(&nightshift).await;
         nightshift.clock.advance(Duration::from_secs(600));
         let state = || nightshift.store().reader().batch(batch.batch.id).unwrap().unwrap().state;
-        for _ in 0..10_000 {
+        let end = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < end {
             if !matches!(state(), BatchState::Ready { .. }) {
                 break;
             }
@@ -197,7 +198,8 @@ fn a_batch_that_an_erasure_emptied_is_to_be_cancelled_however_often_nobody_heard
         assert!(erase_all(nightshift.store(), id, nightshift.now()).await.gone);
         host(&nightshift).await;
         let cancel = || nightshift.store().reader().batch(batch.batch.id).unwrap().unwrap().cancel;
-        for _ in 0..10_000 {
+        let end = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < end {
             if cancel().is_some() {
                 break;
             }
