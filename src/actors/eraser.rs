@@ -526,3 +526,25 @@ async fn delete_remote(shared: &Shared, batches: &[Batch]) -> Result<HashSet<Bat
     }
     Ok(refused)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_erasure_in_trouble_is_left_alone_longer_each_time_but_never_for_good() {
+        let (mut holds, id) = (Holds::default(), ErasureId::from_bytes([1; 16]));
+        let waits: Vec<u64> = (0..40)
+            .map(|_| {
+                hold(&mut holds, id, 1000);
+                holds[&id].1 - 1000
+            })
+            .collect();
+        assert_eq!(waits[..3], [10_000, 20_000, 40_000]);
+        assert!(waits[10..].iter().all(|wait| *wait == 600_000), "{waits:?}");
+        for number in 0..2 * HOLDS_MAX as u128 {
+            hold(&mut holds, ErasureId::from_bytes(number.to_be_bytes()), 0);
+        }
+        assert_eq!(holds.len(), HOLDS_MAX);
+    }
+}

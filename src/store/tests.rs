@@ -525,3 +525,18 @@ async fn records_are_written_in_the_bytes_that_were_agreed() {
     }
     assert_eq!(text, std::fs::read_to_string(&path).unwrap_or_default());
 }
+
+#[tokio::test]
+async fn a_compaction_that_finds_the_store_damaged_puts_it_in_doubt() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), uuid::Uuid::nil(), Box::new(|_| {})).await.unwrap();
+    store.compact().await.unwrap();
+    assert_eq!(store.doubt(), None);
+    // An entry that nobody has stored by the book.
+    let mut writes = Writes::new();
+    writes.entry(Tree::Meta).or_default().insert(b"other".to_vec(), Some(Vec::new()));
+    writes.entry(Tree::Bodies).or_default().insert(b"stray".to_vec(), Some(vec![1]));
+    store.reader().engine.store(&writes, &super::sums::Sums::default(), 1, false).unwrap();
+    assert!(matches!(store.compact().await, Err(StoreError::Broken(_))));
+    assert!(store.doubt().unwrap().contains("bodies"));
+}
