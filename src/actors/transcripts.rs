@@ -12,7 +12,7 @@ use super::importer::{Place, Source};
 use super::intake::{AcceptTranscript, Intake};
 use super::registry::blocking;
 use super::{Shared, every};
-use crate::domain::id::SessionId;
+use crate::domain::id::{CompanyId, SessionId};
 use crate::domain::session::Message as ChatMessage;
 use crate::domain::source::{self, Fetch, FetchState, SourceId, Validators};
 use crate::fetch::{FetchError, Fetched, Get, Limits, Url};
@@ -53,8 +53,13 @@ impl Default for Bounds {
     }
 }
 
-/// Where a transcript comes from and for whom.
-type Way = (SourceId, [u8; 8]);
+/// A fetch under way: which source it is of, to which host it goes, and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Way {
+    source: SourceId,
+    host: [u8; 8],
+    company: CompanyId,
+}
 
 /// Fetches transcripts.
 pub struct Transcripts {
@@ -104,8 +109,12 @@ impl Transcripts {
 
     fn start(&mut self, session: SessionId, fetch: Fetch, ctx: &mut Context<Self>) {
         let host = fetch.at.host;
-        let of_host = self.under_way.values().filter(|(_, other)| *other == host).count();
-        let way = (fetch.at.source, host);
+        let of_host = self.under_way.values().filter(|other| other.host == host).count();
+        let way = Way { source: fetch.at.source, host, company: fetch.company.clone() };
+        let of_company = self.under_way.values().filter(|other| other.company == way.company).count();
+        // However many slow hosts one company's exports name, some places are for the others.
+        let shared_with = self.shared.sources.iter().any(|source| source.company != way.company);
+        let of_company_max = if shared_with { ALL_MAX - HOST_MAX } else { ALL_MAX };
         let of_way = self.under_way.values().filter(|other| **other == way).count();
         let source = self
             .shared
@@ -116,6 +125,7 @@ impl Transcripts {
         if self.under_way.len() >= ALL_MAX
             || of_host >= HOST_MAX
             || of_way >= of_way_max
+            || of_company >= of_company_max
             || self.under_way.contains_key(&session)
         {
             return;

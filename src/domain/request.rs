@@ -316,6 +316,9 @@ pub struct Request {
     pub misfits: u32,
     /// How often it was asked once more for such an answer, since it was made or last requeued. No attempts.
     pub repairs: u32,
+    /// Batches that it was in before it was made to ask about a newer version of its session: what comes of them late is
+    /// about the older one.
+    pub stale: Vec<BatchId>,
     /// The client's own pairs, a flat JSON object of strings; kept and shown, never sent.
     pub metadata: Option<String>,
     /// Higher goes first within a group.

@@ -83,6 +83,11 @@ pub(super) fn apply_line(
     }
     let outstanding: Option<Provisional> = tx.read(Tree::Outstanding, &member)?;
     match outcome.result {
+        Ok(body) if request.stale.contains(&batch.members_of()) => {
+            // It answers what the session was before: paid for, and not what is asked now.
+            drop(body);
+            batch.anomalies.repeated += 1;
+        }
         Ok(body) if request.status == RequestStatus::ProcessingComplete => {
             // A success is never overwritten.
             drop(body);

@@ -310,6 +310,7 @@ pub(super) fn insert(tx: &mut Tx<'_>, new: NewRequest, now: Timestamp) -> Result
         output_max: new.output_max,
         inputs: new.inputs,
         repair: None,
+        stale: Vec::new(),
         misfits: 0,
         repairs: 0,
         metadata: new.metadata,

@@ -277,6 +277,7 @@ fn request_analysis(
             request.line_bytes = new.line_bytes;
             request.line_crc = new.line_crc;
             request.estimated_tokens = new.estimated_tokens;
+            request.stale = request.history.iter().map(|attempt| attempt.batch).collect();
             request.repair = None;
             request.repairs = 0;
             requests::enqueue(tx, &mut request, since)?;

@@ -1,12 +1,14 @@
 //! The service as a user meets it: one command, clear errors, and the demonstration.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::process::{Server, free_port, nightshift, run, text};
+use crate::process::{Server, TOKEN, free_port, nightshift, run, text};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -232,4 +234,41 @@ fn the_first_token_is_made_once_kept_private_and_can_be_reset() {
     let status =
         run(nightshift(folder.path()).env_remove("NIGHTSHIFT_ADMIN_TOKEN").args(["--set", &bind, "status"]));
     assert!(text(&status.stderr).contains("401"), "{}", text(&status.stderr));
+}
+
+/// Sends these bytes and nothing more, and gives what comes back until the server ends the connection.
+fn stuck(port: u16, sent: &str) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.write_all(sent.as_bytes()).unwrap();
+    let mut reply = Vec::new();
+    let _ = stream.read_to_end(&mut reply);
+    text(&reply)
+}
+
+#[test]
+fn a_sender_that_stops_in_the_midst_is_told_so_and_what_it_had_sent_is_stored() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("config.toml"), "[[companies]]\nid = \"demo\"\n").unwrap();
+    let port = free_port();
+    let mut server = Server::start(folder.path(), port, &["creation.enabled=false"]);
+    let head = |content_type: &str| {
+        format!(
+            "POST /api/v1/companies/demo/requests HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\
+             Content-Type: {content_type}\r\nContent-Length: 1000000\r\nConnection: close\r\n\r\n",
+            TOKEN
+        )
+    };
+    let body = r#""body":{"model":"gpt-4o-mini","messages":[{"role":"user","content":"Name a river."}]}"#;
+    let lines: String = (0..300).map(|number| format!("{{\"id\":\"r-{number}\",{body}}}\n")).collect();
+    let calls = [head("application/x-ndjson") + &lines, head("application/json") + "{\"body\":"];
+    let senders = calls.map(|call| std::thread::spawn(move || stuck(port, &call)));
+    let [stream, whole] = senders.map(|sender| sender.join().unwrap());
+    for reply in [&stream, &whole] {
+        assert!(reply.starts_with("HTTP/1.1 408 ") && reply.contains("\"code\":\"too_slow\""), "{reply}");
+    }
+    // Whole chunks are stored while the rest is waited for, and the reply says how far it came.
+    assert!(stream.contains("\"accepted\":250") && stream.contains("\"lastLine\":250"), "{stream}");
+    assert_eq!(server.summary(), [250, 0, 0, 0]);
+    assert!(server.terminate().success());
 }

@@ -36,6 +36,7 @@ fn request(status: RequestStatus) -> Request {
         output_max: None,
         inputs: 0,
         repair: None,
+        stale: Vec::new(),
         misfits: 0,
         repairs: 0,
         metadata: None,

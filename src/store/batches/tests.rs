@@ -9,11 +9,12 @@ use crate::domain::batch::{
 use crate::domain::budget::{Affordable, Money, Month};
 use crate::domain::company::Company;
 use crate::domain::event::{Event, Observation, ObservedStatus, Trouble};
-use crate::domain::id::Nonce;
+use crate::domain::id::{Nonce, SessionId};
 use crate::domain::price::Rates;
 use crate::domain::request::{Endpoint, FailureClass, Source};
+use crate::domain::session::{Message, Role, SessionFacts};
 use crate::domain::step;
-use crate::store::{Accepted, NewRequest};
+use crate::store::{Accepted, NewRequest, SessionIn};
 
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 const LIMITS: Limits =
@@ -480,5 +481,61 @@ async fn a_batch_takes_no_more_than_its_companys_month_allows_and_what_it_does_n
     completed(&store, 1, &batch).await;
     assert_eq!(money(), Money { spent: 12, reserved: 0 });
     assert_eq!(store.reader().affordable(&open(2)).unwrap(), Affordable::Yes);
+    sound(&store);
+}
+
+#[tokio::test]
+async fn a_late_answer_about_an_older_version_of_a_session_is_not_taken_for_the_newer_one() {
+    let store = Store::in_memory(uuid::Uuid::nil()).await.unwrap();
+    let session_id = SessionId::from_bytes([3; 16]);
+    let session = |text: &str, hash| SessionIn {
+        company: group().company,
+        external_id: "chat".to_owned(),
+        id: session_id,
+        facts: SessionFacts::default(),
+        messages: Some(vec![Message { role: Role::User, at: None, text: text.to_owned() }]),
+        fetch: None,
+        content_hash: [hash; 32],
+        settles_at: NOW,
+    };
+    let asked = |number: u8, version| NewRequest {
+        id: RequestId::from_bytes([number; 16]),
+        group: group(),
+        source: Source::Session { session: session_id, version, prompt: 1 },
+        key: None,
+        content_hash: [0; 32],
+        body: None,
+        line_bytes: 100,
+        line_crc: 0,
+        estimated_tokens: 10,
+        output_max: None,
+        inputs: 0,
+        metadata: None,
+        priority: 0,
+        not_before: None,
+    };
+    store.accept_sessions(vec![session("one", 1)], NOW).await.unwrap();
+    store.request_analyses(vec![(session_id, 1, asked(1, 1))], NOW).await.unwrap();
+    let batch = sent(&store, 1).await;
+    let ended = seen(1, ObservedStatus::Ended(Terminal::Expired));
+    let batch = take(&store, &batch, &Event::Observed { seen: ended, at: NOW }).await;
+    let batch = close(&store, batch, HashMap::new()).await;
+    store.accept_sessions(vec![session("two", 2)], NOW).await.unwrap();
+    store.request_analyses(vec![(session_id, 2, asked(2, 2))], NOW).await.unwrap();
+    let id = RequestId::from_bytes([1; 16]);
+    let request = || store.reader().request(id).unwrap().unwrap();
+    assert!(matches!(request().source, Source::Session { version: 2, .. }), "{:?}", request());
+    let step = Step { next: batch.state.clone(), changes: Vec::new(), effects: Vec::new(), story: None };
+    let line = AppliedLine::Line {
+        repair: None,
+        request: id,
+        outcome: Outcome { answered: Answered::default(), result: Ok("{}".to_owned()) },
+        analysis: Some("{}".to_owned()),
+        cost: Some(Cost { micros: 3, currency: "USD".to_owned(), price_version: "1".to_owned() }),
+    };
+    store.apply_lines(batch.id, batch.revision, step, vec![line], NOW).await.unwrap();
+    assert_eq!(request().status, RequestStatus::PendingBatching, "it is still to be asked");
+    assert_eq!(request().cost.map(|cost| cost.micros), Some(3), "and the answer was paid for");
+    assert_eq!(store.reader().analysis(session_id, 2).unwrap(), None);
     sound(&store);
 }
