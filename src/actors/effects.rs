@@ -43,11 +43,37 @@ pub async fn creation_enabled(shared: &Shared) {
 /// Writes the input file and sends it, unless it was sent before and `look` finds it.
 pub async fn upload(shared: &Arc<Shared>, batch: &Batch, upload: u32, look: bool) -> Event {
     creation_enabled(shared).await;
+    let batch = &as_stored(shared, batch).await;
+    if let Some(emptied) = emptied(batch) {
+        return emptied;
+    }
     let sent = try_upload(shared, batch, upload, look).await;
     match sent {
         Ok(input) => Event::Uploaded(input),
         Err(trouble) => Event::UploadFailed { trouble, at: shared.clock.now() },
     }
+}
+
+/// A batch as it is now: members may have left it since its actor read it, erased or answered from elsewhere.
+async fn as_stored(shared: &Shared, batch: &Batch) -> Batch {
+    let (reader, id) = (shared.reader.clone(), batch.id);
+    match blocking(move || reader.batch(id)).await {
+        Ok(Some(stored)) => stored,
+        Ok(None) | Err(_) => batch.clone(),
+    }
+}
+
+/// What happens to a batch that has nothing to send any more.
+fn emptied(batch: &Batch) -> Option<Event> {
+    let detail = "none of its requests is outstanding any more: they were erased, or answered from elsewhere";
+    let failure = || Failure::new(FailureClass::Transient, "batch_given_back", detail);
+    (batch.counts.outstanding() == 0).then(|| Event::GivenBack(failure()))
+}
+
+/// What happens where the input file at the provider is not what is to be sent any more.
+async fn outdated(shared: &Shared, batch: &Batch, input: &InputFile) -> Option<Event> {
+    let stored = as_stored(shared, batch).await;
+    emptied(&stored).or_else(|| (input.bytes != stored.input_bytes).then_some(Event::InputOutdated))
 }
 
 async fn try_upload(
@@ -184,13 +210,8 @@ fn line_of(shared: &Shared, id: RequestId) -> Result<Vec<u8>, StoreError> {
 /// A nonce for a create call, once it may be made: there is room, the account works, our own limits allow it. Whether
 /// there is still room after all that waiting is decided where the intent is stored.
 pub async fn make_intent(shared: &Arc<Shared>, batch: &Batch, input: InputFile) -> Event {
-    if batch.counts.outstanding() == 0 {
-        let detail = "all requests of its batch were erased before it was sent again";
-        let failure = Failure::new(FailureClass::Transient, "batch_given_back", detail);
-        return Event::GivenBack(failure);
-    }
-    if input.bytes != batch.input_bytes {
-        return Event::InputOutdated;
+    if let Some(outdated) = outdated(shared, batch, &input).await {
+        return outdated;
     }
     creation_enabled(shared).await;
     let (reader, owned) = (shared.reader.clone(), batch.clone());
@@ -212,6 +233,9 @@ pub async fn make_intent(shared: &Arc<Shared>, batch: &Batch, input: InputFile) 
     creation_enabled(shared).await;
     if shared.account.is_in_doubt() {
         shared.account.pass(clock, Call::Send).await;
+    }
+    if let Some(outdated) = outdated(shared, batch, &input).await {
+        return outdated;
     }
     let nonce = Nonce::new(shared.ids.next());
     Event::IntentMade(Intent { nonce, input, at: shared.clock.now(), made_with: shared.made_with })

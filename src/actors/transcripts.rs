@@ -188,6 +188,16 @@ async fn bring(
     fetch: Fetch,
     source: Option<&Source>,
 ) -> bool {
+    // What is due was read while another try of it was under way, maybe, and that one has ended since.
+    let reader = shared.reader.clone();
+    match blocking(move || reader.fetch(session)).await {
+        Ok(Some(now)) if now == fetch => {}
+        Ok(_) => return true,
+        Err(err) => {
+            tracing::error!(session.id = %session, error = %err, "the fetch of a transcript could not be read");
+            return false;
+        }
+    }
     let not_had = match source {
         Some(source) => match fetch_text(shared, &fetch, source).await {
             Ok((messages, validators)) => {

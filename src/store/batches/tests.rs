@@ -539,3 +539,31 @@ async fn a_late_answer_about_an_older_version_of_a_session_is_not_taken_for_the_
     assert_eq!(store.reader().analysis(session_id, 2).unwrap(), None);
     sound(&store);
 }
+
+#[tokio::test]
+async fn what_was_answered_elsewhere_is_not_sent_with_a_batch_that_is_still_to_be_sent() {
+    let (store, ids) = store_with(2).await;
+    let batch = sent(&store, 1).await;
+    let ended = seen(1, ObservedStatus::Ended(Terminal::Expired));
+    let first = take(&store, &batch, &Event::Observed { seen: ended, at: NOW }).await;
+    let first = close(&store, first, HashMap::new()).await;
+    while store.release_due(NOW).await.unwrap() > 0 {}
+    let id = batch_id(2);
+    store.open_batch(Batch::open(id, group(), ProviderIdentity::default(), NOW)).await.unwrap();
+    let cut = store.cut_chunk(id, Revision(0), LIMITS).await.unwrap().batch;
+    assert_eq!((cut.counts.members, cut.input_bytes), (2, 200));
+    // The first batch has an answer after all.
+    let step = Step { next: first.state.clone(), changes: Vec::new(), effects: Vec::new(), story: None };
+    let line = AppliedLine::Line {
+        repair: None,
+        request: ids[0],
+        outcome: Outcome { answered: Answered::default(), result: Ok("{}".to_owned()) },
+        analysis: None,
+        cost: None,
+    };
+    store.apply_lines(first.id, first.revision, step, vec![line], NOW).await.unwrap();
+    assert_eq!(store.reader().members(id, None, 10).unwrap(), [ids[1]]);
+    let left = store.reader().batch(id).unwrap().unwrap();
+    assert_eq!((left.counts.outstanding(), left.input_bytes), (1, 100));
+    sound(&store);
+}
