@@ -10,7 +10,7 @@ use super::creator::{Creator, Nudge};
 use super::effects::{self, Chunk, ChunkError};
 use super::finding::{self, Looking};
 use super::registry::{Died, Moved, Registry};
-use super::{CreatingOne, Shared, later, spool};
+use super::{CreatingOne, Shared, later, named, spool};
 use crate::domain::batch::{Batch, BatchState, Cancel, ResultKind, Then};
 use crate::domain::effect::Effect;
 use crate::domain::event::{Event, Observation};
@@ -345,7 +345,7 @@ impl BatchActor {
             shared.disk.room_to_finish().await;
             let named = match known {
                 Some(named) => named,
-                None => effects::named_lines(&shared, &batch).await?,
+                None => named::named_lines(&shared, &batch).await?,
             };
             let now = shared.clock.now();
             let (retry, policy) = (shared.retry, shared.policy);

@@ -1,6 +1,5 @@
 //! Runs one effect and says what happened. Whatever goes wrong is an event, too; only the machine decides.
 
-use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,11 +12,10 @@ use super::spool::{self, Stamp, Sum};
 use super::{Shared, intake};
 use crate::clock::within;
 use crate::domain::analysis::{self, Misfit};
-use crate::domain::batch::{Batch, Ended, InputFile, Intent, Problem, ResultKind, Running, Terminal};
+use crate::domain::batch::{Batch, InputFile, Intent, Problem, ResultKind, Running, Terminal};
 use crate::domain::event::{Event, Observation, ObservedStatus, Trouble};
 use crate::domain::id::{FileId, Nonce, ProviderBatchId, RequestId, Timestamp};
 use crate::domain::request::{Answered, Failure, FailureClass, Outcome, Request, Source};
-use crate::domain::retry::BatchFailure;
 use crate::domain::room::LOOK_AGAIN;
 use crate::provider::jsonl::{self, Decoded, LineReader, RawLine};
 use crate::provider::wire::{BatchObject, FileObject, ProviderStatus};
@@ -25,7 +23,7 @@ use crate::provider::{NewBatch, ProviderError};
 use crate::store::{AppliedLine, Repair, StoreError};
 
 /// Lines that are read and stored at once.
-const CHUNK_LINES: usize = 250;
+pub(super) const CHUNK_LINES: usize = 250;
 /// Bytes of lines that are read and stored at once, unless a single line is longer.
 const CHUNK_BYTES: u64 = 4 << 20;
 /// How far two clocks may be apart.
@@ -568,60 +566,6 @@ fn repair(shared: &Shared, request: &Request, misfit: Misfit) -> Result<Option<R
         line_crc: crc32c::crc32c(&line),
         estimated_tokens: analysis::estimate_tokens(body.len()),
     }))
-}
-
-/// The requests whose lines the provider named when it refused the batch.
-pub async fn named_lines(
-    shared: &Arc<Shared>,
-    batch: &Batch,
-) -> Result<HashMap<RequestId, Failure>, StoreError> {
-    let Some(ended) = ended(batch) else { return Ok(HashMap::new()) };
-    if batch.counts.erased > 0 {
-        // Which line of the file was whose is not known any more; without names the batch is tried again.
-        return Ok(HashMap::new());
-    }
-    let BatchFailure::Lines(faults) = ended.refusal() else { return Ok(HashMap::new()) };
-    let (shared, id) = (shared.clone(), batch.id);
-    blocking(move || {
-        let mut named = HashMap::new();
-        let mut faults = faults.into_iter().peekable();
-        let (mut after, mut line) = (None, 0);
-        while faults.peek().is_some() {
-            let page = shared.reader.members(id, after, CHUNK_LINES)?;
-            let Some(last) = page.last() else { break };
-            after = Some(*last);
-            for request in page {
-                line += 1;
-                if let Some(fault) = faults.next_if(|fault| fault.line == line) {
-                    named.insert(request, fault.failure);
-                }
-            }
-        }
-        Ok(named)
-    })
-    .await
-}
-
-fn ended(batch: &Batch) -> Option<&Ended> {
-    use crate::domain::batch::BatchState as S;
-    match &batch.state {
-        S::Settling { ended, .. }
-        | S::Downloading { ended, .. }
-        | S::Applying { ended, .. }
-        | S::Closing { ended, .. } => Some(ended),
-        S::Filling
-        | S::Sealed
-        | S::Uploading { .. }
-        | S::Ready { .. }
-        | S::Creating { .. }
-        | S::Uncertain { .. }
-        | S::Fencing { .. }
-        | S::Parked { .. }
-        | S::Observing { .. }
-        | S::Dissolving { .. }
-        | S::Cleaning { .. }
-        | S::Closed { .. } => None,
-    }
 }
 
 /// Removes the local files. One that is not there is fine; one that stays only costs room, and is tried again.

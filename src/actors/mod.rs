@@ -28,6 +28,7 @@ pub mod eraser;
 mod finding;
 pub mod importer;
 pub mod intake;
+mod named;
 pub mod pace;
 pub mod poller;
 pub mod reconciler;
