@@ -306,10 +306,12 @@ async fn go_through(
         }
     }
     shared.disk.written();
+    crash_point!("erase.done.before_commit");
+    shared.store.finish_erasures(waiting.clone(), shared.clock.now()).await?;
+    crash_point!("erase.done.after_commit");
     for id in &waiting {
         tracing::info!(erasure.id = %id, "erasure {id} is done");
     }
-    shared.store.finish_erasures(waiting, shared.clock.now()).await?;
     Ok(Compaction::Tried)
 }
 
@@ -364,7 +366,9 @@ async fn go_on(
     with_files: bool,
 ) -> Result<(ErasureState, Files), StoreError> {
     let gone = loop {
+        crash_point!("erase.chunk.before_commit");
         let chunk = shared.store.erase_chunk(erasure.id, shared.clock.now()).await?;
+        crash_point!("erase.chunk.after_commit");
         for id in &chunk.held {
             end_batch(shared, registry, *id, true).await?;
         }
@@ -383,7 +387,9 @@ async fn go_on(
     if files != Files::Gone {
         return Ok((ErasureState::Running, files));
     }
+    crash_point!("erase.records.before_commit");
     shared.store.note_records_erased(erasure.id).await?;
+    crash_point!("erase.records.after_commit");
     let (reader, id) = (shared.reader.clone(), erasure.id);
     let after = blocking(move || reader.erasure(id)).await?;
     Ok((after.map_or(ErasureState::Done, |erasure| erasure.state), files))
@@ -468,7 +474,9 @@ async fn erase_files(shared: &Arc<Shared>, erasure: ErasureId) -> Result<Files, 
         let mut done = 0;
         for batch in over.iter().filter(|batch| !refused.contains(&batch.id)) {
             effects::clean(shared, batch).await;
+            crash_point!("erase.files.before_commit");
             shared.store.note_files_erased(erasure, batch.id).await?;
+            crash_point!("erase.files.after_commit");
             done += 1;
         }
         // One that is not there has no file that is known.

@@ -243,8 +243,11 @@ async fn import(
             reading(outcome, Some(error), None, if soon { again } else { source.every })
         }
     };
-    let noted = shared.store.note_reading(source.company.clone(), source.id, reading, shared.clock.now());
-    if let Err(err) = noted.await {
+    crash_point!("reading.before_commit");
+    let noted =
+        shared.store.note_reading(source.company.clone(), source.id, reading, shared.clock.now()).await;
+    crash_point!("reading.after_commit");
+    if let Err(err) = noted {
         tracing::error!(error = %err, source.id = %source.id, "how an import ended could not be stored");
     }
     soon

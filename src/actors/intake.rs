@@ -267,7 +267,10 @@ impl Handler<AcceptTranscript> for Intake {
                 validators: asked.validators,
                 settles_at: now.plus(shared.settle),
             };
-            Ok(shared.store.take_transcript(transcript, now).await?)
+            crash_point!("transcript.before_commit");
+            let taken = shared.store.take_transcript(transcript, now).await?;
+            crash_point!("transcript.after_commit");
+            Ok(taken)
         };
         Box::pin(alone(taken).into_actor(self).map(|taken, this, ctx| {
             if this.shared.settle.is_zero() && matches!(taken, Ok(Some(SessionTaken::Changed))) {

@@ -75,6 +75,8 @@ pub async fn set(api: &Api, company: CompanyId, body: &[u8]) -> Result<Value, Ap
         let detail = format!("expected {{\"monthlyMicros\": 250000000}}, or null for no limit: {err}");
         ApiError::invalid("invalid_body", detail)
     })?;
+    crash_point!("budget.before_commit");
     api.shared.store.set_budget(company.clone(), micros).await?;
+    crash_point!("budget.after_commit");
     show(api, company).await
 }

@@ -90,7 +90,9 @@ pub async fn suspend(api: &Api, id: &str, suspended: bool) -> Result<Value, ApiE
 
 async fn store(api: &Api, id: &str, change: CompanyChange) -> Result<Value, ApiError> {
     let parsed: CompanyId = id.parse().map_err(|_| unknown_company(id))?;
+    crash_point!("company.before_commit");
     let changed = api.shared.store.change_company(parsed, change).await?;
+    crash_point!("company.after_commit");
     let company = changed.ok_or_else(|| unknown_company(id))?;
     tracing::info!(company.id = %company.id, suspended = company.suspended, "company {id} was changed");
     show(api, id).await

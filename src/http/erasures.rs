@@ -30,7 +30,9 @@ pub async fn session(
     takes_in(api)?;
     let (id, now) = (ErasureId::new(api.shared.ids.next()), api.shared.clock.now());
     let (external_id, by) = (external_id.to_owned(), BY.to_owned());
+    crash_point!("erase.order.before_commit");
     let begun = api.shared.store.erase_session(company, external_id, id, by, now).await?;
+    crash_point!("erase.order.after_commit");
     // The id is the caller's own words; it is not repeated, so that it is in no log of anybody's.
     begun.map(|erasure| taken(api, id, &erasure)).ok_or_else(|| {
         ApiError::not_found("unknown_session", "there is no such session, and none was erased")

@@ -75,7 +75,9 @@ async fn make(api: &Api, role: Role, label: String) -> Result<(StatusCode, Value
     }
     let (key, now) = (new_key()?, api.shared.clock.now());
     let token = StoredToken::new(KeyId::new(api.shared.ids.next()), auth::hash(&key), role, label, now);
+    crash_point!("key.before_commit");
     api.shared.store.create_token(token.clone(), now).await?;
+    crash_point!("key.after_commit");
     tracing::info!(key.id = %token.id, role = token.role.label(), "key {} is new", token.id);
     Ok((StatusCode::CREATED, shown_once(&token, &key, now)))
 }

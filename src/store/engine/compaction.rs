@@ -128,6 +128,7 @@ pub(super) fn compact(disk: &OnDisk, sums: &Sums) -> Result<(), StoreError> {
         return Err(StoreError::Folder { path: old.display().to_string(), why: why.to_owned() });
     }
     remove(&copy)?;
+    crash_point!("compact.before_copy");
     let copied = disk.with(|sled| copy_all(sled, &copy, sums)).map_err(not_fatal(&copy));
     let checked = copied.and_then(|written| check_copy(&copy, &written).map_err(of_copy(&copy)));
     if let Err(err) = checked {
@@ -137,6 +138,7 @@ pub(super) fn compact(disk: &OnDisk, sums: &Sums) -> Result<(), StoreError> {
         }
         return Err(err);
     }
+    crash_point!("compact.after_copy");
     let mut open = disk.open.write().unwrap_or_else(PoisonError::into_inner);
     drop(open.take());
     // From here on an error leaves the process without a store, and the next start with a whole one.
@@ -149,13 +151,18 @@ pub(super) fn compact(disk: &OnDisk, sums: &Sums) -> Result<(), StoreError> {
         *open = Some(SledEngine::open(dir).map_err(lost)?);
         return Err(not_fatal(dir)(err));
     }
+    crash_point!("compact.after_old_away");
     rename(&copy, dir).map_err(lost)?;
+    crash_point!("compact.after_new_in_place");
     let fresh = SledEngine::open(dir).map_err(lost)?;
+    crash_point!("compact.after_new_open");
     // Before anything is written to the new one: from now on the old one must never take its place again.
     rename(&old, &copy).map_err(lost)?;
     *open = Some(fresh);
     drop(open);
+    crash_point!("compact.after_old_renamed");
     remove(&copy)?;
+    crash_point!("compact.after_old_gone");
     // What is erased may lie in there, too.
     remove(&bad_of(dir))
 }

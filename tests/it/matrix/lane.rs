@@ -1,0 +1,448 @@
+//! A data folder through all its starts and ends, and what must be true of it at last.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::hearer::{Hearer, TRANSCRIPT};
+use super::program::{Process, command};
+use super::work::{ON_STOP, Work};
+use crate::process::{read, run, text};
+
+/// A point that is not passed in this time is not passed at all.
+const HIT_WITHIN: Duration = Duration::from_secs(40);
+/// The work of a lane is done in this time once nothing ends it any more.
+const DONE_WITHIN: Duration = Duration::from_secs(120);
+/// How often a lane looks how far the work is.
+const LOOK: Duration = Duration::from_millis(200);
+
+const WEBHOOKS: &str = "/api/v1/companies/demo/webhooks";
+const SESSIONS: &str = "/api/v1/companies/demo/sessions";
+/// A word of every conversation of the office.
+const CANARY: &str = "nightjar";
+const JSON: &str = "application/json";
+
+/// One passage of one point.
+pub type Case = (&'static str, u64);
+
+/// Says in an environment variable which passages are meant.
+fn named(cases: &[Case]) -> String {
+    cases.iter().map(|(point, nth)| format!("{point}:{nth}")).collect::<Vec<_>>().join(",")
+}
+
+/// A data folder with its provider, through all starts.
+pub struct Lane {
+    name: String,
+    work: Work,
+    folder: tempfile::TempDir,
+    simulator: Process,
+    /// How many requests were sent, answered or not.
+    sent: usize,
+    sessions: usize,
+    receiver: Option<Hearer>,
+    wrong: Vec<String>,
+}
+
+impl Lane {
+    pub fn new(name: &str, work: Work) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("faults.json"), work.faults().to_string()).unwrap();
+        let mut config = String::from("[[companies]]\nid = \"demo\"\nmodel = \"gpt-4o-mini\"\n");
+        if work == Work::Import {
+            std::fs::write(folder.path().join("sessions.csv"), "").unwrap();
+            config += "[[imports]]\ncompany = \"demo\"\ncsv = \"sessions.csv\"\nevery = \"1s\"\n";
+        }
+        let receiver = matches!(work, Work::Told | Work::Import).then(Hearer::start);
+        if let Some(receiver) = &receiver {
+            config += &format!("[fetch]\nallow_hosts = [\"{}\"]\n", receiver.host);
+        }
+        std::fs::write(folder.path().join("config.toml"), config).unwrap();
+        let mut simulate = command(folder.path());
+        simulate.args(["simulate", "--port", "0", "--state", "provider", "--turnaround", "500ms"]);
+        simulate.args(["--faults", "faults.json"]);
+        let mut simulator = Process::spawn(simulate);
+        simulator.url = simulator.read_until("http://", Duration::from_secs(60)).expect("no simulator");
+        if let Some(at) = simulator.url.find("http://") {
+            let url = simulator.url[at..].split_whitespace().next().unwrap();
+            simulator.url = url.to_owned();
+        }
+        Self {
+            name: name.to_owned(),
+            work,
+            folder,
+            simulator,
+            sent: 0,
+            sessions: 0,
+            receiver,
+            wrong: Vec::new(),
+        }
+    }
+
+    fn program(&self) -> Command {
+        let mut program = command(self.folder.path());
+        let attempts = if self.work == Work::Failing { 1 } else { 20 };
+        for set in [
+            "server.bind=127.0.0.1:0",
+            "provider.kind=openai",
+            &format!("provider.base_url={}", self.simulator.url),
+            "creation.interval=1s",
+            "creation.max_age=0s",
+            "creation.max_requests=5",
+            "polling.interval=1s",
+            "submission.grace=1s",
+            "retry.backoff=1s",
+            &format!("retry.max_attempts={attempts}"),
+            "analysis.settle=0s",
+            "log.level=info",
+        ] {
+            program.args(["--set", set]);
+        }
+        program.env("OPENAI_API_KEY", "any");
+        program
+    }
+
+    /// Starts it and waits until it is up; what it ended with, if it did not come so far.
+    fn start(&mut self, variable: &str, value: &str) -> (Process, Option<ExitStatus>) {
+        if self.work == Work::Import {
+            self.grow_export();
+        }
+        let mut program = self.program();
+        if !value.is_empty() {
+            program.env(variable, value);
+        }
+        let mut process = Process::spawn(program);
+        match process.read_until("nightshift is up", Duration::from_secs(60)) {
+            Ok(line) => {
+                let from = line.find("API on ").expect("no address") + "API on ".len();
+                process.url = line[from..].split(',').next().unwrap().to_owned();
+                self.make_webhook(&process);
+                (process, None)
+            }
+            Err(ended) => (process, Some(ended.expect("it neither came up nor ended"))),
+        }
+    }
+
+    /// Makes the webhook at the first start, before anything is sent.
+    fn make_webhook(&self, process: &Process) {
+        if let (Some(receiver), Work::Told, 0) = (&self.receiver, self.work, self.sent) {
+            let wish = json!({ "url": format!("http://{}/", receiver.host), "events": ["request.finished"] });
+            let made = process.call("POST", WEBHOOKS, "application/json", wish.to_string()).unwrap();
+            assert_eq!(made["ok"], true, "{made}");
+        }
+    }
+
+    /// All that is finished has been told, at least once.
+    fn hear_all(&mut self, process: &mut Process) {
+        let Some(receiver) = self.receiver.as_ref().filter(|_| self.work == Work::Told) else { return };
+        let end = Instant::now() + DONE_WITHIN;
+        while Instant::now() < end {
+            let listed = process.call("GET", WEBHOOKS, "application/json", String::new());
+            if listed.is_some_and(|listed| listed["webhooks"][0]["pendingDeliveries"] == 0) {
+                break;
+            }
+            let _ = process.read_until("never said", LOOK);
+        }
+        let all: BTreeSet<_> = (0..self.sent).map(|number| format!("r{number}")).collect();
+        let told = receiver.told.lock().unwrap();
+        if *told != all {
+            let missing: Vec<_> = all.difference(&told).collect();
+            self.wrong.push(format!("{}: the receiver was not told of {missing:?}", self.name));
+        }
+    }
+
+    fn grow_export(&mut self) {
+        let path = self.folder.path().join("sessions.csv");
+        let mut export = std::fs::OpenOptions::new().append(true).open(path).unwrap();
+        for number in self.sessions..self.sessions + self.work.wave() {
+            std::fs::write(self.folder.path().join(format!("t{number}.txt")), TRANSCRIPT).unwrap();
+            let transcript = match &self.receiver {
+                Some(receiver) if number % 2 == 1 => format!("http://{}/t{number}", receiver.host),
+                Some(_) | None => format!("t{number}.txt"),
+            };
+            // In one write: the importer may be reading.
+            let row = format!(
+                "chat-{number},02.11.2026 08:12:05,02.11.2026 08:13:05,192.0.2.1,NL,dutch,2,neutral,false,false,\
+                 {transcript},3.333,245,0.000514,SCHEDULE_HOURS,When do I work?\n"
+            );
+            export.write_all(row.as_bytes()).unwrap();
+        }
+        self.sessions += self.work.wave();
+    }
+
+    fn lines(from: usize, to: usize) -> String {
+        let body = |number: usize| json!({ "model": "gpt-4o-mini", "messages": [{ "role": "user", "content": format!("Question {number}?") }] });
+        (from..to)
+            .map(|number| format!("{}\n", json!({ "id": format!("r{number}"), "body": body(number) })))
+            .collect()
+    }
+
+    fn post(process: &Process, from: usize, to: usize) -> Option<Value> {
+        process.call("POST", "/api/v1/companies/demo/requests", "application/x-ndjson", Self::lines(from, to))
+    }
+
+    fn send_wave(&mut self, process: &Process) {
+        if self.work != Work::Import {
+            let from = self.sent;
+            self.sent += self.work.wave();
+            // Whether it is answered or not: it is sent once more at the end.
+            Self::post(process, from, self.sent);
+        }
+        if self.work == Work::Office {
+            self.run_the_office(process);
+        }
+    }
+
+    fn session(number: usize) -> Value {
+        let text = format!("When do I work, {CANARY} {number}?");
+        json!({ "externalId": format!("{CANARY}-{number}"), "messages": [{ "role": "user", "content": text }] })
+    }
+
+    /// New sessions come, those of the wave before are erased, and something of each kind is changed.
+    fn run_the_office(&mut self, process: &Process) {
+        let from = self.sessions;
+        self.sessions += self.work.wave();
+        let new: Vec<_> = (from..self.sessions).map(Self::session).collect();
+        process.call("POST", SESSIONS, JSON, json!(new).to_string());
+        self.erase(process, from.saturating_sub(self.work.wave())..from);
+        let name = json!({ "name": format!("Demo {from}") });
+        process.call("PUT", "/api/admin/legacy/companies/demo", JSON, name.to_string());
+        let limit = json!({ "monthlyMicros": 1_000_000_000 });
+        process.call("PUT", "/api/v1/companies/demo/budget", JSON, limit.to_string());
+        let keys = "/api/v1/companies/demo/keys";
+        if let Some(made) = process.call("POST", keys, JSON, json!({ "label": "lane" }).to_string()) {
+            process.call(
+                "DELETE",
+                &format!("{keys}/{}", made["key"]["id"].as_str().unwrap_or_default()),
+                JSON,
+                String::new(),
+            );
+        }
+    }
+
+    fn erase(&self, process: &Process, sessions: std::ops::Range<usize>) {
+        for number in sessions {
+            process.call("POST", &format!("{SESSIONS}/{CANARY}-{number}/erase"), JSON, String::new());
+        }
+    }
+
+    /// Every session is erased for good: nothing of what was said is in any file, the provider's included.
+    fn erase_all(&mut self, mut process: Process) -> Process {
+        if self.work != Work::Office {
+            return process;
+        }
+        self.erase(&process, 0..self.sessions);
+        self.until_erased(&mut process, &["compacting", "done"]);
+        // The store is compacted once an hour, and after a start.
+        self.stop(process);
+        let (mut process, ended) = self.start("", "");
+        assert!(ended.is_none(), "{}: {ended:?}\n{}", self.name, process.tail());
+        self.until_erased(&mut process, &["done"]);
+        let found = containing(self.folder.path(), CANARY.as_bytes());
+        if !found.is_empty() {
+            self.wrong.push(format!("{}: what was erased is still in {found:?}", self.name));
+        }
+        process
+    }
+
+    fn until_erased(&self, process: &mut Process, states: &[&str]) {
+        let end = Instant::now() + DONE_WITHIN;
+        loop {
+            let listed = process.get("erasures?limit=500").unwrap_or_default();
+            let erasures = listed["erasures"].as_array().cloned().unwrap_or_default();
+            let is_there = |erasure: &Value| states.iter().any(|state| erasure["state"] == *state);
+            if erasures.len() == self.sessions && erasures.iter().all(is_there) {
+                return;
+            }
+            let left: Vec<_> = erasures.iter().filter(|erasure| !is_there(erasure)).collect();
+            assert!(
+                Instant::now() < end,
+                "{}: {} of {} are erased, not {left:?}\n{}",
+                self.name,
+                erasures.len(),
+                self.sessions,
+                process.tail()
+            );
+            let _ = process.read_until("never said", LOOK);
+        }
+    }
+
+    /// Keeps it busy until it ends or `enough` says so.
+    fn drive(&mut self, process: &mut Process, enough: impl Fn(&Process) -> bool) -> Option<ExitStatus> {
+        let end = Instant::now() + HIT_WITHIN;
+        self.send_wave(process);
+        while Instant::now() < end {
+            match process.read_until("crash point", LOOK) {
+                Ok(_) | Err(None) => {}
+                Err(ended) => return ended,
+            }
+            if enough(process) {
+                return None;
+            }
+            if self.work == Work::Cancelled {
+                process.cancel_running();
+            }
+            match process.summary() {
+                Some([0, 0, _, 0]) if self.work == Work::Import => self.grow_export(),
+                Some([0, 0, _, 0]) => self.send_wave(process),
+                Some([_, _, _, failed]) if failed > 0 => process.requeue_failed(),
+                Some(_) | None => {}
+            }
+        }
+        None
+    }
+
+    /// Ends the process at a point.
+    pub fn crash_at(&mut self, case: Case) {
+        let (mut process, mut ended) = self.start("NIGHTSHIFT_CRASH_AT", &named(&[case]));
+        if ON_STOP.contains(&case.0) && ended.is_none() {
+            process.signal("-TERM");
+        }
+        if ended.is_none() {
+            ended = self.drive(&mut process, |_| false);
+        }
+        if ended.and_then(|status| status.signal()) != Some(9) {
+            let tail = process.tail();
+            self.wrong.push(format!("{}: {}:{} was not hit: {ended:?}\n{tail}", self.name, case.0, case.1));
+        }
+    }
+
+    /// Lets it panic at points that end the process by design.
+    pub fn leave_at(&mut self, point: &'static str, code: i32) {
+        let (mut process, mut ended) = self.start("NIGHTSHIFT_PANIC_AT", &named(&[(point, 1)]));
+        if ON_STOP.contains(&point) && ended.is_none() {
+            process.signal("-TERM");
+        }
+        if ended.is_none() {
+            ended = self.drive(&mut process, |_| false);
+        }
+        let said = process.seen.iter().any(|line| line.contains("a bug: a panic at"));
+        if ended.and_then(|status| status.code()) != Some(code) || !said || process.repeats_words() {
+            let tail = process.tail();
+            self.wrong.push(format!("{}: {point} should leave with {code}: {ended:?}\n{tail}", self.name));
+        }
+    }
+
+    /// Lets it panic at all these points within one life, and sees it come to the end all the same.
+    pub fn survive(&mut self, points: &[&'static str]) {
+        let cases: Vec<Case> = points.iter().map(|point| (*point, 1)).collect();
+        let (mut process, ended) = self.start("NIGHTSHIFT_PANIC_AT", &named(&cases));
+        assert!(ended.is_none(), "{}: {ended:?}\n{}", self.name, process.tail());
+        let panics =
+            |process: &Process| process.get("health").and_then(|health| health["health"]["panics"].as_u64());
+        let ended = self.drive(&mut process, |process| panics(process) >= Some(points.len() as u64));
+        // What was counted may not have been read yet.
+        let _ = process.read_until("never said", 5 * LOOK);
+        let reached =
+            |point: &str| process.seen.iter().any(|line| line.contains(&format!("crash point {point}:1 is")));
+        let missing: Vec<_> = points.iter().filter(|point| !reached(point)).collect();
+        if process.repeats_words() {
+            self.wrong.push(format!(
+                "{}: the log repeats what a panic said\n{}",
+                self.name,
+                process.seen.join("\n")
+            ));
+        }
+        if ended.is_some() || !missing.is_empty() {
+            let tail = process.tail();
+            self.wrong.push(format!("{}: {ended:?}, without a panic at {missing:?}\n{tail}", self.name));
+            return;
+        }
+        self.come_to_the_end(&mut process);
+        assert_eq!(
+            panics(&process),
+            Some(points.len() as u64),
+            "{}: other panics\n{}",
+            self.name,
+            process.tail()
+        );
+        self.stop(process);
+    }
+
+    /// Sends everything once more, as a client does that got no answer, and waits until all is complete.
+    fn come_to_the_end(&mut self, process: &mut Process) {
+        for from in (0..self.sent).step_by(200) {
+            let to = self.sent.min(from + 200);
+            let answer = Self::post(process, from, to).unwrap();
+            let known = answer["accepted"].as_u64().unwrap() + answer["duplicate"].as_u64().unwrap();
+            assert_eq!(known, (to - from) as u64, "{}: {answer}", self.name);
+        }
+        if self.work == Work::Office {
+            let all: Vec<_> = (0..self.sessions).map(Self::session).collect();
+            let answer = process.call("POST", SESSIONS, JSON, json!(all).to_string()).unwrap();
+            assert_eq!(answer["ok"], true, "{}: {answer}", self.name);
+        }
+        let all = (self.sent + self.sessions) as u64;
+        // Of what is erased nothing is counted any more.
+        let least = if self.work == Work::Office { self.sent as u64 } else { all };
+        let end = Instant::now() + DONE_WITHIN;
+        loop {
+            let summary = process.summary();
+            if matches!(summary, Some([0, 0, complete, 0]) if (least..=all).contains(&complete)) {
+                return;
+            }
+            assert!(Instant::now() < end, "{}: {summary:?} of {all}\n{}", self.name, process.tail());
+            process.requeue_failed();
+            if let Err(Some(ended)) = process.read_until("progress", LOOK) {
+                panic!("{}: {ended}\n{}", self.name, process.tail());
+            }
+        }
+    }
+
+    fn stop(&self, mut process: Process) {
+        process.signal("-TERM");
+        let status = process.read_until("\n", Duration::from_secs(60)).unwrap_err().expect("it did not stop");
+        assert!(status.success(), "{}: {status}\n{}", self.name, process.tail());
+    }
+
+    /// Comes to the end, and checks the provider's ledger and the store.
+    pub fn finish(mut self) -> Vec<String> {
+        let (mut process, ended) = self.start("", "");
+        assert!(ended.is_none(), "{}: {ended:?}\n{}", self.name, process.tail());
+        self.send_wave(&process);
+        self.come_to_the_end(&mut process);
+        self.hear_all(&mut process);
+        let process = self.erase_all(process);
+        self.stop(process);
+
+        let ledger = read(&self.folder.path().join("provider/ledger.jsonl"));
+        let mut runs: BTreeMap<String, u32> = BTreeMap::new();
+        for line in ledger.lines() {
+            let line: Value = serde_json::from_str(line).unwrap();
+            if line["event"] == "line_run" {
+                *runs.entry(line["custom_id"].as_str().unwrap().to_owned()).or_default() += 1;
+            }
+        }
+        let twice: Vec<_> = runs.iter().filter(|(_, runs)| **runs > 1).collect();
+        let (ran, all) = (runs.len(), self.sent + self.sessions);
+        // What was erased in time was never sent.
+        let least = if self.work == Work::Office { self.sent } else { all };
+        if !twice.is_empty() || !(least..=all).contains(&ran) {
+            self.wrong.push(format!("{}: {ran} of {all} were run, more than once: {twice:?}", self.name));
+        }
+        let verified = run(command(self.folder.path()).arg("verify"));
+        if !verified.status.success() {
+            self.wrong.push(format!("{}: {}{}", self.name, text(&verified.stdout), text(&verified.stderr)));
+        }
+        println!("{}: {} requests, {} sessions, none run twice", self.name, self.sent, self.sessions);
+        self.wrong
+    }
+}
+
+/// The files below a folder that contain these bytes.
+fn containing(folder: &Path, bytes: &[u8]) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(containing(&path, bytes));
+        } else if std::fs::read(&path).unwrap().windows(bytes.len()).any(|window| window == bytes) {
+            found.push(path);
+        }
+    }
+    found
+}

@@ -1,0 +1,158 @@
+//! The binary that has the crash points, running.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::process::{TOKEN, program};
+
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The binary that has the points.
+pub fn binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        if let Some(path) = std::env::var_os("NIGHTSHIFT_CRASH_POINTS_BIN") {
+            return path.into();
+        }
+        let target = root().join("target/crash-points");
+        let mut build = Command::new(env!("CARGO"));
+        build
+            .args(["build", "--locked", "--quiet", "--features", "crash-points", "--target-dir"])
+            .arg(&target);
+        assert!(build.current_dir(root()).status().unwrap().success(), "the binary cannot be built");
+        target.join("debug/nightshift")
+    })
+}
+
+pub fn command(folder: &Path) -> Command {
+    program(binary(), folder)
+}
+
+/// One client for all lanes: making one takes longer than a call.
+fn http() -> &'static (tokio::runtime::Runtime, reqwest::Client) {
+    static HTTP: OnceLock<(tokio::runtime::Runtime, reqwest::Client)> = OnceLock::new();
+    HTTP.get_or_init(|| {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let client =
+            reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).pool_max_idle_per_host(0);
+        (runtime, client.build().unwrap())
+    })
+}
+
+/// A running process; it is ended with the test.
+pub struct Process {
+    child: Child,
+    lines: Receiver<String>,
+    pub seen: Vec<String>,
+    pub url: String,
+}
+
+impl Process {
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (sender, lines) = channel();
+        let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let to = sender.clone();
+        std::thread::spawn(move || {
+            BufReader::new(out).lines().map_while(Result::ok).try_for_each(|line| to.send(line))
+        });
+        std::thread::spawn(move || {
+            BufReader::new(err).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        Self { child, lines, seen: Vec::new(), url: String::new() }
+    }
+
+    /// Reads on until a line has `part`, or until the process has ended.
+    pub fn read_until(&mut self, part: &str, patience: Duration) -> Result<String, Option<ExitStatus>> {
+        let end = Instant::now() + patience;
+        loop {
+            match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    self.seen.push(line.clone());
+                    if line.contains(part) {
+                        return Ok(line);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => return Err(None),
+                Err(RecvTimeoutError::Disconnected) => return Err(Some(self.child.wait().unwrap())),
+            }
+        }
+    }
+
+    pub fn signal(&self, name: &str) {
+        // Only a process that this test started, by its own id.
+        assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
+    /// Whether the log has the words of a panic, and not only that a point was reached.
+    pub fn repeats_words(&self) -> bool {
+        self.seen.iter().any(|line| line.contains("crash point ") && !line.contains(" is reached"))
+    }
+
+    pub fn tail(&self) -> String {
+        self.seen.iter().rev().take(30).rev().cloned().collect::<Vec<_>>().join("\n")
+    }
+
+    pub fn call(&self, method: &str, path: &str, content_type: &str, body: String) -> Option<Value> {
+        let (runtime, client) = http();
+        let request =
+            client.request(method.parse().unwrap(), format!("{}{path}", self.url)).bearer_auth(TOKEN);
+        let request = request.header("content-type", content_type).body(body);
+        runtime.block_on(async {
+            let answer = request.send().await.ok()?;
+            serde_json::from_slice(&answer.bytes().await.ok()?).ok()
+        })
+    }
+
+    pub fn get(&self, path: &str) -> Option<Value> {
+        self.call("GET", &format!("/api/admin/legacy/{path}"), "application/json", String::new())
+    }
+
+    /// The four counts of the summary.
+    pub fn summary(&self) -> Option<[u64; 4]> {
+        let counts = self.get("summary")?;
+        let names = ["pending_batching", "batching_in_progress", "processing_complete", "processing_failed"];
+        let counts = names.map(|name| counts["summary"][name].as_u64());
+        counts.iter().all(Option::is_some).then(|| counts.map(Option::unwrap))
+    }
+
+    pub fn cancel_running(&self) {
+        let batches = self.get("batches?limit=100");
+        let Some(batches) = batches.as_ref().and_then(|batches| batches["batches"].as_array()) else {
+            return;
+        };
+        for batch in batches.iter().filter(|batch| batch["step"] == "observing" && batch["cancel"].is_null())
+        {
+            let path = format!("/api/admin/legacy/batches/{}/cancel", batch["id"].as_str().unwrap());
+            self.call("POST", &path, "application/json", String::new());
+        }
+    }
+
+    pub fn requeue_failed(&self) {
+        let failed = self.get("requests?status=processing_failed&limit=500");
+        let Some(failed) = failed.as_ref().and_then(|failed| failed["requests"].as_array()) else { return };
+        let ids: Vec<_> = failed.iter().map(|request| &request["id"]).collect();
+        // In two calls, so that there is a second passage.
+        for ids in ids.chunks(ids.len().div_ceil(2).max(1)) {
+            let body = json!({ "requestIds": ids }).to_string();
+            self.call("POST", "/api/admin/legacy/requests/requeue", "application/json", body);
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
