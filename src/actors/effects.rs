@@ -559,13 +559,9 @@ fn repair(shared: &Shared, request: &Request, misfit: Misfit) -> Result<Option<R
     let Source::Session { session, version, prompt } = &request.source else { return Ok(None) };
     let Some(content) = shared.reader.content(*session, *version)? else { return Ok(None) };
     let body = intake::analysis_body(&request.group.model, *prompt, &content, Some(&misfit));
-    let line = jsonl::input_line(request.id, request.group.endpoint, &body);
-    Ok(Some(Repair {
-        misfit,
-        line_bytes: u32::try_from(line.len()).unwrap_or(u32::MAX),
-        line_crc: crc32c::crc32c(&line),
-        estimated_tokens: analysis::estimate_tokens(body.len()),
-    }))
+    let jsonl::Measured { line_bytes, line_crc, estimated_tokens } =
+        jsonl::measure(request.id, request.group.endpoint, &body);
+    Ok(Some(Repair { misfit, line_bytes, line_crc, estimated_tokens }))
 }
 
 /// Removes the local files. One that is not there is fine; one that stays only costs room, and is tried again.

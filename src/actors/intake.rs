@@ -147,7 +147,7 @@ impl Handler<AcceptRequests> for Intake {
 
 fn generic(shared: &Shared, company: &CompanyId, request: RequestIn) -> NewRequest {
     let id = RequestId::new(shared.ids.next());
-    let line = jsonl::input_line(id, request.endpoint, &request.body);
+    let line = jsonl::measure(id, request.endpoint, &request.body);
     let mut hash = Sha256::new();
     hash.update(request.endpoint.path());
     hash.update([0]);
@@ -165,9 +165,9 @@ fn generic(shared: &Shared, company: &CompanyId, request: RequestIn) -> NewReque
         },
         key: request.key,
         content_hash: hash.finalize().into(),
-        line_bytes: u32::try_from(line.len()).unwrap_or(u32::MAX),
-        line_crc: crc32c::crc32c(&line),
-        estimated_tokens: analysis::estimate_tokens(request.body.len()),
+        line_bytes: line.line_bytes,
+        line_crc: line.line_crc,
+        estimated_tokens: line.estimated_tokens,
         output_max: request.output_max,
         inputs: request.inputs,
         body: Some(request.body),
@@ -378,7 +378,7 @@ fn for_analysis(
     let Some(company) = shared.reader.company(&session.company)? else { return Ok(None) };
     let id = RequestId::new(shared.ids.next());
     let body = analysis_body(&company.model, analysis::PROMPT_VERSION, &content, None);
-    let line = jsonl::input_line(id, Endpoint::ChatCompletions, &body);
+    let line = jsonl::measure(id, Endpoint::ChatCompletions, &body);
     let request = NewRequest {
         id,
         group: Group {
@@ -394,9 +394,9 @@ fn for_analysis(
         key: None,
         content_hash: session.content_hash,
         body: None,
-        line_bytes: u32::try_from(line.len()).unwrap_or(u32::MAX),
-        line_crc: crc32c::crc32c(&line),
-        estimated_tokens: analysis::estimate_tokens(body.len()),
+        line_bytes: line.line_bytes,
+        line_crc: line.line_crc,
+        estimated_tokens: line.estimated_tokens,
         // No limit is sent with it; how long such answers usually are is learned.
         output_max: None,
         inputs: 0,

@@ -10,6 +10,7 @@ pub mod ended;
 pub mod erasure;
 pub mod event;
 pub mod id;
+pub mod nesting;
 pub mod price;
 pub mod request;
 pub mod retention;

@@ -7,6 +7,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::ingest::{LineError, place, wrong};
+use crate::domain::nesting::is_deeper;
 use crate::domain::request::Endpoint;
 
 const MODEL_CHARS_MAX: usize = 128;
@@ -115,7 +116,7 @@ pub fn check(endpoint: Endpoint, body: &RawValue) -> Result<Checked, LineError> 
     if !text.starts_with('{') {
         return Err(invalid("body must be an object".to_owned()));
     }
-    if depth(text) > DEPTH_MAX {
+    if is_deeper(text, DEPTH_MAX) {
         return Err(invalid(format!("body is nested more than {DEPTH_MAX} deep")));
     }
     // Reading it whole finds what a look at the outline does not: escapes that are no characters, for instance.
@@ -193,25 +194,4 @@ impl BodyPeek<'_> {
         };
         Some(u32::try_from(one.saturating_mul(times)).unwrap_or(u32::MAX))
     }
-}
-
-/// How deep objects and lists lie in one another.
-fn depth(json: &str) -> usize {
-    let (mut depth, mut deepest) = (0usize, 0);
-    let (mut in_string, mut escaped) = (false, false);
-    for byte in json.bytes() {
-        if in_string {
-            in_string = escaped || byte != b'"';
-            escaped = !escaped && byte == b'\\';
-            continue;
-        }
-        match byte {
-            b'"' => in_string = true,
-            b'{' | b'[' => depth += 1,
-            b'}' | b']' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        deepest = deepest.max(depth);
-    }
-    deepest
 }

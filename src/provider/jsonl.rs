@@ -9,7 +9,9 @@ mod reader;
 
 use std::borrow::Cow;
 
+use crate::domain::analysis::estimate_tokens;
 use crate::domain::id::RequestId;
+use crate::domain::nesting::is_deeper;
 use crate::domain::request::{Answered, Endpoint, Failure, FailureClass, Outcome};
 use crate::domain::retry::classify;
 
@@ -20,6 +22,27 @@ pub use reader::{LINE_BYTES_MAX, LineReader, RawLine};
 pub const DEPTH_MAX: usize = 127;
 /// A longer `custom_id` cannot be one of ours.
 const CUSTOM_ID_BYTES_MAX: usize = 256;
+
+/// What is fixed of a request's input line when it is made, so that it can be built again and compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Measured {
+    /// Length with the line end.
+    pub line_bytes: u32,
+    /// CRC32C.
+    pub line_crc: u32,
+    /// Estimated input tokens of the body.
+    pub estimated_tokens: u32,
+}
+
+/// Measures the input line of a request.
+pub fn measure(custom_id: RequestId, endpoint: Endpoint, body_json: &str) -> Measured {
+    let line = input_line(custom_id, endpoint, body_json);
+    Measured {
+        line_bytes: u32::try_from(line.len()).unwrap_or(u32::MAX),
+        line_crc: crc32c::crc32c(&line),
+        estimated_tokens: estimate_tokens(body_json.len()),
+    }
+}
 
 /// One line of an input file, with its line end. `body_json` is valid JSON and is written as it is; only
 /// where it holds raw line breaks are its blanks between tokens dropped, so that it stays one line.
@@ -161,7 +184,7 @@ fn outcome(response: Option<&str>, error: Option<&str>) -> Outcome {
     };
     let result = match failure {
         Some(failure) => Err(with_status(failure, status)),
-        None if peek::is_deeper(&body, DEPTH_MAX) => Err(with_status(
+        None if is_deeper(&body, DEPTH_MAX) => Err(with_status(
             Failure::new(FailureClass::Unusable, "too_deep", "the body is nested too deeply"),
             status,
         )),
