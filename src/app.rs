@@ -236,14 +236,12 @@ pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Ap
         ("deliverer", alive(&deliverer)),
         ("eraser", alive(&eraser)),
     ];
-    let api = http::Api::new(
-        registry.clone(),
-        intake,
-        eraser,
-        shared.clone(),
-        settings.server.admin_token.clone(),
-        settings.ingest,
-    );
+    let options = http::Options {
+        admin_token: settings.server.admin_token.clone(),
+        quotas: settings.ingest,
+        webhook_secret: settings.provider.webhook_secret.clone(),
+    };
+    let api = http::Api::new(http::Parts { registry, intake, eraser, poller }, shared.clone(), options);
     let routes = http::routes(api);
     let options = serving::Options { max_per_address: 256, drain_timeout: DRAIN, ..Default::default() };
     let mut stop_serving = stopping;

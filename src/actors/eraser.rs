@@ -100,7 +100,8 @@ impl Eraser {
         let now = shared.clock.monotonic_ms();
         let hour = u64::try_from(COMPACTED_EVERY.as_millis()).unwrap_or(u64::MAX);
         let may_compact = compact || self.tried.is_none_or(|at| now.saturating_sub(at) >= hour);
-        let mut holds = std::mem::take(&mut self.holds);
+        // A copy: whoever asks meanwhile why one waits is answered.
+        let mut holds = self.holds.clone();
         let round = async move {
             let gone = alone(go_through(&shared, &registry, may_compact, &mut holds)).await;
             let reader = shared.reader.clone();
@@ -154,19 +155,30 @@ enum Compaction {
     Tried,
 }
 
-/// Erasures that met with trouble: how often in a row, and until when it is left alone what failed, on the monotonic
-/// clock.
-type Holds = HashMap<ErasureId, (u32, u64)>;
+/// Erasures that met with trouble.
+type Holds = HashMap<ErasureId, Hold>;
+
+/// Why an erasure is left alone for a while.
+#[derive(Debug, Clone, Default)]
+struct Hold {
+    /// How often in a row it met with trouble.
+    failures: u32,
+    /// Until when what failed is not tried, on the monotonic clock.
+    until: u64,
+    /// What it was.
+    why: String,
+}
 
 /// Leaves an erasure alone for a while, the longer the more often.
-fn hold(holds: &mut Holds, id: ErasureId, now: u64) {
+fn hold(holds: &mut Holds, id: ErasureId, now: u64, why: String) {
     if holds.len() >= HOLDS_MAX && !holds.contains_key(&id) {
         return;
     }
-    let (failures, until) = holds.entry(id).or_default();
-    let pause = EVERY.saturating_mul(2_u32.saturating_pow(*failures + 1)).min(HELD_MAX);
-    *failures = (*failures + 1).min(16);
-    *until = now.saturating_add(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
+    let hold = holds.entry(id).or_default();
+    let pause = EVERY.saturating_mul(2_u32.saturating_pow(hold.failures + 1)).min(HELD_MAX);
+    hold.failures = (hold.failures + 1).min(16);
+    hold.until = now.saturating_add(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX));
+    hold.why = why;
 }
 
 impl Eraser {
@@ -239,6 +251,19 @@ impl Handler<Look> for Eraser {
     }
 }
 
+/// Asks what an erasure met with when it was tried last; nothing since the start, or if it went well.
+#[derive(Message)]
+#[rtype(result = "Option<String>")]
+pub struct Trouble(pub ErasureId);
+
+impl Handler<Trouble> for Eraser {
+    type Result = Option<String>;
+
+    fn handle(&mut self, Trouble(id): Trouble, _: &mut Context<Self>) -> Self::Result {
+        self.holds.get(&id).map(|hold| hold.why.clone())
+    }
+}
+
 /// Asks how the removal by age does.
 #[derive(Message)]
 #[rtype(result = "Aging")]
@@ -285,7 +310,7 @@ async fn go_through(
         }
     }
     let now = shared.clock.monotonic_ms();
-    holds.retain(|id, (_, until)| running.contains(id) || *until > now);
+    holds.retain(|id, hold| running.contains(id) || hold.until > now);
     if waiting.is_empty() || !may_compact || shared.store.doubt().is_some() {
         return Ok(Compaction::None);
     }
@@ -323,10 +348,10 @@ async fn go_on_or_hold(
     holds: &mut Holds,
 ) -> Result<ErasureState, StoreError> {
     let (id, now) = (erasure.id, shared.clock.monotonic_ms());
-    let held = holds.get(&id).is_some_and(|(_, until)| now < *until);
+    let held = holds.get(&id).is_some_and(|hold| now < hold.until);
     match go_on(shared, registry, erasure, !held).await {
-        Ok((state, Files::Trouble)) => {
-            hold(holds, id, now);
+        Ok((state, Files::Trouble(why))) => {
+            hold(holds, id, now, why);
             Ok(state)
         }
         Ok((state, Files::Gone | Files::Left)) => {
@@ -339,7 +364,7 @@ async fn go_on_or_hold(
         Err(err) if err.is_fatal() => Err(err),
         Err(err) => {
             if !held {
-                hold(holds, id, now);
+                hold(holds, id, now, err.to_string());
                 tracing::error!(erasure.id = %id, error = %err, "erasure {id} could not go on; trying again");
             }
             Ok(ErasureState::Running)
@@ -348,14 +373,14 @@ async fn go_on_or_hold(
 }
 
 /// What became of the files of an erasure.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 enum Files {
     /// All are deleted.
     Gone,
     /// Some batches are not over, or it is not time to try again.
     Left,
-    /// Some cannot be deleted.
-    Trouble,
+    /// Some cannot be deleted, for this reason.
+    Trouble(String),
 }
 
 /// Goes on with one erasure as far as it comes now; with its files only if it is time for those.
@@ -461,18 +486,18 @@ async fn erase_files(shared: &Arc<Shared>, erasure: ErasureId) -> Result<Files, 
             .filter(|batch| !batch.state.is_live() && batch.provider == shared.identity)
             .collect();
         let refused = match over.is_empty() {
-            true => Ok(HashSet::new()),
+            true => Ok(HashMap::new()),
             false => delete_remote(shared, &over).await,
         };
         let refused = match refused {
             Ok(refused) => refused,
             Err(err) => {
                 tracing::warn!(erasure.id = %erasure, error = %err, "files of an erasure cannot be deleted yet; trying again");
-                return Ok(Files::Trouble);
+                return Ok(Files::Trouble(format!("files at the provider cannot be deleted yet: {err}")));
             }
         };
         let mut done = 0;
-        for batch in over.iter().filter(|batch| !refused.contains(&batch.id)) {
+        for batch in over.iter().filter(|batch| !refused.contains_key(&batch.id)) {
             effects::clean(shared, batch).await;
             crash_point!("erase.files.before_commit");
             shared.store.note_files_erased(erasure, batch.id).await?;
@@ -487,11 +512,15 @@ async fn erase_files(shared: &Arc<Shared>, erasure: ErasureId) -> Result<Files, 
         for (id, batch) in &page {
             if batch.as_ref().is_some_and(|batch| !batch.state.is_live() && batch.provider != shared.identity)
             {
-                tracing::warn!(batch.id = %id, "batch {id} went to another provider; its files are deleted once that one is configured");
+                let why = format!(
+                    "batch {id} went to another provider; its files are deleted once that one is configured"
+                );
+                tracing::warn!(batch.id = %id, "{why}");
+                files = Files::Trouble(why);
             }
         }
-        if !refused.is_empty() {
-            files = Files::Trouble;
+        if let Some(why) = refused.into_values().next() {
+            files = Files::Trouble(why);
         } else if done < page.len() && files == Files::Gone {
             files = Files::Left;
         }
@@ -503,8 +532,12 @@ async fn erase_files(shared: &Arc<Shared>, erasure: ErasureId) -> Result<Files, 
 }
 
 /// Deletes what the provider has of batches: their result files, and every input file that bears their name, also one
-/// of an upload whose answer never came. Gives the batches of which it refuses to delete a file; the others' are gone.
-async fn delete_remote(shared: &Shared, batches: &[Batch]) -> Result<HashSet<BatchId>, ProviderError> {
+/// of an upload whose answer never came. Gives the batches of which it refuses to delete a file, and how; the others' are
+/// gone.
+async fn delete_remote(
+    shared: &Shared,
+    batches: &[Batch],
+) -> Result<HashMap<BatchId, String>, ProviderError> {
     let known = batches.iter().flat_map(|batch| {
         let files = [&batch.input, &batch.output, &batch.error].into_iter().flatten();
         files.map(|file| (file.clone(), batch.id))
@@ -520,14 +553,17 @@ async fn delete_remote(shared: &Shared, batches: &[Batch]) -> Result<HashSet<Bat
     };
     let found = finding::find_files(shared, since, |file| of(file).is_some()).await?;
     files.extend(found.into_iter().filter_map(|file| Some((file.id.clone(), of(&file)?))));
-    let mut refused = HashSet::new();
+    let mut refused = HashMap::new();
     for (file, batch) in files {
         match read(shared, shared.provider.delete_file(&file)).await {
             Ok(()) => {}
             Err(ProviderError::Refused { status, code, .. }) => {
                 // The others go all the same; the erasure stays open for this one.
-                tracing::error!(file = %file, batch.id = %batch, status, code, "the provider refuses to delete file {file} of batch {batch}, which an erasure needs gone ({status} {code}); trying again. Delete it there by hand");
-                refused.insert(batch);
+                let why = format!(
+                    "the provider refuses to delete file {file} of batch {batch} ({status} {code}): delete it there by hand"
+                );
+                tracing::error!(file = %file, batch.id = %batch, status, code, "{why}; an erasure needs it gone, and tries again");
+                refused.insert(batch, why);
             }
             Err(err) => return Err(err),
         }
@@ -544,14 +580,14 @@ mod tests {
         let (mut holds, id) = (Holds::default(), ErasureId::from_bytes([1; 16]));
         let waits: Vec<u64> = (0..40)
             .map(|_| {
-                hold(&mut holds, id, 1000);
-                holds[&id].1 - 1000
+                hold(&mut holds, id, 1000, String::new());
+                holds[&id].until - 1000
             })
             .collect();
         assert_eq!(waits[..3], [10_000, 20_000, 40_000]);
         assert!(waits[10..].iter().all(|wait| *wait == 600_000), "{waits:?}");
         for number in 0..2 * HOLDS_MAX as u128 {
-            hold(&mut holds, ErasureId::from_bytes(number.to_be_bytes()), 0);
+            hold(&mut holds, ErasureId::from_bytes(number.to_be_bytes()), 0, String::new());
         }
         assert_eq!(holds.len(), HOLDS_MAX);
     }

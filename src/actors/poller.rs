@@ -1,7 +1,9 @@
-//! The poller: asks the provider about running batches on a timer and tells what it saw. Never changes a record.
+//! The poller: asks the provider about running batches, on a timer and when the provider says that one has changed, and
+//! tells what it saw. Never changes a record.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::prelude::*;
 
@@ -16,12 +18,16 @@ use crate::provider::wire::BatchObject;
 
 /// A batch that is asked about alone waits at most so many ticks between two questions.
 const TICKS_BETWEEN_MAX: u32 = 8;
+/// Batches that the provider has spoken of and that were not asked about yet; of others the next tick hears.
+const CHANGED_MAX: usize = 1000;
 
 /// Asks about running batches.
 pub struct Poller {
     shared: Arc<Shared>,
     registry: Addr<Registry>,
     alone: HashMap<BatchId, Alone>,
+    /// What the provider has spoken of since it was asked last.
+    changed: HashSet<ProviderBatchId>,
     tick: u64,
     busy: bool,
 }
@@ -39,20 +45,33 @@ struct Alone {
 impl Poller {
     /// A poller for what `registry` hosts.
     pub fn new(shared: Arc<Shared>, registry: Addr<Registry>) -> Self {
-        Self { shared, registry, alone: HashMap::new(), tick: 0, busy: false }
+        Self { shared, registry, alone: HashMap::new(), changed: HashSet::new(), tick: 0, busy: false }
     }
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
         if self.busy || !self.shared.switches.polling() {
             return;
         }
-        self.busy = true;
         self.tick += 1;
+        self.round(None, ctx);
+    }
+
+    /// Asks at once about what the provider has spoken of, unless that has to wait for the round under way.
+    fn ask_about_changed(&mut self, ctx: &mut Context<Self>) {
+        if !self.busy && self.shared.switches.polling() && !self.changed.is_empty() {
+            let changed = std::mem::take(&mut self.changed);
+            self.round(Some(changed), ctx);
+        }
+    }
+
+    /// Asks about all that is due, or about `only` these.
+    fn round(&mut self, only: Option<HashSet<ProviderBatchId>>, ctx: &mut Context<Self>) {
+        self.busy = true;
         let (shared, registry) = (self.shared.clone(), self.registry.clone());
         let (alone, tick) = (std::mem::take(&mut self.alone), self.tick);
         let round = async move {
             let targets = registry.send(Observable).await.unwrap_or_default();
-            if shared.account.paused().is_none() {
+            if only.is_none() && shared.account.paused().is_none() {
                 delete_due_files(&shared).await;
             }
             // While the key is refused one call at a time tries, whoever makes it.
@@ -60,13 +79,14 @@ impl Poller {
                 return alone;
             }
             Round { shared: &shared, registry: &registry, calls: 0, alone, tick, saw_one: false }
-                .run(targets)
+                .run(targets, only.as_ref())
                 .await
         };
         // After a panic every batch is due again.
-        ctx.spawn(panics::caught(round).into_actor(self).map(|alone, this, _| {
+        ctx.spawn(panics::caught(round).into_actor(self).map(|alone, this, ctx| {
             this.alone = alone.unwrap_or_default();
             this.busy = false;
+            this.ask_about_changed(ctx);
         }));
     }
 }
@@ -80,18 +100,44 @@ impl Actor for Poller {
     }
 }
 
-/// Deletes a few of our files that have had their time. One that cannot be deleted now is tried again.
+/// The provider says of itself that something has become of a batch. It need not be one of ours: it speaks of
+/// everything in its project.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Changed(pub ProviderBatchId);
+
+impl Handler<Changed> for Poller {
+    type Result = ();
+
+    fn handle(&mut self, Changed(batch): Changed, ctx: &mut Context<Self>) {
+        if self.changed.len() < CHANGED_MAX {
+            self.changed.insert(batch);
+        }
+        self.ask_about_changed(ctx);
+    }
+}
+
+/// Deletes a few of our files that have had their time. One that cannot be deleted now is tried again; one that the
+/// provider refuses to delete a day later, so that it is in no other's way.
 async fn delete_due_files(shared: &Arc<Shared>) {
     const AT_ONCE: usize = 10;
+    const REFUSED_FOR: Duration = Duration::from_secs(24 * 3600);
     let (reader, now) = (shared.reader.clone(), shared.clock.now());
     let due = blocking(move || reader.due_deletions(now, AT_ONCE)).await.unwrap_or_default();
     for (key, file) in due {
-        let deleted = match shared.provider.delete_file(&file).await {
-            Ok(()) => shared.store.forget_deletion(key).await.map_err(|err| err.to_string()),
-            Err(err) => Err(err.to_string()),
+        let noted = match shared.provider.delete_file(&file).await {
+            Ok(()) => shared.store.forget_deletion(key).await,
+            Err(ProviderError::Refused { status, code, .. }) => {
+                tracing::warn!(file = %file, status, code, "the provider refuses to delete an old file; trying again in a day");
+                shared.store.put_off_deletion(key, file.clone(), now.plus(REFUSED_FOR)).await
+            }
+            Err(err) => {
+                tracing::warn!(file = %file, error = %err, "an old file could not be deleted yet");
+                return;
+            }
         };
-        if let Err(err) = deleted {
-            tracing::warn!(file = %file, error = err, "an old input file could not be deleted yet");
+        if let Err(err) = noted {
+            tracing::warn!(file = %file, error = %err, "what became of an old file was not noted; it is deleted again");
             return;
         }
     }
@@ -108,11 +154,19 @@ struct Round<'a> {
 }
 
 impl Round<'_> {
-    async fn run(mut self, targets: Vec<(BatchId, ProviderBatchId)>) -> HashMap<BatchId, Alone> {
+    async fn run(
+        mut self,
+        targets: Vec<(BatchId, ProviderBatchId)>,
+        only: Option<&HashSet<ProviderBatchId>>,
+    ) -> HashMap<BatchId, Alone> {
         self.alone.retain(|id, _| targets.iter().any(|(target, _)| target == id));
         let newest = targets.iter().map(|(id, _)| *id).max();
-        let mut rest: HashMap<ProviderBatchId, BatchId> =
-            targets.into_iter().map(|(id, provider_batch)| (provider_batch, id)).collect();
+        let asked = |batch: &ProviderBatchId| only.is_none_or(|only| only.contains(batch));
+        let mut rest: HashMap<ProviderBatchId, BatchId> = targets
+            .into_iter()
+            .filter(|(_, provider_batch)| asked(provider_batch))
+            .map(|(id, provider_batch)| (provider_batch, id))
+            .collect();
         if rest.len() >= 2
             && let Err(err) = self.sweep(&mut rest).await
         {
@@ -131,7 +185,7 @@ impl Round<'_> {
             if self.calls >= self.shared.polling_calls_max {
                 break;
             }
-            if self.alone.get(&id).is_some_and(|alone| alone.due > self.tick) {
+            if only.is_none() && self.alone.get(&id).is_some_and(|alone| alone.due > self.tick) {
                 continue;
             }
             self.calls += 1;

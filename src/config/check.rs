@@ -13,6 +13,7 @@ use super::{
     Secret, Server, Settings, Simulator, Submission, lists,
 };
 use crate::domain::retention::Retention;
+use crate::domain::webhook::signature::SigningSecret;
 use crate::fetch::Guard;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -216,7 +217,7 @@ fn provider(check: &mut Check, env: &dyn Fn(&str) -> Option<String>) -> Option<P
     let kind = check.get("provider.kind", values::kind);
     let base_url = check.get("provider.base_url", values::base_url);
     let api_key = secret(check, env, "OPENAI_API_KEY");
-    let webhook_secret = secret(check, env, "OPENAI_WEBHOOK_SECRET");
+    let webhook_secret = webhook_secret(check, env);
     let organization = header(check, env, "OPENAI_ORG_ID");
     let project = header(check, env, "OPENAI_PROJECT_ID");
     for (name, value) in [("OPENAI_ORG_ID", &organization), ("OPENAI_PROJECT_ID", &project)] {
@@ -247,6 +248,19 @@ fn provider(check: &mut Check, env: &dyn Fn(&str) -> Option<String>) -> Option<P
         Some(ProviderKind::Simulator) | None => {}
     }
     Some(Provider { kind: kind?, base_url: base_url?, api_key, organization, project, webhook_secret })
+}
+
+/// What the provider signs its messages with.
+fn webhook_secret(check: &mut Check, env: &dyn Fn(&str) -> Option<String>) -> Option<SigningSecret> {
+    let name = "OPENAI_WEBHOOK_SECRET";
+    let secret = SigningSecret::of_provider(secret(check, env, name)?.expose());
+    if secret.is_none() {
+        let remedy =
+            "copy it anew from where the provider showed it: whsec_ and base64, or a text of another kind";
+        let problem = Problem::new("what stands behind whsec_ is no base64", remedy);
+        check.fail(name, &Origin::Env(name.to_owned()), problem);
+    }
+    secret
 }
 
 fn is_loopback(url: &str) -> bool {

@@ -26,6 +26,7 @@ use crate::domain::company::ConfiguredCompany;
 use crate::domain::id::CompanyId;
 use crate::domain::price::PriceTable;
 use crate::domain::retention::Retention;
+use crate::domain::webhook::signature::SigningSecret;
 
 pub use error::{ConfigError, ConfigErrors, Origin};
 pub use secret::Secret;
@@ -147,8 +148,8 @@ pub struct Provider {
     pub organization: Option<String>,
     /// `OPENAI_PROJECT_ID`
     pub project: Option<String>,
-    /// `OPENAI_WEBHOOK_SECRET`
-    pub webhook_secret: Option<Secret>,
+    /// `OPENAI_WEBHOOK_SECRET`: what the provider signs its messages with.
+    pub webhook_secret: Option<SigningSecret>,
 }
 
 /// When requests become batches.

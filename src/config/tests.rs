@@ -252,7 +252,7 @@ fn no_secret_is_shown_anywhere() {
         username = \"user\"\npassword_env = \"EXPORT_PASSWORD\"";
     let env = [
         ("OPENAI_API_KEY", "sk-SECRET"),
-        ("OPENAI_WEBHOOK_SECRET", "whsec_SECRET"),
+        ("OPENAI_WEBHOOK_SECRET", "whsec_SECRETAA"),
         ("NIGHTSHIFT_ADMIN_TOKEN", "SECRETSECRETSECRET"),
         ("EXPORT_PASSWORD", "SECRET"),
     ];

@@ -1,6 +1,7 @@
 //! Who calls: bearer tokens, known by their hash only, compared in constant time.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use warp::http::header::{AUTHORIZATION, HeaderMap};
 
 use super::reply::ApiError;
 use crate::config::Secret;
-use crate::domain::id::Timestamp;
+use crate::domain::id::{KeyId, Timestamp};
 use crate::store::{Role, Store, StoreReader};
 
 /// Wrong tokens from one address within [`WINDOW`] before it is told to wait.
@@ -46,6 +47,25 @@ fn network(peer: IpAddr) -> IpAddr {
     }
 }
 
+/// Who calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// What it may do.
+    pub role: Role,
+    /// The id of its key; none for the token of the environment.
+    pub key: Option<KeyId>,
+}
+
+impl fmt::Display for Caller {
+    /// As records name who ordered something: for good, and also once the key is gone.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.key {
+            Some(id) => write!(f, "key {id}"),
+            None => f.write_str("NIGHTSHIFT_ADMIN_TOKEN"),
+        }
+    }
+}
+
 /// Knows the tokens: each call is looked up in the store, so that one that is revoked ends with the next call.
 pub struct Auth {
     store: Store,
@@ -57,8 +77,8 @@ pub struct Auth {
     noting: Mutex<HashSet<[u8; 32]>>,
 }
 
-impl std::fmt::Debug for Auth {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Auth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Auth")
     }
 }
@@ -80,15 +100,15 @@ impl Auth {
         self.admin.is_some()
     }
 
-    /// The caller's role, or 401; and 429 for an address that has guessed too often. `may_write` says whether the
+    /// The caller, or 401; and 429 for an address that has guessed too often. `may_write` says whether the
     /// store takes anything just now.
-    pub fn role(
+    pub fn caller(
         self: &Arc<Self>,
         headers: &HeaderMap,
         peer: Option<IpAddr>,
         now: Timestamp,
         may_write: bool,
-    ) -> Result<Role, ApiError> {
+    ) -> Result<Caller, ApiError> {
         let token = headers
             .get(AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
@@ -104,13 +124,13 @@ impl Auth {
         let same = |known: &[u8; 32]| bool::from(known.ct_eq(&presented));
         let stored = self.reader.token(&presented)?.filter(|token| same(&token.hash) && token.is_live(now));
         if self.admin.as_ref().is_some_and(same) {
-            return Ok(Role::Admin);
+            return Ok(Caller { role: Role::Admin, key: None });
         }
         let Some(stored) = stored else { return Err(self.failed(peer, now)) };
         if may_write && stored.is_news(now) {
             self.note_use(presented, now);
         }
-        Ok(stored.role)
+        Ok(Caller { role: stored.role, key: Some(stored.id) })
     }
 
     /// Notes the day of a token's use beside the call: that it could not be noted is nobody's trouble.

@@ -40,7 +40,7 @@ pub async fn cancel(api: &Api, id: &str, body: &[u8], by: &str) -> Result<Value,
         })?,
     };
     let cancel = Cancel { by: by.to_owned(), at: api.shared.clock.now(), then };
-    let batch = api.registry.send(CancelOf { id: parsed, cancel }).timeout(PATIENCE).await?;
+    let batch = api.parts.registry.send(CancelOf { id: parsed, cancel }).timeout(PATIENCE).await?;
     match batch {
         Ok(batch) => Ok(json!({ "ok": true, "batch": view::batch(&batch) })),
         Err(NotCancelled::Unknown) => Err(unknown()),

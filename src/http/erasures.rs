@@ -8,12 +8,12 @@ use super::cursor;
 use super::query::Query;
 use super::reply::ApiError;
 use super::{Api, blocking, read_json, takes_in, unknown_company};
-use crate::actors::eraser::Look;
-use crate::domain::erasure::{Erasure, Subject};
+use crate::actors::eraser::{Look, Trouble};
+use crate::domain::erasure::{Erasure, ErasureState, Subject};
 use crate::domain::id::{CompanyId, ErasureId};
 
-/// Who ordered it, as the record says.
-const BY: &str = "an operator";
+/// Batches that are counted for whoever asks what an erasure waits for; of more it is told that there are so many.
+const BATCHES_COUNTED: usize = 1000;
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -26,10 +26,11 @@ pub async fn session(
     api: &Api,
     company: CompanyId,
     external_id: &str,
+    by: &str,
 ) -> Result<(StatusCode, Value), ApiError> {
     takes_in(api)?;
     let (id, now) = (ErasureId::new(api.shared.ids.next()), api.shared.clock.now());
-    let (external_id, by) = (external_id.to_owned(), BY.to_owned());
+    let (external_id, by) = (external_id.to_owned(), by.to_owned());
     crash_point!("erase.order.before_commit");
     let begun = api.shared.store.erase_session(company, external_id, id, by, now).await?;
     crash_point!("erase.order.after_commit");
@@ -40,7 +41,7 @@ pub async fn session(
 }
 
 /// `POST /api/admin/legacy/companies/{id}/erase`
-pub async fn company(api: &Api, text: &str, body: &[u8]) -> Result<(StatusCode, Value), ApiError> {
+pub async fn company(api: &Api, text: &str, body: &[u8], by: &str) -> Result<(StatusCode, Value), ApiError> {
     let company: CompanyId = text.parse().map_err(|_| unknown_company(text))?;
     let body: CompanyBody = read_json(body, "{\"confirm\": \"<the company's id>\"}")?;
     if body.confirm.as_deref() != Some(company.as_str()) {
@@ -48,7 +49,7 @@ pub async fn company(api: &Api, text: &str, body: &[u8]) -> Result<(StatusCode, 
         return Err(ApiError::invalid("not_confirmed", detail));
     }
     let (id, now) = (ErasureId::new(api.shared.ids.next()), api.shared.clock.now());
-    let begun = api.shared.store.erase_company(company, id, BY.to_owned(), now).await?;
+    let begun = api.shared.store.erase_company(company, id, by.to_owned(), now).await?;
     begun.map(|erasure| taken(api, id, &erasure)).ok_or_else(|| unknown_company(text))
 }
 
@@ -56,7 +57,7 @@ fn taken(api: &Api, new: ErasureId, erasure: &Erasure) -> (StatusCode, Value) {
     if erasure.id == new {
         tracing::info!(erasure.id = %new, company.id = %erasure.subject.company(), "a {} is to be erased", erasure.subject.label());
     }
-    api.eraser.do_send(Look { compact: false });
+    api.parts.eraser.do_send(Look { compact: false });
     (StatusCode::ACCEPTED, json!({ "ok": true, "erasure": view(erasure) }))
 }
 
@@ -79,8 +80,21 @@ pub async fn show(api: &Api, id: &str) -> Result<Value, ApiError> {
     let unknown = || ApiError::not_found("unknown_erasure", format!("there is no erasure {id}"));
     let parsed: ErasureId = id.parse().map_err(|_| unknown())?;
     let reader = api.shared.reader.clone();
-    let erasure = blocking(move || reader.erasure(parsed)).await?.ok_or_else(unknown)?;
-    Ok(json!({ "ok": true, "erasure": view(&erasure) }))
+    let found = blocking(move || match reader.erasure(parsed)? {
+        Some(erasure) => Ok(Some((erasure, reader.batches_to_erase(parsed, None, BATCHES_COUNTED)?.len()))),
+        None => Ok(None),
+    });
+    let (erasure, batches) = found.await?.ok_or_else(unknown)?;
+    let mut shown = view(&erasure);
+    shown["waiting"] = match erasure.state {
+        ErasureState::Running => {
+            let trouble = api.parts.eraser.send(Trouble(parsed)).await?;
+            json!({ "for": "batches", "batches": batches, "trouble": trouble })
+        }
+        ErasureState::Compacting => json!({ "for": "compaction" }),
+        ErasureState::Done => Value::Null,
+    };
+    Ok(json!({ "ok": true, "erasure": shown }))
 }
 
 fn view(erasure: &Erasure) -> Value {

@@ -410,7 +410,7 @@ impl Kind for Requests {
     ) -> Result<(), ApiError> {
         let (numbers, requests): (Vec<_>, Vec<_>) = items.into_iter().unzip();
         let asked = AcceptRequests { company: company.clone(), requests };
-        let accepted = api.intake.send(asked).await??;
+        let accepted = api.parts.intake.send(asked).await??;
         for (number, accepted) in numbers.into_iter().zip(accepted) {
             match accepted {
                 Accepted::New(id) => {
@@ -541,7 +541,7 @@ impl Kind for Sessions {
         tally: &mut Tally,
     ) -> Result<(), ApiError> {
         let (lines, sessions): (Vec<u64>, Vec<ChatSession>) = items.into_iter().unzip();
-        let taken = api.intake.send(AcceptSessions { company: company.clone(), sessions }).await??;
+        let taken = api.parts.intake.send(AcceptSessions { company: company.clone(), sessions }).await??;
         for (line, taken) in lines.into_iter().zip(taken) {
             match taken {
                 SessionTaken::Erased => {

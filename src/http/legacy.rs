@@ -27,7 +27,7 @@ pub const REQUEUE_IDS_MAX: usize = 10_000;
 pub async fn summary(api: &Api, query: &Query) -> Result<Value, ApiError> {
     query.only(&["companyId"])?;
     let company = query.company("companyId")?;
-    let counts = api.registry.send(Summary { company }).timeout(PATIENCE).await??;
+    let counts = api.parts.registry.send(Summary { company }).timeout(PATIENCE).await??;
     Ok(json!({ "ok": true, "summary": view::summary(counts) }))
 }
 
@@ -53,7 +53,7 @@ pub async fn requests(api: &Api, query: &Query) -> Result<Value, ApiError> {
     let before = cursor::of_query(api, &scope, query)?.map(RequestId::from_bytes);
     let filter = RequestFilter { status, company, batch };
     let (requests, next) =
-        api.registry.send(ListRequests { filter, before, limit }).timeout(PATIENCE).await??;
+        api.parts.registry.send(ListRequests { filter, before, limit }).timeout(PATIENCE).await??;
     Ok(json!({
         "ok": true,
         "requests": requests.iter().map(view::request).collect::<Vec<_>>(),
@@ -65,7 +65,8 @@ pub async fn requests(api: &Api, query: &Query) -> Result<Value, ApiError> {
 pub async fn request(api: &Api, id: &str) -> Result<Value, ApiError> {
     let unknown = || ApiError::not_found("unknown_request", format!("there is no request {id}"));
     let parsed: RequestId = id.parse().map_err(|_| unknown())?;
-    let request = api.registry.send(ShowRequest(parsed)).timeout(PATIENCE).await??.ok_or_else(unknown)?;
+    let request =
+        api.parts.registry.send(ShowRequest(parsed)).timeout(PATIENCE).await??.ok_or_else(unknown)?;
     let reader = api.shared.reader.clone();
     let shown = super::blocking(move || view::whole_request(&reader, &request)).await?;
     Ok(json!({ "ok": true, "request": shown }))
@@ -97,7 +98,7 @@ pub async fn requeue(api: &Api, body: &[u8]) -> Result<Value, ApiError> {
             Err(_) => drop(strange.insert(id)),
         }
     }
-    let counts = api.intake.send(Requeue(known)).await??;
+    let counts = api.parts.intake.send(Requeue(known)).await??;
     Ok(json!({
         "ok": true,
         "requeuedCount": counts.requeued,
@@ -125,7 +126,7 @@ pub async fn batches(api: &Api, query: &Query) -> Result<Value, ApiError> {
     );
     let before = cursor::of_query(api, &scope, query)?.map(BatchId::from_bytes);
     let (batches, next) =
-        api.registry.send(ListBatches { company, status, before, limit }).timeout(PATIENCE).await??;
+        api.parts.registry.send(ListBatches { company, status, before, limit }).timeout(PATIENCE).await??;
     Ok(json!({
         "ok": true,
         "batches": batches.iter().map(view::batch).collect::<Vec<_>>(),
@@ -138,7 +139,7 @@ pub async fn batch(api: &Api, id: &str) -> Result<Value, ApiError> {
     let unknown = || ApiError::not_found("unknown_batch", format!("there is no batch {id}"));
     let parsed: BatchId = id.parse().map_err(|_| unknown())?;
     let (batch, story) =
-        api.registry.send(ShowBatch(parsed)).timeout(PATIENCE).await??.ok_or_else(unknown)?;
+        api.parts.registry.send(ShowBatch(parsed)).timeout(PATIENCE).await??.ok_or_else(unknown)?;
     let mut shown = view::batch(&batch);
     if let Value::Object(fields) = &mut shown {
         fields.insert("story".to_owned(), story.iter().map(view::story_line).collect());

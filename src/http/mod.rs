@@ -16,6 +16,7 @@ mod export;
 mod filters;
 #[doc(hidden)]
 pub mod fuzzing;
+mod hints;
 mod ingest;
 mod keys;
 mod legacy;
@@ -52,12 +53,15 @@ use warp::reply::Response;
 use crate::actors::Shared;
 use crate::actors::eraser::Eraser;
 use crate::actors::intake::{Intake, IntakeError};
+use crate::actors::poller::Poller;
 use crate::actors::registry::Registry;
 use crate::config::{Ingest, Secret};
 use crate::domain::id::CompanyId;
+use crate::domain::webhook::signature::SigningSecret;
 use crate::serving::{self, BodyLimits};
 use crate::store::{Report, Role, StoreError};
-use auth::Auth;
+use auth::{Auth, Caller};
+use hints::Hints;
 use limits::Limiter;
 use lines::Body;
 use query::Query;
@@ -71,30 +75,47 @@ const STREAM_IDLE: Duration = Duration::from_secs(30);
 /// How long a body that is read whole may take.
 const BODY_TIME: Duration = Duration::from_secs(15);
 
+/// The actors whom the routes ask.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// For the admin views.
+    pub registry: Addr<Registry>,
+    /// For what comes in.
+    pub intake: Addr<Intake>,
+    /// For what is to be erased.
+    pub eraser: Addr<Eraser>,
+    /// For what the provider says by itself.
+    pub poller: Addr<Poller>,
+}
+
+/// What is known only from the configuration.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// One more token, of an admin.
+    pub admin_token: Option<Secret>,
+    /// How much a company may send.
+    pub quotas: Ingest,
+    /// What the provider signs its messages with.
+    pub webhook_secret: Option<SigningSecret>,
+}
+
 /// What the routes need.
 #[derive(Debug, Clone)]
 pub struct Api {
-    registry: Addr<Registry>,
-    intake: Addr<Intake>,
-    eraser: Addr<Eraser>,
+    parts: Parts,
     shared: Arc<Shared>,
     auth: Arc<Auth>,
     limiter: Arc<Limiter>,
+    hints: Arc<Hints>,
 }
 
 impl Api {
-    /// The routes over these parts; `admin_token` is one more token, of an admin.
-    pub fn new(
-        registry: Addr<Registry>,
-        intake: Addr<Intake>,
-        eraser: Addr<Eraser>,
-        shared: Arc<Shared>,
-        admin_token: Option<Secret>,
-        quotas: Ingest,
-    ) -> Self {
-        let auth = Arc::new(Auth::new(shared.store.clone(), admin_token.as_ref()));
-        let limiter = Arc::new(Limiter::new(quotas));
-        Self { registry, intake, eraser, shared, auth, limiter }
+    /// The routes over these parts.
+    pub fn new(parts: Parts, shared: Arc<Shared>, options: Options) -> Self {
+        let auth = Arc::new(Auth::new(shared.store.clone(), options.admin_token.as_ref()));
+        let limiter = Arc::new(Limiter::new(options.quotas));
+        let hints = Arc::new(Hints::new(options.webhook_secret));
+        Self { parts, shared, auth, limiter, hints }
     }
 }
 
@@ -170,21 +191,21 @@ impl Call {
         if found.as_ref().is_some_and(Found::is_open) {
             let Some(found) = found else { return Err(no_such_path()) };
             let entry = self.of_method(&found)?;
-            return self.dispatch(entry.route, found.params, body).await;
+            return self.dispatch(entry.route, found.params, body, "").await;
         }
         // Before anything else is told: without a token one does not even learn which paths there are.
-        let role = self.role()?;
+        let caller = self.caller()?;
         let Some(found) = found else { return Err(no_such_path()) };
         let entry = self.of_method(&found)?;
-        may(&role, entry.access, found.params)?;
-        self.dispatch(entry.route, found.params, body).await
+        may(&caller.role, entry.access, found.params)?;
+        self.dispatch(entry.route, found.params, body, &caller.to_string()).await
     }
 
-    fn role(&self) -> Result<Role, ApiError> {
+    fn caller(&self) -> Result<Caller, ApiError> {
         let peer = self.peer.map(|peer| peer.ip());
         let shared = &self.api.shared;
         let may_write = shared.condition.intake_stopped().is_none();
-        self.api.auth.role(&self.headers, peer, shared.clock.now(), may_write)
+        self.api.auth.caller(&self.headers, peer, shared.clock.now(), may_write)
     }
 
     fn of_method(&self, found: &Found<'_>) -> Result<&'static Entry, ApiError> {
@@ -201,7 +222,14 @@ impl Call {
         })
     }
 
-    async fn dispatch(&self, route: Route, params: Params<'_>, body: Body) -> Result<Answer, ApiError> {
+    /// `by` names the caller in what is kept of an order.
+    async fn dispatch(
+        &self,
+        route: Route,
+        params: Params<'_>,
+        body: Body,
+        by: &str,
+    ) -> Result<Answer, ApiError> {
         let api = &self.api;
         let (company, id) = (params.company.unwrap_or_default(), params.id.unwrap_or_default());
         let query = Query::parse(&self.query)?;
@@ -228,7 +256,7 @@ impl Call {
                 if !body.is_empty() {
                     self.expect_json()?;
                 }
-                control::cancel(api, id, &body, "an operator").await?
+                control::cancel(api, id, &body, by).await?
             }
             Route::Provider => control::provider(api).await?,
             Route::Resume => control::resume(api),
@@ -299,15 +327,19 @@ impl Call {
             Route::RevokeKey => keys::revoke(api, Some(self.company(company).await?), id).await?,
             Route::EraseSession => {
                 let company = self.company(company).await?;
-                return Ok(erasures::session(api, company, id).await?.into());
+                return Ok(erasures::session(api, company, id, by).await?.into());
             }
             Route::EraseCompany => {
-                return Ok(erasures::company(api, id, &self.small_json(body).await?).await?.into());
+                return Ok(erasures::company(api, id, &self.small_json(body).await?, by).await?.into());
             }
             Route::Erasures => erasures::list(api, &query).await?,
             Route::Erasure => erasures::show(api, id).await?,
             Route::Retention => retention::show(api).await?,
             Route::RevokeAdminKey => keys::revoke(api, None, id).await?,
+            Route::Hint => {
+                let body = read_whole(body, hints::BODY_BYTES_MAX).await?;
+                hints::take(api, &self.headers, &body)?
+            }
         };
         Ok((StatusCode::OK, shown).into())
     }
@@ -346,7 +378,9 @@ impl Call {
 /// Whether a role may do what a route does; a company only what is its own.
 fn may(role: &Role, access: Access, params: Params<'_>) -> Result<(), ApiError> {
     let allowed = match (role, access) {
-        (Role::Admin, _) | (_, Access::Open) | (Role::Viewer, Access::Read | Access::OwnRead) => true,
+        (Role::Admin, _)
+        | (_, Access::Open | Access::Signed)
+        | (Role::Viewer, Access::Read | Access::OwnRead) => true,
         (Role::Company(own), Access::OwnRead | Access::OwnWrite) => {
             let asked = params.company.unwrap_or_default();
             // A company learns nothing about which others there are.
@@ -377,7 +411,7 @@ fn unknown_company(id: &str) -> ApiError {
 /// Ready means: takes in work and answers. A provider that is away does not make us unready.
 fn ready(api: &Api) -> (StatusCode, Value) {
     let mut reasons = Vec::new();
-    if !api.registry.connected() || !api.intake.connected() {
+    if !api.parts.registry.connected() || !api.parts.intake.connected() {
         reasons.push("a part of the program has ended");
     }
     if api.shared.reader.summary(None).is_err() {

@@ -45,7 +45,7 @@ pub fn view(retention: &Retention) -> Value {
 
 /// `GET /api/admin/legacy/retention`
 pub async fn show(api: &Api) -> Result<Value, ApiError> {
-    let aging = api.eraser.send(HowAging).await?;
+    let aging = api.parts.eraser.send(HowAging).await?;
     Ok(json!({
         "ok": true,
         "retention": view(&api.shared.retention),

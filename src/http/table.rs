@@ -7,6 +7,8 @@ use super::webhooks::Action;
 pub enum Access {
     /// Anybody.
     Open,
+    /// Whoever has signed the message: the route sees to that.
+    Signed,
     /// Admins and viewers.
     Read,
     /// Admins.
@@ -68,6 +70,7 @@ pub enum Route {
     Erasures,
     Erasure,
     Retention,
+    Hint,
 }
 
 impl Route {
@@ -209,6 +212,7 @@ pub static TABLE: &[Entry] = &[
     entry("GET", "/api/admin/legacy/erasures", Access::Read, Route::Erasures),
     entry("GET", "/api/admin/legacy/erasures/{id}", Access::Read, Route::Erasure),
     entry("GET", "/api/admin/legacy/retention", Access::Read, Route::Retention),
+    entry("POST", "/webhooks/openai", Access::Signed, Route::Hint),
 ];
 
 /// The texts that stand where a path has braces.
@@ -244,9 +248,9 @@ impl Found<'_> {
         names.join(", ")
     }
 
-    /// Whether anybody may call it, with every method that it has.
+    /// Whether it takes no token, with any method that it has.
     pub fn is_open(&self) -> bool {
-        self.methods.iter().all(|entry| entry.access == Access::Open)
+        self.methods.iter().all(|entry| matches!(entry.access, Access::Open | Access::Signed))
     }
 }
 

@@ -28,6 +28,8 @@ const REFUSED_ROUNDS_MAX: usize = 5;
 /// Input files are deleted at the provider this long after the batch was closed: until then something could
 /// still come of an old create call.
 const KEEP_INPUT: Duration = Duration::from_secs(48 * 3600);
+/// Due once the batch of a file is closed; no clock gets there.
+const AFTER_THE_CLOSE: Timestamp = Timestamp::from_millis(i64::MAX);
 
 /// What became of a member of a batch; its number is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -299,6 +301,22 @@ impl Store {
         Ok(closed)
     }
 
+    /// Has a file that could not be deleted tried again at another time, behind those that can.
+    pub async fn put_off_deletion(
+        &self,
+        key: Vec<u8>,
+        file: FileId,
+        until: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.committer
+            .commit(1, move |tx| {
+                tx.remove(Tree::Deletions, key);
+                tx.put(Tree::Deletions, deletion(until, &file), Vec::new());
+                Ok(())
+            })
+            .await
+    }
+
     /// Forgets a file of ours that is deleted at the provider.
     pub async fn forget_deletion(&self, key: Vec<u8>) -> Result<(), StoreError> {
         self.committer
@@ -483,6 +501,12 @@ pub(super) fn take_step(
                 if let Some(input) = &batch.input {
                     delete_later(tx, *at, input);
                 }
+                for file in [&batch.output, &batch.error].into_iter().flatten() {
+                    if tx.has(Tree::Deletions, &deletion(AFTER_THE_CLOSE, file))? {
+                        tx.remove(Tree::Deletions, deletion(AFTER_THE_CLOSE, file));
+                        tx.put(Tree::Deletions, deletion(*at, file), Vec::new());
+                    }
+                }
                 outbox::batch_finished(tx, batch, now)?;
             }
         }
@@ -496,8 +520,19 @@ pub(super) fn take_step(
 
 /// Has a file of ours deleted at the provider, once nothing can come of it any more.
 fn delete_later(tx: &mut Tx<'_>, at: Timestamp, file: &FileId) {
-    let key = Key::new().time(at.plus(KEEP_INPUT)).text(file.as_str()).done();
-    tx.put(Tree::Deletions, key, Vec::new());
+    tx.put(Tree::Deletions, deletion(at.plus(KEEP_INPUT), file), Vec::new());
+}
+
+/// Has the result files of a batch deleted once it is closed: they hold an answer to what was removed here. Before that
+/// they are still read.
+pub(super) fn delete_results(tx: &mut Tx<'_>, batch: &Batch) {
+    for file in [&batch.output, &batch.error].into_iter().flatten() {
+        tx.put(Tree::Deletions, deletion(AFTER_THE_CLOSE, file), Vec::new());
+    }
+}
+
+fn deletion(due: Timestamp, file: &FileId) -> Vec<u8> {
+    Key::new().time(due).text(file.as_str()).done()
 }
 
 fn adopt(tx: &mut Tx<'_>, batch: &mut Batch, provider_batch: &ProviderBatchId) -> Result<(), StoreError> {

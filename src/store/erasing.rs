@@ -24,6 +24,9 @@ const SESSIONS: usize = 10;
 /// Client keys that one transaction removes.
 const CLIENT_KEYS: usize = 250;
 
+/// Answers of one request that are looked for; it has one for each time that it was run.
+const BOOKINGS: usize = 250;
+
 /// What a step of an erasure did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ErasedChunk {
@@ -278,7 +281,7 @@ fn remove_request(
         .ok_or_else(|| StoreError::Codec("the key of a request is too short".to_owned()))?;
     let request: Request = requests::load(tx, id)?;
     let batches = request.batch.into_iter().chain(request.history.iter().map(|attempt| attempt.batch));
-    for batch in batches {
+    for batch in batches.chain(batches_that_answered(tx, id)?) {
         tx.put(Tree::Erasing, of_batch(erasure.id, batch), Vec::new());
     }
     if let (RequestStatus::BatchingInProgress, Some(batch)) = (request.status, request.batch) {
@@ -305,6 +308,16 @@ fn remove_request(
     erasure.requests += 1;
     chunk.moved = true;
     Ok(())
+}
+
+/// The batches whose result files had a line for a request: also those that it was never in, as far as was known.
+fn batches_that_answered(tx: &Tx<'_>, id: RequestId) -> Result<Vec<BatchId>, StoreError> {
+    let mut batches = Vec::new();
+    for (key, _) in tx.scan_prefix(Tree::Bookings, id.as_bytes(), BOOKINGS)? {
+        let Some(provider_batch) = key.get(id.as_bytes().len()..) else { continue };
+        batches.extend(tx.read::<BatchId>(Tree::ProviderBatches, provider_batch)?);
+    }
+    Ok(batches)
 }
 
 fn of_batch(erasure: ErasureId, batch: BatchId) -> Vec<u8> {

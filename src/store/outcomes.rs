@@ -65,6 +65,7 @@ pub(super) fn apply_line(
         if book(tx, batch, id, &mut gone.cost, cost)? {
             tx.write(Tree::Gone, id.as_bytes().to_vec(), &gone)?;
         }
+        batches::delete_results(tx, batch);
         return Ok(());
     }
     let mut request = requests::load(tx, id)?;

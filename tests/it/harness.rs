@@ -13,6 +13,7 @@ use actix::Actor;
 use nightshift::actors::creator::Creator;
 use nightshift::actors::eraser::Eraser;
 use nightshift::actors::intake::Intake;
+use nightshift::actors::poller::Poller;
 use nightshift::actors::registry::{Registry, Resume};
 use nightshift::actors::{Shared, Switches};
 use nightshift::clock::{Clock, Ids, ManualClock, SharedClock};
@@ -34,6 +35,7 @@ use nightshift::domain::request::{
 };
 use nightshift::domain::retention::Retention;
 use nightshift::domain::session::{Message, Role as Speaker, SessionFacts};
+use nightshift::domain::webhook::signature::SigningSecret;
 use nightshift::domain::{retry, step};
 use nightshift::fetch::{Fetcher, Guard, SystemNames};
 use nightshift::http;
@@ -51,6 +53,9 @@ pub const VIEWER: &str = "viewer-token";
 pub const DEMO: &str = "demo-token";
 /// Of the company `acme`.
 pub const ACME: &str = "acme-token";
+
+/// What the provider signs with.
+pub const PROVIDER_SECRET: &str = "whsec_RdvaYFYUXuIFuEbvZHwMfYFhUf7aMYjYcmM24+Aj40c=";
 
 pub const MODEL: &str = "gpt-4o-mini";
 const POLICY: step::Policy = step::Policy {
@@ -251,9 +256,14 @@ impl Nightshift {
         let intake = Intake::new(shared.clone(), creator.clone()).start();
         registry.send(Resume { creator: creator.clone() }).await.unwrap().unwrap();
         let eraser = Eraser::new(shared.clone(), registry.clone()).start();
-        let admin = Some(Secret::new(ADMIN));
-        let quotas = Ingest { calls_per_minute: 600, bytes_per_hour: 1 << 30 };
-        let api = http::Api::new(registry.clone(), intake, eraser.clone(), shared.clone(), admin, quotas);
+        let poller = Poller::new(shared.clone(), registry.clone()).start();
+        let options = http::Options {
+            admin_token: Some(Secret::new(ADMIN)),
+            quotas: Ingest { calls_per_minute: 600, bytes_per_hour: 1 << 30 },
+            webhook_secret: SigningSecret::of_provider(PROVIDER_SECRET),
+        };
+        let parts = http::Parts { registry: registry.clone(), intake, eraser: eraser.clone(), poller };
+        let api = http::Api::new(parts, shared.clone(), options);
         Self { shared, clock, creator, registry, eraser, routes: http::routes(api), _spool: spool }
     }
 

@@ -407,6 +407,8 @@ fn routes() -> Vec<(&'static str, String, [u16; 5])> {
     vec![
         ("GET", "/healthz".to_owned(), [200; 5]),
         ("GET", "/readyz".to_owned(), [200; 5]),
+        // Whoever calls: what counts is the signature.
+        ("POST", "/webhooks/openai".to_owned(), [400; 5]),
         ("GET", legacy("summary"), read),
         ("GET", legacy("requests?status=pending_batching"), read),
         ("GET", legacy(&format!("requests/{request}")), read),

@@ -25,6 +25,7 @@ mod exports;
 mod fetch;
 mod fuzz_corpus;
 mod harness;
+mod hints;
 mod ingest;
 mod legacy_api;
 mod matrix;

@@ -246,10 +246,24 @@ pub fn call(
     path: &str,
     body: Option<(&str, String)>,
 ) -> Result<(u16, Value), reqwest::Error> {
+    call_with(base, method, path, &[], body)
+}
+
+/// The same with more headers.
+pub fn call_with(
+    base: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, String)],
+    body: Option<(&str, String)>,
+) -> Result<(u16, Value), reqwest::Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
         let mut request = client.request(method.parse().unwrap(), format!("{base}{path}")).bearer_auth(TOKEN);
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
         if let Some((content_type, body)) = body {
             request = request.header("content-type", content_type).body(body);
         }

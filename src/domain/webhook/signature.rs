@@ -36,6 +36,15 @@ impl SigningSecret {
         STANDARD.decode(text.strip_prefix(PREFIX)?).ok().map(Self)
     }
 
+    /// Reads the secret that a provider gave: `whsec_` and base64, or else the text itself
+    /// (`openai-batch-contract.md`, section 6). None where what stands behind `whsec_` is no base64, or nothing stands
+    /// there at all.
+    pub fn of_provider(text: &str) -> Option<Self> {
+        let secret =
+            if text.starts_with(PREFIX) { Self::parse(text)? } else { Self(text.as_bytes().to_vec()) };
+        Some(secret).filter(|secret| !secret.0.is_empty())
+    }
+
     /// `whsec_` and base64: for the one who made the webhook, and for nobody else.
     pub fn reveal(&self) -> String {
         format!("{PREFIX}{}", STANDARD.encode(&self.0))
@@ -83,6 +92,16 @@ pub enum NotBelieved {
     /// None of its signatures is right.
     #[error("none of the signatures fits")]
     BadSignature,
+}
+
+impl NotBelieved {
+    /// The word for programs.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::NoTime | Self::OtherTime => "bad_timestamp",
+            Self::BadSignature => "bad_signature",
+        }
+    }
 }
 
 /// What a receiver does before it believes a message: its time is near, and one of its signatures is right. They are
@@ -199,6 +218,14 @@ mod tests {
         for secret in [&old, &new] {
             assert_eq!(verify(secret, "msg_1", "1790000000", b"{}", &signatures, now), Ok(()));
         }
+    }
+
+    #[test]
+    fn a_provider_may_give_a_secret_as_plain_text_too() {
+        let plain = SigningSecret::of_provider("no prefix").unwrap();
+        assert_eq!(plain, SigningSecret(b"no prefix".to_vec()));
+        assert_eq!(SigningSecret::of_provider(SECRET), SigningSecret::parse(SECRET));
+        assert!(["", "whsec_", "whsec_*"].iter().all(|text| SigningSecret::of_provider(text).is_none()));
     }
 
     #[test]
