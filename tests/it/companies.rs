@@ -6,7 +6,7 @@ use nightshift::domain::company::{Company, CompanyChange, ConfiguredCompany};
 use nightshift::store::Store;
 use serde_json::{Value, json};
 
-use crate::harness::{Call, MODEL, Nightshift, company, with_a_creator, with_actors};
+use crate::harness::{Call, MODEL, Nightshift, company, until, with_a_creator, with_actors};
 
 const COMPANIES: &str = "/api/admin/legacy/companies";
 const KEYS: &str = "/api/v1/companies/demo/keys";
@@ -68,9 +68,7 @@ fn nothing_new_is_cut_for_a_suspended_company() {
         nightshift.clock.advance(Duration::from_secs(7200));
         let reader = &nightshift.shared.reader;
         let of = |id: &str| reader.list_batches(Some(&company(id)), None, None, 9).unwrap().0.len();
-        while of("zeta") == 0 {
-            tokio::task::yield_now().await;
-        }
+        until("a batch of zeta's", async || (of("zeta") > 0).then_some(())).await;
         assert_eq!(of("demo"), 0);
     });
 }
@@ -181,16 +179,12 @@ fn the_day_of_a_keys_last_use_is_known() {
     with_actors(async |nightshift| {
         let key = token(&made(&nightshift, KEYS, &json!({})).await);
         reads(&nightshift, key).await;
-        let found = async || {
-            let keys = nightshift.get(KEYS).await["keys"].as_array().unwrap().clone();
-            keys.last().unwrap()["lastUsedOn"].clone()
-        };
         // It is noted beside the call.
-        let mut used = found().await;
-        while used.is_null() {
-            tokio::task::yield_now().await;
-            used = found().await;
-        }
+        let used = until("its use is noted", async || {
+            let keys = nightshift.get(KEYS).await["keys"].as_array().unwrap().clone();
+            keys.last().unwrap()["lastUsedOn"].as_str().map(str::to_owned)
+        })
+        .await;
         assert_eq!(used, nightshift.now().to_string()[..10]);
     });
 }

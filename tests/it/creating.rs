@@ -1,11 +1,11 @@
 //! When the creator looks at what waits.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nightshift::actors::creator::Nudge;
 use nightshift::condition::Hindrance;
 
-use crate::harness::{Nightshift, with_a_creator};
+use crate::harness::{Nightshift, until, with_a_creator};
 
 fn opened(nightshift: &Nightshift) -> usize {
     nightshift.shared.reader.live_batches().unwrap().len()
@@ -24,10 +24,7 @@ fn a_tick_that_came_while_nothing_could_be_sent_is_made_up_for_when_that_is_over
         nightshift.creator.send(Nudge).await.unwrap();
         assert_eq!(opened(&nightshift), 0);
         condition.clear(Hindrance::Reconciling);
-        let end = Instant::now() + Duration::from_secs(20);
-        while opened(&nightshift) == 0 {
-            assert!(Instant::now() < end, "the next tick is ten minutes away");
-            tokio::task::yield_now().await;
-        }
+        // The next tick is ten minutes away.
+        until("a batch is opened", async || (opened(&nightshift) > 0).then_some(())).await;
     });
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use nightshift::http::table;
 use serde_json::{Value, json};
 
+use crate::harness::PROVIDER_SECRET;
 use crate::process::{PATIENCE, Server, TOKEN, free_port, nightshift, run, text};
 
 /// Parts the outputs of the commands; no answer has it.
@@ -28,7 +29,7 @@ fn demonstration(folder: &Path, set: &[&str]) -> Server {
     for set in [bind.as_str()].iter().chain(set) {
         command.args(["--set", set]);
     }
-    command.current_dir(root());
+    command.current_dir(root()).env("OPENAI_WEBHOOK_SECRET", PROVIDER_SECRET);
     let mut server = Server::spawn(command, port);
     server.wait_for("analyses requested").unwrap();
     server.wait_until_done(22, PATIENCE);
@@ -221,6 +222,7 @@ fn every_example_of_the_api_answers_what_the_page_says_and_every_route_has_one()
         .current_dir(&place)
         .env("URL", &server.url)
         .env("TOKEN", TOKEN)
+        .env("OPENAI_WEBHOOK_SECRET", PROVIDER_SECRET)
         .env("RECEIVER", format!("http://{RECEIVER}"))
         .env("NO_PROXY", "*")
         .stdin(Stdio::null())

@@ -16,7 +16,7 @@ use nightshift::store::{AppliedLine, ErasedChunk, Repair, RequestFilter, Session
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Call, Nightshift, company, good_line, refused_line, request_id, session_id, with_actors,
+    Call, Nightshift, batch_id, company, good_line, refused_line, request_id, session_id, until, with_actors,
 };
 use crate::process::{PATIENCE, Server, free_port, nightshift, run, text};
 
@@ -97,12 +97,12 @@ fn an_erased_session_does_not_come_in_again_and_is_erased_once() {
         let id = ordered(&nightshift, &of_session(1), &json!({})).await;
         assert_eq!(ordered(&nightshift, &of_session(1), &json!({})).await, id);
         // Nothing is left to wait for, so that it comes to its end at once.
-        let shown = async || nightshift.get(&format!("{ERASURES}/{id}")).await["erasure"].clone();
-        let mut erasure = shown().await;
-        while erasure["state"] != "done" {
-            tokio::task::yield_now().await;
-            erasure = shown().await;
-        }
+        let erasure = until("it is done", async || {
+            let shown = nightshift.get(&format!("{ERASURES}/{id}")).await["erasure"].clone();
+            (shown["state"] == "done").then_some(shown)
+        })
+        .await;
+        assert_eq!(erasure["waiting"], Value::Null);
         assert_eq!(erasure["counts"], json!({ "sessions": 1, "requests": 1, "batches": 0 }));
         assert_eq!(ordered(&nightshift, &of_session(1), &json!({})).await, id);
         assert!(!erasure.to_string().contains("chat-1"));
@@ -176,15 +176,12 @@ fn a_file_with_an_erased_line_is_not_sent_again() {
         host(&nightshift).await;
         nightshift.clock.advance(Duration::from_secs(600));
         let state = || nightshift.store().reader().batch(batch.batch.id).unwrap().unwrap().state;
-        let end = Instant::now() + Duration::from_secs(20);
-        while Instant::now() < end {
-            if !matches!(state(), BatchState::Ready { .. }) {
-                break;
-            }
+        until("its file is made anew", async || {
             // It may have looked at the clock before it was moved.
             nightshift.clock.advance(Duration::from_secs(1));
-            tokio::task::yield_now().await;
-        }
+            (!matches!(state(), BatchState::Ready { .. })).then_some(())
+        })
+        .await;
         assert!(matches!(state(), BatchState::Uploading { upload: 2, .. }), "{:?}", state());
     });
 }
@@ -200,14 +197,11 @@ fn a_batch_that_an_erasure_emptied_is_to_be_cancelled_however_often_nobody_heard
         assert!(erase_all(nightshift.store(), id, nightshift.now()).await.gone);
         host(&nightshift).await;
         let cancel = || nightshift.store().reader().batch(batch.batch.id).unwrap().unwrap().cancel;
-        let end = Instant::now() + Duration::from_secs(20);
-        while Instant::now() < end {
-            if cancel().is_some() {
-                break;
-            }
+        let cancel = until("it is to be cancelled", async || {
             nightshift.eraser.send(Look { compact: false }).await.unwrap();
-        }
-        assert_eq!(cancel().map(|cancel| cancel.then), Some(Then::End));
+            cancel()
+        });
+        assert_eq!(cancel.await.then, Then::End);
     });
 }
 
@@ -227,11 +221,17 @@ fn a_company_is_erased_with_all_that_it_has_and_nobody_else_is_touched() {
         assert_eq!(nightshift.call(unsure).await.problem(422), "not_confirmed");
         let id = ordered(&nightshift, path, &json!({ "confirm": "demo" })).await;
         // The batch's files are the provider's matter, and nobody is there; the records go by themselves.
-        let removed = async || nightshift.get(&format!("{ERASURES}/{id}")).await["erasure"]["counts"].clone();
-        while removed().await != json!({ "sessions": 1, "requests": 4, "batches": 0 }) {
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(nightshift.get(&format!("{ERASURES}/{id}")).await["erasure"]["state"], "running");
+        let shown = async || nightshift.get(&format!("{ERASURES}/{id}")).await["erasure"].clone();
+        let counts = json!({ "sessions": 1, "requests": 4, "batches": 0 });
+        until("the records are gone", async || (shown().await["counts"] == counts).then_some(())).await;
+        let trouble = until("it is told why it waits", async || {
+            // The call is tried again by the clock.
+            nightshift.clock.advance(Duration::from_secs(1));
+            shown().await["waiting"]["trouble"].as_str().map(str::to_owned)
+        });
+        assert!(trouble.await.starts_with("files at the provider cannot be deleted yet"));
+        assert_eq!(shown().await["state"], "running");
+        assert_eq!(shown().await["waiting"]["batches"], 1);
         let all = nightshift.get("/api/admin/legacy/summary").await;
         assert_eq!(all["summary"]["pending_batching"], 1, "{all}");
         assert_eq!(nightshift.get("/api/admin/legacy/companies").await["companies"][0]["id"], "acme");
@@ -275,6 +275,37 @@ async fn fetched(nightshift: &Nightshift, number: u64) {
         fetch: Some(at),
     };
     nightshift.store().accept_sessions(vec![session], nightshift.now()).await.unwrap();
+}
+
+#[test]
+fn the_files_of_a_shadow_batch_that_had_an_answer_to_what_is_erased_are_deleted_too() {
+    with_actors(async |nightshift| {
+        nightshift.session(1, "demo").await;
+        nightshift.session(2, "demo").await;
+        let mut batch = nightshift.open_batch(1, "demo", 2).await;
+        batch.send().await;
+        batch.finish(vec![good_line(1, None), good_line(2, None)], Vec::new()).await;
+        let store = nightshift.store();
+        let (first, mut later) =
+            (nightshift.shadow(2, &batch.batch).await, nightshift.shadow(3, &batch.batch).await);
+        let mut first = first;
+        first.finish(vec![good_line(1, None), good_line(2, None)], Vec::new()).await;
+        let id = erase_session(&nightshift, 1).await;
+        assert!(erase_all(store, id, nightshift.now()).await.gone);
+        let reader = store.reader();
+        assert_eq!(reader.batches_to_erase(id, None, 9).unwrap(), [batch_id(1), batch_id(2)]);
+        // The other one ends only now. Its files are needed until it is closed.
+        let due = || {
+            let end_of_time = nightshift.now().plus(Duration::from_secs(40 * 3600));
+            let due = reader.due_deletions(end_of_time, 9).unwrap();
+            due.into_iter().map(|(_, file)| file.to_string()).collect::<Vec<_>>()
+        };
+        later.read(vec![good_line(1, None), good_line(2, None)], Vec::new()).await;
+        assert_eq!(due(), Vec::<String>::new());
+        later.close().await;
+        assert_eq!(due(), ["file-error-3", "file-output-3"]);
+        whole(store).await;
+    });
 }
 
 #[test]

@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::Actor;
 use nightshift::actors::creator::Creator;
@@ -21,7 +21,8 @@ use nightshift::condition::Condition;
 use nightshift::config::{Ingest, Secret};
 use nightshift::disk::{Bounds, Disk};
 use nightshift::domain::batch::{
-    Batch, Credentials, InputFile, Intent, ProviderIdentity, ResultKind, Running, Terminal,
+    Batch, BatchState, Credentials, InputFile, Intent, Origin, ProviderIdentity, ResultKind, Running,
+    Terminal, Wait,
 };
 use nightshift::domain::company::Company;
 use nightshift::domain::cut::Limits;
@@ -46,6 +47,8 @@ use uuid::Uuid;
 use warp::filters::BoxedFilter;
 use warp::http::HeaderMap;
 use warp::reply::Response;
+
+use crate::process::PATIENCE;
 
 pub const ADMIN: &str = "admin-token";
 pub const VIEWER: &str = "viewer-token";
@@ -96,6 +99,18 @@ pub fn company(id: &str) -> CompanyId {
 
 pub fn group(id: &str) -> Group {
     Group { company: company(id), endpoint: Endpoint::ChatCompletions, model: MODEL.to_owned() }
+}
+
+/// Looks until there is something to be seen, while everything else goes on; fails where that does not come.
+pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < end, "it does not come to this: {what}");
+        tokio::task::yield_now().await;
+    }
 }
 
 /// A reply, read.
@@ -227,6 +242,16 @@ pub fn keeping(retention: Retention, test: impl AsyncFnOnce(Nightshift)) {
     actix::System::new().block_on(async { test(start.await).await });
 }
 
+/// The same where the poller asks this provider.
+pub fn polling(base_url: &str, test: impl AsyncFnOnce(Nightshift)) {
+    let start = Nightshift::start_with(|shared| {
+        let options = Options { api_key: Some("a-key".to_owned().into()), ..Options::new(base_url) };
+        let client = OpenAi::new(options, shared.clock.clone()).unwrap();
+        Shared { provider: Arc::new(client), switches: Switches::new(false, true), ..shared }
+    });
+    actix::System::new().block_on(async { test(start.await).await });
+}
+
 /// The same with creation on.
 pub fn with_a_creator(test: impl AsyncFnOnce(Nightshift)) {
     let start = Nightshift::start(Switches::new(true, false));
@@ -346,6 +371,29 @@ impl Nightshift {
         let asked = vec![(session_id(number), 1, request)];
         assert_eq!(self.store().request_analyses(asked, self.now()).await.unwrap(), 1);
         request_id(number)
+    }
+
+    /// A batch that surfaced at the provider for a create call of another one that was given up.
+    pub async fn shadow(&self, number: u64, of: &Batch) -> Driven<'_> {
+        let mut batch = Batch::open(batch_id(number), of.group.clone(), of.provider.clone(), self.now());
+        let input = InputFile {
+            id: FileId::new(format!("file-input-{number}")),
+            upload: 1,
+            bytes: of.input_bytes,
+            created_at: self.now(),
+        };
+        let nonce = Nonce::new(uuid(4, number));
+        let intent = Intent { nonce, input, at: self.now(), made_with: Credentials::default() };
+        batch.origin = Origin::Shadow { of: of.id };
+        batch.provider_batch = Some(ProviderBatchId::new(format!("batch_{number}")));
+        batch.state = BatchState::Observing {
+            intent,
+            running: Running::InProgress,
+            wait: Wait::default(),
+            missing: None,
+        };
+        self.store().open_batch(batch.clone()).await.unwrap();
+        Driven { nightshift: self, number, batch }
     }
 
     /// Opens a batch and moves into it what waits in the company's group, at most `members`.

@@ -16,6 +16,7 @@ mod companies;
 mod crash;
 mod creating;
 mod damage;
+mod deleting;
 mod disk;
 mod disk_faults;
 mod docs;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     ACME, Call, DEMO, Nightshift, VIEWER, batch_id, company, golden, good_line, refused_line, request_id,
-    session_id, with_a_creator, with_actors,
+    session_id, until, with_a_creator, with_actors,
 };
 use crate::legacy_api::world;
 
@@ -359,11 +359,8 @@ fn what_the_timeline_says_of_waiting_is_what_the_creator_does() {
         assert_eq!(waits_for(&nightshift, "order-1").await.0, "hindrance");
         assert_eq!(looked(&nightshift).await, 0);
         condition.clear(nightshift::condition::Hindrance::Checking);
-        let end = std::time::Instant::now() + Duration::from_secs(20);
-        while nightshift.shared.reader.live_batches().unwrap().is_empty() {
-            assert!(std::time::Instant::now() < end, "nothing stands in its way any more");
-            tokio::task::yield_now().await;
-        }
+        let reader = &nightshift.shared.reader;
+        until("nothing stands in its way", async || reader.live_batches().unwrap().pop()).await;
         // What is suspended is told so and stays, however old it is.
         nightshift.request(2, "acme", |_| ()).await;
         nightshift.clock.advance(Duration::from_secs(1801));

@@ -12,7 +12,8 @@ use nightshift::store::{Accepted, ClientKey, NewRequest, RequestFilter, Requeued
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Call, Nightshift, company, good_line, group, keeping, refused_line, request_id, session_id, with_actors,
+    Call, Nightshift, company, good_line, group, keeping, refused_line, request_id, session_id, until,
+    with_actors,
 };
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -30,16 +31,14 @@ async fn pass(nightshift: &Nightshift, length: Duration) -> Value {
     nightshift.get(RETENTION).await;
     nightshift.clock.advance(length);
     let now = nightshift.now().to_string();
-    for turn in 0.. {
+    let removed = until("it went through all", async || {
         let shown = nightshift.get(RETENTION).await;
-        assert!(turn < 100_000, "now {now}: {shown}");
-        if shown["running"] == false && shown["lastEndedAt"] == now.as_str() {
-            assert_eq!(nightshift.store().verify().await.unwrap().violations, []);
-            return shown["removed"].clone();
-        }
-        tokio::task::yield_now().await;
-    }
-    unreachable!()
+        let ended = shown["running"] == false && shown["lastEndedAt"] == now.as_str();
+        ended.then(|| shown["removed"].clone())
+    });
+    let removed = removed.await;
+    assert_eq!(nightshift.store().verify().await.unwrap().violations, []);
+    removed
 }
 
 fn there(nightshift: &Nightshift, numbers: impl IntoIterator<Item = u64>) -> Vec<u64> {
@@ -213,9 +212,7 @@ fn a_session_that_is_gone_is_not_bought_again_and_a_changed_one_is_new() {
         // What is left of the other can be erased like any session.
         let erase = Call::json(format!("{SESSIONS}/chat-2/erase"), &json!({}));
         assert_eq!(nightshift.call(erase).await.status, 202);
-        while reader.session(session_id(2)).unwrap().is_some() {
-            tokio::task::yield_now().await;
-        }
+        until("it is gone", async || reader.session(session_id(2)).unwrap().is_none().then_some(())).await;
         assert_eq!(store.verify().await.unwrap().violations, []);
     });
 }

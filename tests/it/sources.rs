@@ -129,11 +129,7 @@ impl Running {
 
     /// Asks until it is as wanted; the clock stands meanwhile, and what the network does takes its own time.
     async fn until(&self, what: &str, wanted: impl AsyncFn(&Self) -> bool) {
-        let end = Instant::now() + PATIENCE;
-        while !wanted(self).await {
-            assert!(Instant::now() < end, "{what}: {:#}", self.source().await);
-            tokio::task::yield_now().await;
-        }
+        crate::harness::until(what, async || wanted(self).await.then_some(())).await;
     }
 
     /// The same while time goes on: what is seen in the store may not have come back to who waits next.

@@ -1,20 +1,14 @@
 //! A message and the end of a call that come to a batch at the same moment.
 
-use std::time::{Duration, Instant};
-
 use nightshift::actors::registry::{CancelOf, Host};
 use nightshift::condition::Hindrance;
 use nightshift::domain::batch::{Cancel, Then};
 
-use crate::harness::{Nightshift, batch_id, with_a_creator};
+use crate::harness::{Nightshift, batch_id, until, with_a_creator};
 
 async fn until_it_is(nightshift: &Nightshift, number: u64, label: &str) {
-    let end = Instant::now() + Duration::from_secs(20);
     let state = || nightshift.shared.reader.batch(batch_id(number)).unwrap().unwrap().state.label();
-    while state() != label {
-        assert!(Instant::now() < end, "batch {number} is {}, not {label}", state());
-        tokio::task::yield_now().await;
-    }
+    until(&format!("batch {number} is {label}"), async || (state() == label).then_some(())).await;
 }
 
 /// Runs `then` as the last of a row of tasks, each behind what is ready when the one before it runs.

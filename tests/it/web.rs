@@ -164,9 +164,10 @@ async fn serve(mut stream: TcpStream, asked: &Mutex<Vec<Asked>>, handler: &Handl
         }
         Shape::Drip => {
             stream.write_all(out.as_bytes()).await?;
+            let mut drops = tokio::time::interval(Duration::from_millis(20));
             loop {
+                drops.tick().await;
                 stream.write_all(b"x").await?;
-                tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
         Shape::Silent => loop {

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::harness::{
-    ACME, Call, DEMO, Nightshift, VIEWER, good_line, refused_line, request_id, with_actors,
+    self, ACME, Call, DEMO, Nightshift, VIEWER, good_line, refused_line, request_id, with_actors,
 };
 use crate::process::{PATIENCE, Server, free_port};
 use crate::web::{Answer, Asked, Shape, Web};
@@ -52,16 +52,8 @@ fn with_receivers<const N: usize>(
 }
 
 /// Waits for what happens beside the test.
-async fn until<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let looking = async {
-        loop {
-            if let Some(found) = look().await {
-                return found;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, looking).await.expect("it never happens")
+async fn until<T>(look: impl AsyncFnMut() -> Option<T>) -> T {
+    harness::until("a webhook is told", look).await
 }
 
 async fn deliveries(nightshift: &Nightshift, hook: &Value) -> Vec<Value> {
