@@ -13,7 +13,7 @@ use crate::domain::cut::{self, Due};
 use crate::domain::id::{BatchId, CompanyId};
 use crate::domain::request::Group;
 use crate::domain::room::RELEASE_AFTER;
-use crate::store::StoreError;
+use crate::store::{GroupWaiting, StoreError};
 
 /// Opens batches.
 pub struct Creator {
@@ -123,21 +123,32 @@ async fn open_due(
     .await?;
     let now = shared.clock.now();
     let limits = shared.limits_now();
-    let due = groups.into_iter().filter_map(|waits| {
-        let due = cut::due(&waits.waiting, &limits, now)?;
-        waits.filling.is_none().then_some((waits, due))
-    });
-    let mut due: Vec<_> = due.collect();
-    if only_full && due.iter().all(|(_, due)| *due == Due::Age) {
+    let (mut due, mut young) = (Vec::new(), Vec::new());
+    for waits in groups.into_iter().filter(|waits| waits.filling.is_none()) {
+        match cut::due(&waits.waiting, &limits, now) {
+            Some(why) => due.push((waits, why)),
+            None => young.push(waits),
+        }
+    }
+    let is_full = |(_, due): &(GroupWaiting, Due)| *due != Due::Age;
+    if due.is_empty() || (only_full && !due.iter().any(is_full)) {
         return Ok(());
     }
-    if due.is_empty() {
-        return Ok(());
-    }
-    // Where a full batch is cut, whoever has waited long enough has its turn as well, and before it: else a company
-    // with a million requests would have its next batch before another one's first.
     let worker = shared.clone();
     let held = blocking(move || held_by_company(&worker)).await?;
+    // Where a full batch is cut, whoever has waited long enough has its turn as well, and whoever has no batch at all,
+    // and before it: else a company with a million requests would have its next batch before another one's first. Not
+    // where batches are short: then few go to many.
+    if limits.age_max <= shared.limits.age_max && due.iter().any(is_full) {
+        let full: HashSet<_> =
+            due.iter().filter(|one| is_full(one)).map(|(waits, _)| waits.group.company.clone()).collect();
+        let others = |company: &CompanyId| full.iter().any(|other| other != company);
+        young.retain(|waits| {
+            let company = &waits.group.company;
+            waits.waiting.requests > 0 && !held.contains_key(company) && others(company)
+        });
+        due.extend(young.into_iter().map(|waits| (waits, Due::Turn)));
+    }
     due.sort_by_cached_key(|(waits, _)| {
         let held = held.get(&waits.group.company).copied().unwrap_or_default();
         (held, waits.waiting.oldest)
@@ -205,6 +216,10 @@ pub fn out_of_money(affordable: Affordable, batch: &Batch) -> Option<String> {
         Affordable::NoPrice => Some(format!(
             "there is a monthly budget and no price for {}: set it in [prices], or take the budget away",
             batch.group.model
+        )),
+        Affordable::TooDear { limit, next } => Some(format!(
+            "the budget of a whole month is {limit} micros, and what waits is thought to cost more alone ({next}): it \
+             waits until the budget is raised"
         )),
         Affordable::Spent { limit, money, next } => Some(format!(
             "the budget of {} is reached: {} of {} micros are spent, {} are set aside, and the next request is \

@@ -55,6 +55,8 @@ pub struct Eraser {
     shared: Arc<Shared>,
     registry: Addr<Registry>,
     busy: bool,
+    /// Records are being removed beside a look that waits for the provider.
+    removing: bool,
     /// Somebody asked for a look while one was under way, and whether for a compaction.
     again: Option<bool>,
     /// Which look is the next one; those that were planned before it are not.
@@ -76,6 +78,7 @@ impl Eraser {
             shared,
             registry,
             busy: false,
+            removing: false,
             again: None,
             turn: 0,
             tried: None,
@@ -89,6 +92,7 @@ impl Eraser {
         if self.busy {
             // What was ordered meanwhile may have come too late for the look that is under way.
             self.again = Some(compact || self.again.unwrap_or(false));
+            self.remove_meanwhile(ctx);
             return;
         }
         if self.shared.condition.intake_stopped().is_some() {
@@ -133,6 +137,23 @@ impl Eraser {
 }
 
 impl Eraser {
+    /// Removes the records of what was ordered during a look: that may wait for the provider long, and what is to be
+    /// erased is not to be seen meanwhile.
+    fn remove_meanwhile(&mut self, ctx: &mut Context<Self>) {
+        if self.removing || self.shared.condition.intake_stopped().is_some() {
+            return;
+        }
+        self.removing = true;
+        let (shared, registry) = (self.shared.clone(), self.registry.clone());
+        let removing = async move { alone(remove_all(&shared, &registry)).await };
+        ctx.spawn(removing.into_actor(self).map(|removed, this, _| {
+            this.removing = false;
+            if let Err(err) = removed {
+                tracing::error!(error = %err, "records could not be erased; the next look tries again");
+            }
+        }));
+    }
+
     /// Plans the next look.
     fn look_in(&mut self, wait: Duration, ctx: &mut Context<Self>) {
         self.turn += 1;
@@ -277,13 +298,36 @@ impl Handler<HowAging> for Eraser {
     }
 }
 
-/// Goes on with everything that is to be erased; one that cannot go on stops no other.
+/// Removes the records of everything that is to be erased, as far as they can go now.
+async fn remove_all(shared: &Arc<Shared>, registry: &Addr<Registry>) -> Result<(), StoreError> {
+    let mut after = None;
+    loop {
+        let reader = shared.reader.clone();
+        let open = blocking(move || reader.open_erasures(after, AT_ONCE)).await?;
+        for erasure in open.iter().filter(|erasure| erasure.state == ErasureState::Running) {
+            match remove_records(shared, registry, erasure).await {
+                Err(err) if !err.is_fatal() => {
+                    tracing::error!(erasure.id = %erasure.id, error = %err, "erasure {} could not go on; trying again", erasure.id);
+                }
+                gone => drop(gone?),
+            }
+        }
+        match open.last() {
+            Some(last) if open.len() == AT_ONCE => after = Some(last.id),
+            Some(_) | None => return Ok(()),
+        }
+    }
+}
+
+/// Goes on with everything that is to be erased; one that cannot go on stops no other. The records of all go before the
+/// files of one.
 async fn go_through(
     shared: &Arc<Shared>,
     registry: &Addr<Registry>,
     may_compact: bool,
     holds: &mut Holds,
 ) -> Result<Compaction, StoreError> {
+    remove_all(shared, registry).await?;
     let mut waiting = Vec::new();
     let mut running = HashSet::new();
     let mut after = None;
@@ -383,13 +427,12 @@ enum Files {
     Trouble(String),
 }
 
-/// Goes on with one erasure as far as it comes now; with its files only if it is time for those.
-async fn go_on(
+/// Removes the records of one erasure, and has the batches end that are in its way; whether nothing is left of it.
+async fn remove_records(
     shared: &Arc<Shared>,
     registry: &Addr<Registry>,
     erasure: &Erasure,
-    with_files: bool,
-) -> Result<(ErasureState, Files), StoreError> {
+) -> Result<bool, StoreError> {
     let gone = loop {
         crash_point!("erase.chunk.before_commit");
         let chunk = shared.store.erase_chunk(erasure.id, shared.clock.now()).await?;
@@ -404,6 +447,17 @@ async fn go_on(
     // At each look: whoever was asked to end one may not have heard it.
     let all = matches!(erasure.subject, Subject::Company(_));
     end_batches(shared, registry, erasure.id, all).await?;
+    Ok(gone)
+}
+
+/// Goes on with one erasure as far as it comes now; with its files only if it is time for those.
+async fn go_on(
+    shared: &Arc<Shared>,
+    registry: &Addr<Registry>,
+    erasure: &Erasure,
+    with_files: bool,
+) -> Result<(ErasureState, Files), StoreError> {
+    let gone = remove_records(shared, registry, erasure).await?;
     if !gone || !with_files {
         // What is left is in batches that have to give it back first.
         return Ok((ErasureState::Running, Files::Left));

@@ -352,6 +352,8 @@ async fn take_in(
                         SessionTaken::Updated => counts.updated += 1,
                         // What was erased stays so, however often an export has it.
                         SessionTaken::Unchanged | SessionTaken::Erased => counts.unchanged += 1,
+                        // Of lines of a call only.
+                        SessionTaken::Conflict => {}
                     }
                 }
             }
@@ -389,6 +391,7 @@ fn read(source: &Source, csv: &Path, chunks: &mpsc::Sender<Vec<ChatSession>>) ->
                     facts: session.facts,
                     messages: session.messages,
                     fetch: session.fetch.map(|url| transcript_at(source.id, url)),
+                    line: None,
                 });
             }
             Err(err) => {

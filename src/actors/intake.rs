@@ -12,13 +12,15 @@ use super::registry::blocking;
 use super::{Shared, alone, every};
 use crate::condition::Hindrance;
 use crate::domain::analysis::{self, Misfit};
+use crate::domain::fingerprint;
 use crate::domain::id::{CompanyId, RequestId, SessionId};
 use crate::domain::request::{Endpoint, Group, Source};
 use crate::domain::session::{Message as ChatMessage, Session, SessionFacts};
 use crate::domain::source::{TranscriptAt, Validators};
 use crate::provider::jsonl;
 use crate::store::{
-    Accepted, ClientKey, Content, NewRequest, Requeued, SessionIn, SessionTaken, StoreError, TranscriptIn,
+    Accepted, CallLine, ClientKey, Content, NewRequest, Requeued, SessionIn, SessionTaken, StoreError,
+    TranscriptIn,
 };
 
 /// How many requests or sessions one message may carry.
@@ -151,16 +153,17 @@ fn generic(shared: &Shared, company: &CompanyId, request: RequestIn) -> NewReque
     let mut hash = Sha256::new();
     hash.update(request.endpoint.path());
     hash.update([0]);
-    hash.update(request.body.as_bytes());
-    hash.update([0]);
-    hash.update(request.metadata.as_deref().unwrap_or_default());
+    hash.update(fingerprint::of_json(&request.body));
+    hash.update(fingerprint::of_json(request.metadata.as_deref().unwrap_or_default()));
+    hash.update([request.priority.to_be_bytes()[0]]);
+    hash.update(request.not_before.map_or(i64::MIN, |at| at.as_millis()).to_be_bytes());
     NewRequest {
         id,
         group: Group { company: company.clone(), endpoint: request.endpoint, model: request.model },
         source: Source::Generic {
             client_id: match &request.key {
                 Some(ClientKey::Id(id)) => Some(id.clone()),
-                Some(ClientKey::Line { .. }) | None => None,
+                Some(ClientKey::Line(_)) | None => None,
             },
         },
         key: request.key,
@@ -188,6 +191,8 @@ pub struct ChatSession {
     pub messages: Option<Vec<ChatMessage>>,
     /// Where its transcript is fetched from, if it is.
     pub fetch: Option<TranscriptAt>,
+    /// The line that brought it, where its call can be known again.
+    pub line: Option<CallLine>,
 }
 
 /// Take in sessions of one company, at most [`CHUNK`].
@@ -218,6 +223,7 @@ impl Handler<AcceptSessions> for Intake {
                 messages: session.messages,
                 settles_at: now.plus(shared.settle),
                 fetch: session.fetch,
+                line: session.line,
             };
             let sessions = sessions.into_iter().map(take).collect();
             crash_point!("import.before_commit");

@@ -81,6 +81,9 @@ struct Sessions {
     /// With what was said.
     #[arg(long)]
     messages: bool,
+    /// And, behind each one, how it was before it changed.
+    #[arg(long)]
+    versions: bool,
 }
 
 #[derive(Debug, Args)]
@@ -102,6 +105,12 @@ struct Requests {
     /// Only the analyses of this session.
     #[arg(long, value_name = "ID")]
     session: Option<String>,
+    /// With what was asked, as the client sent it.
+    #[arg(long)]
+    body: bool,
+    /// With the answers that did not fit.
+    #[arg(long)]
+    misfits: bool,
 }
 
 /// Writes the export.
@@ -109,14 +118,14 @@ pub fn run(command: &Export, settings: &Settings, server: Option<&str>) -> Resul
     let client = Client::new(settings, server)?;
     let (what, common, more) = match &command.what {
         What::Sessions(of) => {
-            let messages = of.messages.then(|| "messages".to_owned());
+            let include = include(&[("messages", of.messages), ("versions", of.versions)]);
             let more = [
                 ("state", of.state.clone()),
                 ("sentiment", of.sentiment.clone()),
                 ("category", of.category.clone()),
                 ("language", of.language.clone()),
                 ("country", of.country.clone()),
-                ("include", messages),
+                ("include", include),
             ];
             ("sessions", &of.common, more.to_vec())
         }
@@ -127,6 +136,7 @@ pub fn run(command: &Export, settings: &Settings, server: Option<&str>) -> Resul
                 ("model", of.model.clone()),
                 ("class", of.class.clone()),
                 ("sessionId", of.session.clone()),
+                ("include", include(&[("body", of.body), ("misfits", of.misfits)])),
             ];
             ("requests", &of.common, more.to_vec())
         }
@@ -150,6 +160,11 @@ pub fn run(command: &Export, settings: &Settings, server: Option<&str>) -> Resul
             out.flush().map_err(|err| unwritten("standard output", &err))
         }
     }
+}
+
+fn include(words: &[(&str, bool)]) -> Option<String> {
+    let asked: Vec<&str> = words.iter().filter(|(_, asked)| *asked).map(|(word, _)| *word).collect();
+    (!asked.is_empty()).then(|| asked.join(","))
 }
 
 /// Writes beside the file and renames: under its own name there is never half of it.

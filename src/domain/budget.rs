@@ -98,6 +98,13 @@ pub enum Affordable {
     Yes,
     /// There is a limit, and no price for the model to reckon with.
     NoPrice,
+    /// What could be cut costs more than the whole month's limit.
+    TooDear {
+        /// The limit of the month.
+        limit: u64,
+        /// What the first request is thought to cost.
+        next: u64,
+    },
     /// The limit is reached.
     Spent {
         /// The limit of the month.

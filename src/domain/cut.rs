@@ -37,6 +37,8 @@ pub enum Due {
     Bytes,
     /// The oldest has waited long enough.
     Age,
+    /// Another company has its next batch, and this one has none.
+    Turn,
 }
 
 impl Due {
@@ -46,6 +48,7 @@ impl Due {
             Self::Count => "enough requests",
             Self::Bytes => "enough bytes",
             Self::Age => "the oldest has waited long enough",
+            Self::Turn => "it is its turn before another company's next batch",
         }
     }
 }

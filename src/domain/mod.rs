@@ -9,6 +9,7 @@ pub mod effect;
 pub mod ended;
 pub mod erasure;
 pub mod event;
+pub mod fingerprint;
 pub mod id;
 pub mod nesting;
 pub mod price;

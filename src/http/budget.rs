@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Api;
+use super::body::object;
 use super::reply::ApiError;
 use crate::actors::creator;
 use crate::domain::budget::{Money, Month};
@@ -59,22 +60,15 @@ fn month((month, money): &(Month, Money)) -> Value {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Body {
-    /// Null takes the limit away.
+    /// Null takes the limit away; it must be said.
+    #[serde(deserialize_with = "Option::deserialize")]
     monthly_micros: Option<u64>,
 }
 
 /// `PUT /api/v1/companies/{companyId}/budget`
 pub async fn set(api: &Api, company: CompanyId, body: &[u8]) -> Result<Value, ApiError> {
-    let body: Value = super::json_body(body)?;
-    let explicit = body.get("monthlyMicros").is_some();
-    let read: Result<Body, _> = serde_json::from_value(body);
-    let wanted = read.map_err(|err| err.to_string()).and_then(|body| {
-        if explicit { Ok(body.monthly_micros) } else { Err("monthlyMicros is missing".to_owned()) }
-    });
-    let micros = wanted.map_err(|err| {
-        let detail = format!("expected {{\"monthlyMicros\": 250000000}}, or null for no limit: {err}");
-        ApiError::invalid("invalid_body", detail)
-    })?;
+    let body: Body = object(body, "{\"monthlyMicros\": 250000000}, or null for no limit")?;
+    let micros = body.monthly_micros;
     crash_point!("budget.before_commit");
     api.shared.store.set_budget(company.clone(), micros).await?;
     crash_point!("budget.after_commit");

@@ -11,7 +11,7 @@ use crate::store::StoreError;
 pub type Column = (&'static str, &'static str);
 
 /// Of requests.
-pub const REQUEST: &[Column] = &[
+const REQUEST: &[Column] = &[
     ("id", "/id"),
     ("clientId", "/clientId"),
     ("sessionId", "/sessionId"),
@@ -38,53 +38,60 @@ pub const REQUEST: &[Column] = &[
     ("result", "/result"),
 ];
 
-macro_rules! of_session {
-    ($($more:expr),*) => {
-        &[
-            ("id", "/id"),
-            ("externalId", "/externalId"),
-            ("state", "/state"),
-            ("version", "/version"),
-            ("messages", "/messages"),
-            ("receivedAt", "/receivedAt"),
-            ("startedAt", "/startedAt"),
-            ("endedAt", "/endedAt"),
-            ("changedAt", "/changedAt"),
-            ("requestId", "/requestId"),
-            ("requestStatus", "/requestStatus"),
-            ("errorClass", "/errorClass"),
-            ("error", "/error"),
-            ("costMicros", "/costMicros"),
-            ("currency", "/currency"),
-            ("language", "/analysis/language"),
-            ("sentiment", "/analysis/sentiment"),
-            ("escalated", "/analysis/escalated"),
-            ("forwardedHr", "/analysis/forwarded_hr"),
-            ("category", "/analysis/category"),
-            ("questions", "/analysis/questions"),
-            ("summary", "/analysis/summary"),
-            ("facts.country", "/facts/country"),
-            ("facts.language", "/facts/language"),
-            ("facts.ipAddress", "/facts/ipAddress"),
-            ("facts.messagesSent", "/facts/messagesSent"),
-            ("facts.sentiment", "/facts/sentiment"),
-            ("facts.escalated", "/facts/escalated"),
-            ("facts.forwardedHr", "/facts/forwardedHr"),
-            ("facts.transcript", "/facts/transcript"),
-            ("facts.avgResponseMs", "/facts/avgResponseMs"),
-            ("facts.tokens", "/facts/tokens"),
-            ("facts.tokensEurMicros", "/facts/tokensEurMicros"),
-            ("facts.category", "/facts/category"),
-            ("facts.firstMessage", "/facts/firstMessage"),
-            $($more),*
-        ]
-    };
+/// Of sessions.
+const SESSION: &[Column] = &[
+    ("id", "/id"),
+    ("externalId", "/externalId"),
+    ("state", "/state"),
+    ("version", "/version"),
+    ("messages", "/messages"),
+    ("receivedAt", "/receivedAt"),
+    ("startedAt", "/startedAt"),
+    ("endedAt", "/endedAt"),
+    ("changedAt", "/changedAt"),
+    ("requestId", "/requestId"),
+    ("requestStatus", "/requestStatus"),
+    ("errorClass", "/errorClass"),
+    ("error", "/error"),
+    ("costMicros", "/costMicros"),
+    ("currency", "/currency"),
+    ("language", "/analysis/language"),
+    ("sentiment", "/analysis/sentiment"),
+    ("escalated", "/analysis/escalated"),
+    ("forwardedHr", "/analysis/forwarded_hr"),
+    ("category", "/analysis/category"),
+    ("questions", "/analysis/questions"),
+    ("summary", "/analysis/summary"),
+    ("facts.country", "/facts/country"),
+    ("facts.language", "/facts/language"),
+    ("facts.ipAddress", "/facts/ipAddress"),
+    ("facts.messagesSent", "/facts/messagesSent"),
+    ("facts.sentiment", "/facts/sentiment"),
+    ("facts.escalated", "/facts/escalated"),
+    ("facts.forwardedHr", "/facts/forwardedHr"),
+    ("facts.transcript", "/facts/transcript"),
+    ("facts.avgResponseMs", "/facts/avgResponseMs"),
+    ("facts.tokens", "/facts/tokens"),
+    ("facts.tokensEurMicros", "/facts/tokensEurMicros"),
+    ("facts.category", "/facts/category"),
+    ("facts.firstMessage", "/facts/firstMessage"),
+    ("metadata", "/metadata"),
+];
+
+/// Of requests, with what is shown besides.
+pub fn of_requests(include: &[&str]) -> Vec<Column> {
+    with(REQUEST, include, &[("body", ("body", "/body")), ("misfits", ("misfits", "/misfits"))])
 }
 
-/// Of sessions.
-pub const SESSION: &[Column] = of_session!();
-/// Of sessions with what was said.
-pub const SESSION_WITH_MESSAGES: &[Column] = of_session!(("conversation", "/conversation"));
+/// Of sessions, with what is shown besides.
+pub fn of_sessions(include: &[&str]) -> Vec<Column> {
+    with(SESSION, include, &[("messages", ("conversation", "/conversation"))])
+}
+
+fn with(columns: &[Column], include: &[&str], more: &[(&str, Column)]) -> Vec<Column> {
+    let more = more.iter().filter(|(word, _)| include.contains(word));
+    columns.iter().copied().chain(more.map(|(_, column)| *column)).collect()
+}
 
 /// The line of names.
 pub fn head(columns: &[Column], to: &mut Vec<u8>) -> Result<(), StoreError> {

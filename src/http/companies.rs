@@ -4,9 +4,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use warp::http::StatusCode;
 
+use super::body::{Object, object_or_none};
 use super::reply::ApiError;
 use super::retention::RetentionBody;
-use super::{Api, blocking, read_json, takes_in, unknown_company, view};
+use super::{Api, blocking, takes_in, unknown_company, view};
 use crate::domain::company::{Company, CompanyChange};
 use crate::domain::id::CompanyId;
 
@@ -27,12 +28,12 @@ struct ChangeBody {
     name: Option<String>,
     model: Option<String>,
     suspended: Option<bool>,
-    retention: Option<RetentionBody>,
+    retention: Option<Object<RetentionBody>>,
 }
 
 /// `POST /api/admin/legacy/companies`
 pub async fn create(api: &Api, body: &[u8]) -> Result<(StatusCode, Value), ApiError> {
-    let body: NewBody = read_json(body, "{\"id\": \"acme\", \"name\"?: \"…\", \"model\"?: \"…\"}")?;
+    let body: NewBody = object_or_none(body, "{\"id\": \"acme\", \"name\"?: \"…\", \"model\"?: \"…\"}")?;
     let id: CompanyId = body
         .id
         .parse()
@@ -67,7 +68,7 @@ pub async fn show(api: &Api, id: &str) -> Result<Value, ApiError> {
 
 /// `PUT /api/admin/legacy/companies/{id}`: what is left out stays.
 pub async fn change(api: &Api, id: &str, body: &[u8]) -> Result<Value, ApiError> {
-    let body: ChangeBody = read_json(
+    let body: ChangeBody = object_or_none(
         body,
         "{\"name\"?: \"…\", \"model\"?: \"…\", \"suspended\"?: true, \"retention\"?: {\"complete\"?: \"90d\"}}",
     )?;
@@ -77,7 +78,7 @@ pub async fn change(api: &Api, id: &str, body: &[u8]) -> Result<Value, ApiError>
         name: text("name", body.name)?,
         model: text("model", body.model)?,
         suspended: body.suspended,
-        retention: body.retention.map(RetentionBody::read).transpose()?,
+        retention: body.retention.map(|Object(body)| body.read()).transpose()?,
     };
     store(api, id, change).await
 }

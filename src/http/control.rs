@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use warp::http::StatusCode;
 
 use super::Api;
+use super::body::object_or_none;
 use super::reply::ApiError;
 use super::view;
 use crate::actors::batch::NotCancelled;
@@ -27,12 +28,7 @@ struct CancelBody {
 pub async fn cancel(api: &Api, id: &str, body: &[u8], by: &str) -> Result<Value, ApiError> {
     let unknown = || ApiError::not_found("unknown_batch", format!("there is no batch {id}"));
     let parsed: BatchId = id.parse().map_err(|_| unknown())?;
-    let body: CancelBody = match body {
-        [] => CancelBody::default(),
-        body => serde_json::from_slice(body).map_err(|err| {
-            ApiError::invalid("invalid_body", format!("expected {{\"then\": \"requeue\"}} or \"end\": {err}"))
-        })?,
-    };
+    let body: CancelBody = object_or_none(body, "{\"then\": \"requeue\"} or \"end\"")?;
     let then = match body.then.as_deref() {
         None => Then::Requeue,
         Some(word) => word.parse().map_err(|()| {

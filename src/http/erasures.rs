@@ -4,10 +4,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use warp::http::StatusCode;
 
+use super::body::object_or_none;
 use super::cursor;
 use super::query::Query;
 use super::reply::ApiError;
-use super::{Api, blocking, read_json, takes_in, unknown_company};
+use super::{Api, blocking, takes_in, unknown_company};
 use crate::actors::eraser::{Look, Trouble};
 use crate::domain::erasure::{Erasure, ErasureState, Subject};
 use crate::domain::id::{CompanyId, ErasureId};
@@ -43,7 +44,7 @@ pub async fn session(
 /// `POST /api/admin/legacy/companies/{id}/erase`
 pub async fn company(api: &Api, text: &str, body: &[u8], by: &str) -> Result<(StatusCode, Value), ApiError> {
     let company: CompanyId = text.parse().map_err(|_| unknown_company(text))?;
-    let body: CompanyBody = read_json(body, "{\"confirm\": \"<the company's id>\"}")?;
+    let body: CompanyBody = object_or_none(body, "{\"confirm\": \"<the company's id>\"}")?;
     if body.confirm.as_deref() != Some(company.as_str()) {
         let detail = format!("this cannot be undone: send {{\"confirm\": {:?}}}", company.as_str());
         return Err(ApiError::invalid("not_confirmed", detail));

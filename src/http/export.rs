@@ -57,9 +57,10 @@ impl Format {
 
 /// `GET /api/v1/companies/{companyId}/export/requests`
 pub async fn requests(api: &Api, company: CompanyId, query: &Query) -> Result<Answer, ApiError> {
-    query.only(&[&filters::OF_REQUESTS[..], &["format"]].concat())?;
+    query.only(&[&filters::OF_REQUESTS[..], &["format", "include"]].concat())?;
     let (filter, format) = (filters::requests(company.clone(), query)?, Format::of(query)?);
-    let rows = Rows::Requests { filter, before: None, read: VecDeque::new() };
+    let include = query.include(results::OF_REQUEST)?;
+    let rows = Rows::Requests { filter, include, before: None, read: VecDeque::new() };
     start(api, "requests", &company, rows, format).await
 }
 
@@ -67,8 +68,8 @@ pub async fn requests(api: &Api, company: CompanyId, query: &Query) -> Result<An
 pub async fn sessions(api: &Api, company: CompanyId, query: &Query) -> Result<Answer, ApiError> {
     query.only(&[&filters::OF_SESSIONS[..], &["format", "include"]].concat())?;
     let (filter, format) = (filters::sessions(company.clone(), query)?, Format::of(query)?);
-    let messages = results::includes_messages(query)?;
-    let rows = Rows::Sessions { filter, messages, before: None, read: VecDeque::new() };
+    let include = query.include(results::OF_SESSIONS)?;
+    let rows = Rows::Sessions { filter, include, before: None, read: VecDeque::new(), older: None };
     start(api, "sessions", &company, rows, format).await
 }
 
@@ -94,8 +95,20 @@ async fn start(
 
 /// The rows that are still to be sent.
 enum Rows {
-    Requests { filter: RequestsOf, before: Option<RequestId>, read: VecDeque<Request> },
-    Sessions { filter: SessionsOf, messages: bool, before: Option<SessionId>, read: VecDeque<SessionFound> },
+    Requests {
+        filter: RequestsOf,
+        include: Vec<&'static str>,
+        before: Option<RequestId>,
+        read: VecDeque<Request>,
+    },
+    Sessions {
+        filter: SessionsOf,
+        include: Vec<&'static str>,
+        before: Option<SessionId>,
+        read: VecDeque<SessionFound>,
+        /// The one whose earlier versions are to be sent, from this one down.
+        older: Option<(Box<SessionFound>, u32)>,
+    },
 }
 
 /// A reader that takes nothing for so long is given up.
@@ -142,7 +155,7 @@ impl Export {
     fn piece(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
         let mut bytes = Vec::new();
         if !std::mem::replace(&mut self.begun, true) && self.format == Format::Csv {
-            cells::head(self.columns(), &mut bytes)?;
+            cells::head(&self.columns(), &mut bytes)?;
         }
         if self.rows.is_empty() {
             if self.is_last_page {
@@ -150,6 +163,7 @@ impl Export {
             }
             self.is_last_page = self.rows.read(&self.reader)?;
         }
+        let columns = self.columns();
         while bytes.len() < PIECE_BYTES {
             let Some(row) = self.rows.next(&self.reader)? else { break };
             match self.format {
@@ -157,17 +171,16 @@ impl Export {
                     bytes.extend_from_slice(row.to_string().as_bytes());
                     bytes.push(b'\n');
                 }
-                Format::Csv => cells::row(self.columns(), &row, &mut bytes)?,
+                Format::Csv => cells::row(&columns, &row, &mut bytes)?,
             }
         }
         Ok(Some(bytes))
     }
 
-    const fn columns(&self) -> &'static [cells::Column] {
-        match self.rows {
-            Rows::Requests { .. } => cells::REQUEST,
-            Rows::Sessions { messages: false, .. } => cells::SESSION,
-            Rows::Sessions { messages: true, .. } => cells::SESSION_WITH_MESSAGES,
+    fn columns(&self) -> Vec<cells::Column> {
+        match &self.rows {
+            Rows::Requests { include, .. } => cells::of_requests(include),
+            Rows::Sessions { include, .. } => cells::of_sessions(include),
         }
     }
 }
@@ -176,14 +189,14 @@ impl Rows {
     fn is_empty(&self) -> bool {
         match self {
             Self::Requests { read, .. } => read.is_empty(),
-            Self::Sessions { read, .. } => read.is_empty(),
+            Self::Sessions { read, older, .. } => read.is_empty() && older.is_none(),
         }
     }
 
     /// Reads the next page; says whether it was the last one.
     fn read(&mut self, reader: &StoreReader) -> Result<bool, StoreError> {
         match self {
-            Self::Requests { filter, before, read } => {
+            Self::Requests { filter, before, read, .. } => {
                 let (found, next) = reader.requests_of(filter, *before, PAGE)?;
                 (*read, *before) = (found.into(), next);
                 Ok(next.is_none())
@@ -199,18 +212,26 @@ impl Rows {
     /// The next row of the page that was read, as it is shown. What is long is only read here.
     fn next(&mut self, reader: &StoreReader) -> Result<Option<Value>, StoreError> {
         match self {
-            Self::Requests { read, .. } => {
+            Self::Requests { read, include, .. } => {
                 let Some(request) = read.pop_front() else { return Ok(None) };
                 let result = reader.result(request.id)?;
                 let mut shown = view::request(&request);
-                if let Value::Object(fields) = &mut shown {
-                    fields.insert("result".to_owned(), view::json_of(result.as_deref()));
-                }
+                shown["result"] = view::json_of(result.as_deref());
+                results::add_to_request(reader, &request, include, &mut shown)?;
                 Ok(Some(shown))
             }
-            Self::Sessions { read, messages, .. } => {
+            Self::Sessions { read, include, older, .. } => {
+                let messages = include.contains(&"messages");
+                if let Some((found, version)) = older.take() {
+                    let shown = results::older_version(reader, &found, version, messages)?;
+                    *older = (version > 1).then(|| (found, version - 1));
+                    return Ok(Some(shown));
+                }
                 let Some(found) = read.pop_front() else { return Ok(None) };
-                results::whole_session(reader, &found, *messages).map(Some)
+                let shown = results::whole_session(reader, &found, messages)?;
+                let last = found.session.version;
+                *older = (include.contains(&"versions") && last > 1).then(|| (Box::new(found), last - 1));
+                Ok(Some(shown))
             }
         }
     }

@@ -12,6 +12,7 @@ use warp::http::StatusCode;
 use warp::http::header::{CONTENT_ENCODING, HeaderMap};
 
 use super::Api;
+use super::body::{self, Object};
 use super::lines::{self, Body, JSON_BYTES_MAX, Json, Line, Lines, Shape};
 use super::reply::{Answer, ApiError};
 use super::request_body::{Checked, check};
@@ -22,7 +23,7 @@ use crate::domain::request::Endpoint;
 use crate::domain::session::{Message, Role, SessionFacts};
 use crate::import::csv::Row;
 use crate::serving::BodyError;
-use crate::store::{Accepted, ClientKey, SessionTaken};
+use crate::store::{Accepted, CallLine, ClientKey, SessionTaken};
 
 /// Errors that a reply tells of; the count goes on.
 const ERRORS_MAX: usize = 1000;
@@ -42,6 +43,8 @@ struct Tally {
     updated: u64,
     rejected: u64,
     errors: Vec<Value>,
+    /// The first of them.
+    first_error: Option<LineError>,
     ids: Vec<Value>,
     ids_left_out: bool,
     /// The last line of what was stored; all before it are stored or refused.
@@ -67,6 +70,9 @@ impl Tally {
 
     fn reject(&mut self, line: u64, err: &LineError) {
         self.rejected += 1;
+        if self.first_error.is_none() {
+            self.first_error = Some(err.clone());
+        }
         if self.errors.len() < ERRORS_MAX {
             self.errors.push(json!({ "line": line, "code": err.code, "detail": err.detail }));
         }
@@ -130,7 +136,7 @@ trait Kind {
     }
 
     /// An item from a row of an export.
-    fn of_row(&self, _: Row) -> Result<(Self::Item, usize), LineError> {
+    fn of_row(&self, _: u64, _: Row) -> Result<(Self::Item, usize), LineError> {
         Err(wrong("invalid_row", "rows are sessions"))
     }
 
@@ -152,6 +158,7 @@ pub async fn take(
     sessions: bool,
 ) -> Result<Answer, ApiError> {
     let clock = api.shared.clock.as_ref();
+    let idempotency_key = idempotency_key(headers)?;
     let _running = api.limiter.enter(clock, company)?;
     api.limiter.call(clock, company)?;
     // What is packed counts both as it comes and as it is: an endless body that unpacks to nothing has an end, too.
@@ -160,11 +167,10 @@ pub async fn take(
     let body = counted(api, company, encoding::decoded(headers, body)?);
     let mut tally = Tally::default();
     let taken = if sessions {
-        let zone = api.shared.time_zone.clone();
-        take_in(api, company, headers, body, &Sessions { zone }, &mut tally).await
+        let kind = Sessions { idempotency_key, zone: api.shared.time_zone.clone() };
+        take_in(api, company, headers, body, &kind, &mut tally).await
     } else {
-        let kind =
-            Requests { idempotency_key: idempotency_key(headers)?, bytes_max: api.shared.limits.bytes_max };
+        let kind = Requests { idempotency_key, bytes_max: api.shared.limits.bytes_max };
         take_in(api, company, headers, body, &kind, &mut tally).await
     };
     let left = || api.limiter.headers(clock, company);
@@ -191,6 +197,11 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     }
 }
 
+/// By what a line is known again.
+fn call_line(idempotency_key: Option<&String>, line: u64) -> Option<CallLine> {
+    idempotency_key.map(|key| CallLine { idempotency_key: key.clone(), line })
+}
+
 /// The body, whose bytes count for the company.
 fn counted(api: &Api, company: &CompanyId, body: Body) -> Body {
     let (limiter, clock, company) = (api.limiter.clone(), api.shared.clock.clone(), company.clone());
@@ -210,13 +221,13 @@ fn answer(
     with_updated: bool,
 ) -> Result<(StatusCode, Value), ApiError> {
     let single = taken.map_err(|err| ApiError { done: tally.done(with_updated), ..err })?;
-    if let (true, Some(error)) = (single, tally.errors.first()) {
-        let detail = error.get("detail").and_then(Value::as_str).unwrap_or_default().to_owned();
-        return Err(match error.get("code").and_then(Value::as_str) {
-            Some("conflict") => ApiError::new(StatusCode::CONFLICT, "conflict", detail),
-            Some("too_large") => ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail),
-            Some(_) | None => ApiError::invalid("invalid_request", detail),
-        });
+    if let (true, Some(LineError { code, detail })) = (single, &tally.first_error) {
+        let status = match *code {
+            "conflict" => StatusCode::CONFLICT,
+            "too_large" => StatusCode::PAYLOAD_TOO_LARGE,
+            _ => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        return Err(ApiError::new(status, code, detail));
     }
     Ok((StatusCode::OK, tally.reply(with_updated)))
 }
@@ -255,7 +266,10 @@ async fn take_in<K: Kind>(
             };
             let mut rows = csv::rows(body, zone);
             while let Some((number, row)) = rows.next().await {
-                match row.map_err(|reason| wrong("invalid_row", reason)).and_then(|row| kind.of_row(row)) {
+                match row
+                    .map_err(|reason| wrong("invalid_row", reason))
+                    .and_then(|row| kind.of_row(number, row))
+                {
                     Ok((item, bytes)) => chunk.push(number, item, bytes),
                     Err(err) => tally.reject(number, &err),
                 }
@@ -266,7 +280,7 @@ async fn take_in<K: Kind>(
             Ok(false)
         }
         Shape::Json => {
-            let body = super::read_whole(body, JSON_BYTES_MAX).await?;
+            let body = body::whole(body, JSON_BYTES_MAX).await?;
             match lines::json(&body)? {
                 Json::One(json) => {
                     chunk.add(kind, 1, json.get().as_bytes(), tally);
@@ -367,7 +381,8 @@ impl Kind for Requests {
     type Item = RequestIn;
 
     fn read(&self, number: u64, json: &[u8]) -> Result<(RequestIn, usize), LineError> {
-        let line: RequestLine<'_> = serde_json::from_slice(json).map_err(|err| line_error(&err))?;
+        let Object(line): Object<RequestLine<'_>> =
+            serde_json::from_slice(json).map_err(|err| line_error(&err))?;
         let endpoint = match line.endpoint.as_deref() {
             None => Endpoint::ChatCompletions,
             Some(path) => path.parse().map_err(|()| {
@@ -386,10 +401,7 @@ impl Kind for Requests {
                 return Err(wrong("invalid_request", "id must have 1 to 256 characters"));
             }
             Some(id) => Some(ClientKey::Id(id.into_owned())),
-            None => self
-                .idempotency_key
-                .clone()
-                .map(|idempotency_key| ClientKey::Line { idempotency_key, line: number }),
+            None => call_line(self.idempotency_key.as_ref(), number).map(ClientKey::Line),
         };
         let not_before = line.not_before.as_deref().map(|text| time("notBefore", text)).transpose()?;
         let metadata = metadata(line.metadata.as_ref())?;
@@ -439,11 +451,13 @@ pub(super) fn read_request(json: &[u8]) -> Result<(String, String), &'static str
 
 /// For the fuzz targets: how many messages a line has, or the code of the refusal.
 pub(super) fn read_session(json: &[u8]) -> Result<usize, &'static str> {
-    let read = Sessions { zone: TimeZone::UTC }.read(1, json).map_err(|err| err.code)?;
+    let read =
+        Sessions { idempotency_key: None, zone: TimeZone::UTC }.read(1, json).map_err(|err| err.code)?;
     Ok(read.0.messages.map_or(0, |messages| messages.len()))
 }
 
 struct Sessions {
+    idempotency_key: Option<String>,
     /// Of times in an export that have no offset.
     zone: TimeZone,
 }
@@ -457,9 +471,9 @@ struct SessionLine {
     language: Option<String>,
     country: Option<String>,
     /// Null where the transcript could not be had.
-    messages: Option<Vec<MessageLine>>,
+    messages: Option<Vec<Object<MessageLine>>>,
     metadata: Option<BTreeMap<String, String>>,
-    facts: Option<FactsLine>,
+    facts: Option<Object<FactsLine>>,
 }
 
 #[derive(Deserialize)]
@@ -493,20 +507,25 @@ impl Kind for Sessions {
         Some(self.zone.clone())
     }
 
-    fn of_row(&self, row: Row) -> Result<(ChatSession, usize), LineError> {
+    fn of_row(&self, number: u64, row: Row) -> Result<(ChatSession, usize), LineError> {
         // As with an export that is read from a file: without a reference nothing was said. With one, its messages may
         // come by another call: only a source of the configuration has its transcripts fetched.
         let messages = row.facts.transcript.is_none().then(Vec::new);
         // Facts are cut to size; this is what they come to at most.
-        Ok((ChatSession { external_id: row.external_id, facts: row.facts, messages, fetch: None }, 4096))
+        let line = call_line(self.idempotency_key.as_ref(), number);
+        Ok((
+            ChatSession { external_id: row.external_id, facts: row.facts, messages, fetch: None, line },
+            4096,
+        ))
     }
 
-    fn read(&self, _: u64, json: &[u8]) -> Result<(ChatSession, usize), LineError> {
-        let line: SessionLine = serde_json::from_slice(json).map_err(|err| line_error(&err))?;
+    fn read(&self, number: u64, json: &[u8]) -> Result<(ChatSession, usize), LineError> {
+        let Object(line): Object<SessionLine> =
+            serde_json::from_slice(json).map_err(|err| line_error(&err))?;
         if line.external_id.is_empty() || line.external_id.chars().count() > ID_CHARS_MAX {
             return Err(wrong("invalid_session", "externalId must have 1 to 256 characters"));
         }
-        let facts = line.facts.unwrap_or_default();
+        let Object(facts) = line.facts.unwrap_or_default();
         let at = |name: &str, text: Option<String>| text.map(|text| time(name, &text)).transpose();
         let facts = SessionFacts {
             started_at: at("startedAt", line.started_at)?,
@@ -530,7 +549,9 @@ impl Kind for Sessions {
             None => None,
             Some(messages) => Some(messages.into_iter().map(message).collect::<Result<Vec<_>, _>>()?),
         };
-        Ok((ChatSession { external_id: line.external_id, facts, messages, fetch: None }, json.len()))
+        let of_call = call_line(self.idempotency_key.as_ref(), number);
+        let external_id = line.external_id;
+        Ok((ChatSession { external_id, facts, messages, fetch: None, line: of_call }, json.len()))
     }
 
     async fn store(
@@ -546,6 +567,10 @@ impl Kind for Sessions {
             match taken {
                 SessionTaken::Erased => {
                     tally.reject(line, &wrong("erased", "this session was erased and is not taken in again"));
+                }
+                SessionTaken::Conflict => {
+                    let detail = "this line of the same Idempotency-Key brought another session, or said other things of it";
+                    tally.reject(line, &wrong("conflict", detail));
                 }
                 SessionTaken::New | SessionTaken::Changed => tally.accepted += 1,
                 SessionTaken::Updated => tally.updated += 1,
@@ -565,7 +590,7 @@ fn metadata(pairs: Option<&BTreeMap<String, String>>) -> Result<Option<String>, 
     Ok(text)
 }
 
-fn message(line: MessageLine) -> Result<Message, LineError> {
+fn message(Object(line): Object<MessageLine>) -> Result<Message, LineError> {
     let role = match line.role.as_str() {
         "user" => Role::User,
         "assistant" => Role::Assistant,

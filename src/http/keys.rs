@@ -6,8 +6,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use warp::http::StatusCode;
 
+use super::body::object_or_none;
 use super::reply::ApiError;
-use super::{Api, auth, blocking, read_json, takes_in};
+use super::{Api, auth, blocking, takes_in};
 use crate::domain::id::{CompanyId, KeyId, Timestamp};
 use crate::store::{Role, StoredToken, TokenError};
 
@@ -47,13 +48,13 @@ pub async fn list(api: &Api, company: Option<CompanyId>) -> Result<Value, ApiErr
 
 /// `POST /api/v1/companies/{companyId}/keys`
 pub async fn create(api: &Api, company: CompanyId, body: &[u8]) -> Result<(StatusCode, Value), ApiError> {
-    let body: NewBody = read_json(body, "{\"label\"?: \"…\"}")?;
+    let body: NewBody = object_or_none(body, "{\"label\"?: \"…\"}")?;
     make(api, Role::Company(company), body.label).await
 }
 
 /// `POST /api/admin/legacy/keys`
 pub async fn create_for_all(api: &Api, body: &[u8]) -> Result<(StatusCode, Value), ApiError> {
-    let body: NewForAllBody = read_json(body, "{\"role\": \"viewer\" or \"admin\", \"label\"?: \"…\"}")?;
+    let body: NewForAllBody = object_or_none(body, "{\"role\": \"viewer\" or \"admin\", \"label\"?: \"…\"}")?;
     let role = match body.role.as_str() {
         "admin" => Role::Admin,
         "viewer" => Role::Viewer,
@@ -84,7 +85,7 @@ async fn make(api: &Api, role: Role, label: String) -> Result<(StatusCode, Value
 
 /// `POST /api/v1/companies/{companyId}/keys/{id}/rotate` and `POST /api/admin/legacy/keys/{id}/rotate`
 pub async fn rotate(api: &Api, company: Option<CompanyId>, id: &str, body: &[u8]) -> Result<Value, ApiError> {
-    let body: RotateBody = read_json(body, "{\"overlap\"?: \"24h\"}")?;
+    let body: RotateBody = object_or_none(body, "{\"overlap\"?: \"24h\"}")?;
     let overlap = match body.overlap {
         None => Duration::ZERO,
         Some(text) => match humantime::parse_duration(text.trim()) {

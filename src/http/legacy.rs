@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Api;
+use super::body::object;
 use super::cursor;
 use super::query::Query;
 use super::reply::ApiError;
@@ -80,10 +81,7 @@ struct RequeueBody {
 
 /// `POST /api/admin/legacy/requests/requeue`
 pub async fn requeue(api: &Api, body: &[u8]) -> Result<Value, ApiError> {
-    let value = super::json_body(body)?;
-    let body: RequeueBody = serde_json::from_value(value).map_err(|err| {
-        ApiError::invalid("invalid_body", format!("expected {{\"requestIds\": [\"…\"]}}: {err}"))
-    })?;
+    let body: RequeueBody = object(body, "{\"requestIds\": [\"…\"]}")?;
     let ids = body.request_ids;
     if ids.is_empty() || ids.len() > REQUEUE_IDS_MAX {
         let detail = format!("requestIds must have 1 to {REQUEUE_IDS_MAX} ids, not {}", ids.len());

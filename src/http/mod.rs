@@ -4,6 +4,7 @@
 //! have and a caller who may not are told apart on every route alike. Whatever is not in the table is denied.
 
 pub mod auth;
+mod body;
 mod budget;
 mod cells;
 mod companies;
@@ -68,12 +69,8 @@ use query::Query;
 use reply::{Answer, ApiError};
 use table::{Access, Entry, Found, Params, Route};
 
-/// A body of a call that is not a stream.
-const SMALL_BODY_BYTES_MAX: u64 = 1 << 20;
 /// A stream may be as long as it likes, but must keep coming.
 const STREAM_IDLE: Duration = Duration::from_secs(30);
-/// How long a body that is read whole may take.
-const BODY_TIME: Duration = Duration::from_secs(15);
 
 /// The actors whom the routes ask.
 #[derive(Debug, Clone)]
@@ -246,13 +243,13 @@ impl Call {
             Route::Requeue => {
                 self.expect_json()?;
                 takes_in(api)?;
-                let body = read_whole(body, SMALL_BODY_BYTES_MAX).await?;
+                let body = body::whole(body, body::SMALL_BYTES_MAX).await?;
                 legacy::requeue(api, &body).await?
             }
             Route::Batches => legacy::batches(api, &query).await?,
             Route::Batch => legacy::batch(api, id).await?,
             Route::Cancel => {
-                let body = read_whole(body, SMALL_BODY_BYTES_MAX).await?;
+                let body = body::whole(body, body::SMALL_BYTES_MAX).await?;
                 if !body.is_empty() {
                     self.expect_json()?;
                 }
@@ -275,7 +272,7 @@ impl Call {
                 self.expect_json()?;
                 takes_in(api)?;
                 let company = self.company(company).await?;
-                let body = read_whole(body, SMALL_BODY_BYTES_MAX).await?;
+                let body = body::whole(body, body::SMALL_BYTES_MAX).await?;
                 budget::set(api, company, &body).await?
             }
             Route::Sources => sources::list(api, &self.company(company).await?).await?,
@@ -286,7 +283,7 @@ impl Call {
             }
             Route::Timeline => results::timeline_for_operators(api, id).await?,
             Route::OwnRequests => results::requests(api, self.company(company).await?, &query).await?,
-            Route::OwnRequest => results::request(api, self.company(company).await?, id).await?,
+            Route::OwnRequest => results::request(api, self.company(company).await?, id, &query).await?,
             Route::OwnTimeline => results::timeline(api, self.company(company).await?, id).await?,
             Route::OwnSessions => results::sessions(api, self.company(company).await?, &query).await?,
             Route::ExportRequests => {
@@ -300,7 +297,7 @@ impl Call {
                 if action.has_body() {
                     self.expect_json()?;
                 }
-                let body = read_whole(body, SMALL_BODY_BYTES_MAX).await?;
+                let body = body::whole(body, body::SMALL_BYTES_MAX).await?;
                 webhooks::run(api, action, company, params, &query, &body).await?
             }
             Route::CreateCompany => {
@@ -337,7 +334,7 @@ impl Call {
             Route::Retention => retention::show(api).await?,
             Route::RevokeAdminKey => keys::revoke(api, None, id).await?,
             Route::Hint => {
-                let body = read_whole(body, hints::BODY_BYTES_MAX).await?;
+                let body = body::whole(body, hints::BODY_BYTES_MAX).await?;
                 hints::take(api, &self.headers, &body)?
             }
         };
@@ -347,7 +344,7 @@ impl Call {
     /// A small body of JSON, or none.
     async fn small_json(&self, body: Body) -> Result<Bytes, ApiError> {
         takes_in(&self.api)?;
-        let body = read_whole(body, SMALL_BODY_BYTES_MAX).await?;
+        let body = body::whole(body, body::SMALL_BYTES_MAX).await?;
         if !body.is_empty() {
             self.expect_json()?;
         }
@@ -465,44 +462,6 @@ fn takes_in(api: &Api) -> Result<(), ApiError> {
         None => Ok(()),
         Some((hindrance, why)) => Err(IntakeError::Stopped(hindrance, why).into()),
     }
-}
-
-/// A body that must be JSON.
-fn json_body(body: &[u8]) -> Result<Value, ApiError> {
-    serde_json::from_slice(body).map_err(|err| {
-        ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", format!("the body is not JSON: {err}"))
-    })
-}
-
-/// Reads a body whole.
-async fn read_whole(body: Body, max_bytes: u64) -> Result<Bytes, ApiError> {
-    use bytes::BytesMut;
-    use futures_util::StreamExt;
-    let too_slow = || lines::body_error(&serving::BodyError::TooSlow);
-    let mut body = body;
-    let mut whole = BytesMut::new();
-    let reading = async {
-        while let Some(chunk) = body.next().await {
-            let chunk = chunk.map_err(|err| lines::body_error(&err))?;
-            if (whole.len() + chunk.len()) as u64 > max_bytes {
-                return Err(lines::body_error(&serving::BodyError::TooLarge { limit: max_bytes }));
-            }
-            whole.extend_from_slice(&chunk);
-        }
-        Ok(())
-    };
-    tokio::time::timeout(BODY_TIME, reading).await.map_err(|_| too_slow())??;
-    Ok(whole.freeze())
-}
-
-/// What a small body says; none says nothing.
-fn read_json<T: serde::de::DeserializeOwned>(body: &[u8], expected: &str) -> Result<T, ApiError> {
-    let body = if body.is_empty() { b"{}" } else { body };
-    let value: Value = serde_json::from_slice(body).map_err(|err| {
-        ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", format!("the body is not JSON: {err}"))
-    })?;
-    serde_json::from_value(value)
-        .map_err(|err| ApiError::invalid("invalid_body", format!("expected {expected}: {err}")))
 }
 
 /// Runs a read that may touch the disk beside the connections.

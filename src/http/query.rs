@@ -29,6 +29,19 @@ impl Query {
         Ok(Self(pairs))
     }
 
+    /// What `include` asks for beside the usual: words between commas, each of them known.
+    pub fn include(&self, known: &'static [&'static str]) -> Result<Vec<&'static str>, ApiError> {
+        let mut asked = Vec::new();
+        for word in self.get("include").into_iter().flat_map(|words| words.split(',')) {
+            let Some(known) = known.iter().find(|known| **known == word) else {
+                let detail = format!("include can have {}, with commas between", known.join(" and "));
+                return Err(ApiError::invalid("unknown_include", detail));
+            };
+            asked.push(*known);
+        }
+        Ok(asked)
+    }
+
     /// Refuses what the call does not know: a filter that is misspelt must not mean everything.
     pub fn only(&self, known: &[&str]) -> Result<(), ApiError> {
         match self.0.iter().find(|(key, _)| !known.contains(&key.as_str())) {

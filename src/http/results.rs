@@ -6,8 +6,10 @@ use serde_json::{Value, json};
 use super::query::Query;
 use super::reply::ApiError;
 use super::{Api, blocking, cursor, filters, timeline, view, waits};
+use crate::domain::analysis::Misfit;
 use crate::domain::id::{CompanyId, RequestId, SessionId};
 use crate::domain::request::Request;
+use crate::domain::session::Session;
 use crate::store::{SessionFound, StoreError, StoreReader};
 
 /// `GET /api/v1/companies/{companyId}/requests`
@@ -26,11 +28,15 @@ pub async fn requests(api: &Api, company: CompanyId, query: &Query) -> Result<Va
 }
 
 /// `GET /api/v1/companies/{companyId}/requests/{id}`
-pub async fn request(api: &Api, company: CompanyId, id: &str) -> Result<Value, ApiError> {
+pub async fn request(api: &Api, company: CompanyId, id: &str, query: &Query) -> Result<Value, ApiError> {
+    query.only(&["include"])?;
+    let include = query.include(OF_REQUEST)?;
     let (reader, asked) = (api.shared.reader.clone(), id.to_owned());
     let shown = blocking(move || {
-        let found = find_request(&reader, &company, &asked)?;
-        found.map(|request| view::whole_request(&reader, &request)).transpose()
+        let Some(request) = find_request(&reader, &company, &asked)? else { return Ok(None) };
+        let mut shown = view::whole_request(&reader, &request)?;
+        add_to_request(&reader, &request, &include, &mut shown)?;
+        Ok(Some(shown))
     });
     let shown = shown.await?.ok_or_else(|| unknown_request(id))?;
     Ok(json!({ "ok": true, "request": shown }))
@@ -75,11 +81,24 @@ pub async fn sessions(api: &Api, company: CompanyId, query: &Query) -> Result<Va
 
 /// `GET /api/v1/companies/{companyId}/sessions/{id}`
 pub async fn session(api: &Api, company: CompanyId, id: &str, query: &Query) -> Result<Value, ApiError> {
-    query.only(&["include"])?;
-    let with_messages = includes_messages(query)?;
+    query.only(&["include", "version"])?;
+    let with_messages = !query.include(&["messages"])?.is_empty();
+    let version = match query.get("version") {
+        None => None,
+        Some(text) => Some(text.parse::<u32>().map_err(|_| {
+            ApiError::invalid("bad_version", "version must be the number of one, as in version=1")
+        })?),
+    };
     let (shared, asked) = (api.shared.clone(), id.to_owned());
     let shown = blocking(move || {
         let Some(found) = find_session(&shared.reader, &company, &asked)? else { return Ok(None) };
+        if let Some(version) = version.filter(|version| *version != found.session.version) {
+            let known = (1..found.session.version).contains(&version);
+            return match known {
+                true => older_version(&shared.reader, &found, version, with_messages).map(Some),
+                false => Ok(None),
+            };
+        }
         let mut shown = whole_session(&shared.reader, &found, with_messages)?;
         let waiting = match (waits::of_session(&found.session), &found.request) {
             (Some(waiting), _) => Some(waiting),
@@ -92,17 +111,68 @@ pub async fn session(api: &Api, company: CompanyId, id: &str, query: &Query) -> 
         }
         Ok(Some(shown))
     });
-    let unknown = || ApiError::not_found("unknown_session", format!("there is no session {id}"));
+    let unknown = || match version {
+        None => ApiError::not_found("unknown_session", format!("there is no session {id}")),
+        Some(version) => ApiError::not_found(
+            "unknown_session",
+            format!("there is no session {id} with a version {version}"),
+        ),
+    };
     Ok(json!({ "ok": true, "session": shown.await?.ok_or_else(unknown)? }))
 }
 
-/// Whether `include` asks for the messages.
-pub(super) fn includes_messages(query: &Query) -> Result<bool, ApiError> {
-    match query.get("include") {
-        None => Ok(false),
-        Some("messages") => Ok(true),
-        Some(_) => Err(ApiError::invalid("unknown_include", "include can only be messages")),
+/// What may be shown of a request besides: what was asked, and answers that did not fit.
+pub(super) const OF_REQUEST: &[&str] = &["body", "misfits"];
+/// What may be shown of sessions besides: what was said, and how they were before.
+pub(super) const OF_SESSIONS: &[&str] = &["messages", "versions"];
+
+/// Adds to a request what is shown only where it is asked for.
+pub(super) fn add_to_request(
+    reader: &StoreReader,
+    request: &Request,
+    include: &[&str],
+    shown: &mut Value,
+) -> Result<(), StoreError> {
+    if include.contains(&"body") {
+        // That of an analysis is made of its session each time.
+        shown["body"] = view::json_of(reader.body(request.id)?.as_deref());
     }
+    if include.contains(&"misfits") {
+        let mut misfits = Vec::new();
+        for number in 0..request.misfits {
+            if let Some(Misfit { answer, error }) = reader.misfit(request.id, number)? {
+                misfits.push(json!({ "answer": answer, "error": error }));
+            }
+        }
+        shown["misfits"] = Value::Array(misfits);
+    }
+    Ok(())
+}
+
+/// A session as it was in an earlier version; what became of its requests since is not told with it.
+pub(super) fn older_version(
+    reader: &StoreReader,
+    found: &SessionFound,
+    version: u32,
+    with_messages: bool,
+) -> Result<Value, StoreError> {
+    let content = reader.content(found.session.id, version)?;
+    let (facts, messages) = content.map(|content| (content.facts, content.messages)).unwrap_or_default();
+    let session = Session {
+        version,
+        facts,
+        message_count: u32::try_from(messages.len()).unwrap_or(u32::MAX),
+        request: None,
+        ..found.session.clone()
+    };
+    let analysis = reader.analysis(session.id, version)?;
+    let mut shown = view::session(&SessionFound { session, analysis, request: None, fetch: None });
+    shown["state"] = Value::from("superseded");
+    shown["changedAt"] = Value::Null;
+    if with_messages {
+        shown["conversation"] = messages.iter().map(view::message).collect();
+    }
+    Ok(shown)
 }
 
 /// A session, with its messages where they are wanted.
@@ -112,10 +182,10 @@ pub(super) fn whole_session(
     with_messages: bool,
 ) -> Result<Value, StoreError> {
     let mut shown = view::session(found);
-    if let (true, Value::Object(fields)) = (with_messages, &mut shown) {
+    if with_messages {
         let content = reader.content(found.session.id, found.session.version)?;
         let messages = content.map(|content| content.messages).unwrap_or_default();
-        fields.insert("conversation".to_owned(), messages.iter().map(view::message).collect());
+        shown["conversation"] = messages.iter().map(view::message).collect();
     }
     Ok(shown)
 }

@@ -86,6 +86,7 @@ impl Route {
                 | Self::Batches
                 | Self::Session
                 | Self::OwnRequests
+                | Self::OwnRequest
                 | Self::OwnSessions
                 | Self::ExportRequests
                 | Self::ExportSessions

@@ -153,7 +153,10 @@ fn group(shared: &Shared, request: &Request, around: &Around) -> Result<GroupNow
         room: reader.room(&asked)?,
         sharers: sharers.len() as u64,
         newcomer: !held.contains_key(&request.group.company),
-        out_of_money: creator::out_of_money(reader.affordable(&asked)?, &asked),
+        out_of_money: match reader.too_dear(&asked, request)? {
+            Some(why) => creator::out_of_money(why, &asked),
+            None => creator::out_of_money(reader.affordable(&asked)?, &asked),
+        },
     })
 }
 

@@ -308,7 +308,7 @@ fn due_now(waits: &GroupWaiting, due: Due, around: &Around) -> Waiting {
             Some(became.plus(around.creation_interval)).filter(|until| *until > around.now)
         }
         // A full batch is opened at once.
-        Due::Count | Due::Bytes => None,
+        Due::Count | Due::Bytes | Due::Turn => None,
     };
     Waiting::new(For::Interval, detail).until(until)
 }

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use warp::http::StatusCode;
 
+use super::body::object;
 use super::query::Query;
 use super::reply::ApiError;
 use super::table::Params;
@@ -191,16 +192,10 @@ struct Wish {
 /// at each message.
 fn wish(api: &Api, body: &[u8]) -> Result<WebhookChange, ApiError> {
     const DESCRIPTION_CHARS_MAX: usize = 200;
-    let value: Value = serde_json::from_slice(body).map_err(|err| {
-        ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", format!("the body is not JSON: {err}"))
-    })?;
-    let wish: Wish = serde_json::from_value(value).map_err(|err| {
-        let detail = format!(
-            "expected {{\"url\": \"https://…\", \"events\": [\"request.finished\"], \"description\": \"…\", \
-             \"enabled\": true}}, the last two only where wanted: {err}"
-        );
-        ApiError::invalid("invalid_body", detail)
-    })?;
+    let wish: Wish = object(
+        body,
+        "{\"url\": \"https://…\", \"events\": [\"request.finished\"], \"description\"?: \"…\", \"enabled\"?: true}",
+    )?;
     let bad_url = |why: String| ApiError::invalid("bad_url", format!("url: {why}"));
     let url = Url::parse(&wish.url).map_err(|err| bad_url(err.to_string()))?;
     api.shared.fetcher.guard().check(&url).map_err(|why| bad_url(why.to_string()))?;

@@ -25,6 +25,8 @@ use crate::domain::step::{self, Change, Policy, Step};
 pub const CHUNK: usize = 250;
 /// Batches with the same requests that are refused for their lines before they are cut in halves.
 const REFUSED_ROUNDS_MAX: usize = 5;
+/// Of requests that each cost more than a month's budget so many are passed over for what lies behind them.
+pub(super) const LOOKED_AT_MAX: usize = 10 * CHUNK;
 /// Input files are deleted at the provider this long after the batch was closed: until then something could
 /// still come of an old create call.
 const KEEP_INPUT: Duration = Duration::from_secs(48 * 3600);
@@ -356,46 +358,61 @@ fn cut_chunk(tx: &mut Tx<'_>, id: BatchId, revision: Revision, limits: &Limits) 
         return Err(StoreError::Broken(format!("batch {id} is not filling")));
     }
     let prefix = Key::new().group(&batch.group).done();
-    let waiting = tx.scan_prefix(Tree::Pending, &prefix, CHUNK)?;
+    let end = keys::after_prefix(&prefix);
     let room = rooms::read(tx, &batch)?;
-    let mut moved = 0;
-    let mut done = waiting.len() < CHUNK;
-    for (key, _) in &waiting {
-        let request = keys::request_at_end(key)
-            .ok_or_else(|| StoreError::Codec("a pending key is too short".to_owned()))?;
-        let mut request = requests::load(tx, request)?;
-        let bytes = u64::from(request.line_bytes);
-        let tokens = room.corrected(u64::from(request.estimated_tokens));
-        let suspects_max = suspects_max(tx, &request)?;
-        let members_max = [batch.members_max, suspects_max].into_iter().flatten().min();
-        let limits = Limits {
-            requests_max: members_max.map_or(limits.requests_max, |max| max.min(limits.requests_max)),
-            tokens_max: batch.tokens_max,
-            ..*limits
-        };
-        let inputs = batch.inputs + u64::from(request.inputs);
-        let too_many_inputs = batch.counts.members > 0 && inputs > INPUTS_MAX;
-        if too_many_inputs
-            || !cut::fits(batch.counts.members, batch.input_bytes, batch.held_tokens, bytes, tokens, &limits)
-        {
-            done = true;
-            break;
+    let (mut from, mut looked_at, mut moved, mut done) = (prefix, 0, 0, false);
+    // Those that are passed over must not hold what lies behind them.
+    while moved == 0 && !done && looked_at < LOOKED_AT_MAX {
+        let waiting = tx.scan(Tree::Pending, &from, end.as_deref(), CHUNK)?;
+        done = waiting.len() < CHUNK;
+        looked_at += waiting.len();
+        if let Some((last, _)) = waiting.last() {
+            from = [last.as_slice(), &[0]].concat();
         }
-        match budgets::reserve(tx, &mut batch, &room, &request)? {
-            Reserved::Yes => {}
-            Reserved::TooDear => continue,
-            Reserved::Not => {
+        for (key, _) in &waiting {
+            let request = keys::request_at_end(key)
+                .ok_or_else(|| StoreError::Codec("a pending key is too short".to_owned()))?;
+            let mut request = requests::load(tx, request)?;
+            let bytes = u64::from(request.line_bytes);
+            let tokens = room.corrected(u64::from(request.estimated_tokens));
+            let suspects_max = suspects_max(tx, &request)?;
+            let members_max = [batch.members_max, suspects_max].into_iter().flatten().min();
+            let limits = Limits {
+                requests_max: members_max.map_or(limits.requests_max, |max| max.min(limits.requests_max)),
+                tokens_max: batch.tokens_max,
+                ..*limits
+            };
+            let inputs = batch.inputs + u64::from(request.inputs);
+            let too_many_inputs = batch.counts.members > 0 && inputs > INPUTS_MAX;
+            if too_many_inputs
+                || !cut::fits(
+                    batch.counts.members,
+                    batch.input_bytes,
+                    batch.held_tokens,
+                    bytes,
+                    tokens,
+                    &limits,
+                )
+            {
                 done = true;
                 break;
             }
+            match budgets::reserve(tx, &mut batch, &room, &request)? {
+                Reserved::Yes => {}
+                Reserved::TooDear => continue,
+                Reserved::Not => {
+                    done = true;
+                    break;
+                }
+            }
+            batch.members_max = members_max;
+            requests::dequeue(tx, &request)?;
+            join(tx, &mut batch, &mut request)?;
+            rooms::reserve(tx, &mut batch, tokens)?;
+            moved += 1;
         }
-        batch.members_max = members_max;
-        requests::dequeue(tx, &request)?;
-        join(tx, &mut batch, &mut request)?;
-        rooms::reserve(tx, &mut batch, tokens)?;
-        moved += 1;
     }
-    // All that were looked at were passed over: what lies behind them has its turn with the next batch.
+    // All that were looked at were passed over.
     done |= moved == 0;
     done |= batch.counts.members >= batch.members_max.unwrap_or(limits.requests_max).min(limits.requests_max);
     if moved > 0 {

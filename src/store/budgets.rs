@@ -1,5 +1,6 @@
 //! Each company's money by month: set aside at the cut, booked with each answer, given back at the close.
 
+use super::batches::{CHUNK, LOOKED_AT_MAX};
 use super::keys::{self, Key, Tree};
 use super::tx::Tx;
 use super::{Store, StoreError, StoreReader, codec};
@@ -118,6 +119,14 @@ impl StoreReader {
         read.map(|(month, value)| Ok((month, codec::decode(&value)?))).collect()
     }
 
+    /// Whether a request costs more than a whole month's limit, so that it is passed over until that is raised.
+    pub fn too_dear(&self, batch: &Batch, request: &Request) -> Result<Option<Affordable>, StoreError> {
+        let company = self.company(&batch.group.company)?;
+        let Some(limit) = company.and_then(|company| company.budget_micros) else { return Ok(None) };
+        let cost = estimate(batch, &self.room(batch)?, request);
+        Ok(cost.filter(|cost| *cost > limit).map(|next| Affordable::TooDear { limit, next }))
+    }
+
     /// Whether the first request that waits for a batch like this one may be cut. The cut itself decides anew.
     pub fn affordable(&self, batch: &Batch) -> Result<Affordable, StoreError> {
         let Some(limit) = self.company(&batch.group.company)?.and_then(|company| company.budget_micros)
@@ -126,23 +135,36 @@ impl StoreReader {
         };
         let prefix = Key::new().group(&batch.group).done();
         let end = keys::after_prefix(&prefix);
-        let mut next = None;
-        // As the cut does, which looks at as many at once.
-        for (key, _) in self.engine.scan(Tree::Pending, &prefix, end.as_deref(), super::batches::CHUNK)? {
-            let Some(request) = keys::request_at_end(&key).map(|id| self.request(id)).transpose()?.flatten()
-            else {
-                continue;
-            };
-            let Some(cost) = estimate(batch, &self.room(batch)?, &request) else {
-                return Ok(Affordable::NoPrice);
-            };
-            next = Some(cost);
-            if cost <= limit {
-                break;
+        let room = self.room(batch)?;
+        let (mut from, mut looked_at, mut dear) = (prefix, 0, None);
+        // As the cut does, which passes over as many.
+        while looked_at < LOOKED_AT_MAX {
+            let page = self.engine.scan(Tree::Pending, &from, end.as_deref(), CHUNK)?;
+            looked_at += page.len();
+            for (key, _) in &page {
+                let Some(request) =
+                    keys::request_at_end(key).map(|id| self.request(id)).transpose()?.flatten()
+                else {
+                    continue;
+                };
+                let Some(next) = estimate(batch, &room, &request) else { return Ok(Affordable::NoPrice) };
+                if next <= limit {
+                    let money = self.money(&batch.group.company, batch.purse.month)?;
+                    let enough = money.allows(next, limit);
+                    return Ok(if enough {
+                        Affordable::Yes
+                    } else {
+                        Affordable::Spent { limit, money, next }
+                    });
+                }
+                dear.get_or_insert(next);
             }
+            let Some((last, _)) = page.last().filter(|_| page.len() == CHUNK) else { break };
+            from = [last.as_slice(), &[0]].concat();
         }
-        let Some(next) = next else { return Ok(Affordable::Yes) };
-        let money = self.money(&batch.group.company, batch.purse.month)?;
-        Ok(if money.allows(next, limit) { Affordable::Yes } else { Affordable::Spent { limit, money, next } })
+        Ok(match dear {
+            Some(next) => Affordable::TooDear { limit, next },
+            None => Affordable::Yes,
+        })
     }
 }

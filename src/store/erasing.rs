@@ -9,7 +9,10 @@ use uuid::Uuid;
 use super::batches::Fate;
 use super::keys::{self, Key, Tree};
 use super::tx::Tx;
-use super::{Store, StoreError, StoreReader, codec, outcomes, requests, sessions, sources, tokens, webhooks};
+use super::{
+    Store, StoreError, StoreReader, client_keys, codec, outcomes, requests, sessions, sources, tokens,
+    webhooks,
+};
 use crate::domain::batch::Batch;
 use crate::domain::company::Company;
 use crate::domain::erasure::{Erasure, ErasureState, Subject};
@@ -240,7 +243,8 @@ fn company_chunk(
         tokens::forget(tx, &token);
         chunk.moved = true;
     }
-    if requests::forget_keys_of(tx, company, CLIENT_KEYS, now)? > 0 || webhooks::remove_of(tx, company, now)?
+    if client_keys::forget_keys_of(tx, company, CLIENT_KEYS, now)? > 0
+        || webhooks::remove_of(tx, company, now)?
     {
         chunk.moved = true;
         return Ok(chunk);
@@ -427,7 +431,7 @@ mod tests {
     use crate::domain::source::{ReadOutcome, SourceId, TranscriptAt};
     use crate::domain::webhook::EventKind;
     use crate::domain::webhook::signature::SigningSecret;
-    use crate::store::{ClientKey, NewRequest, Reading, SessionIn, WebhookChange};
+    use crate::store::{CallLine, ClientKey, NewRequest, Reading, SessionIn, WebhookChange};
 
     const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
     const SOURCE: SourceId = SourceId::from_bytes([7; 16]);
@@ -465,7 +469,7 @@ mod tests {
                 model: "gpt-4o-mini".to_owned(),
             },
             source: Source::Generic { client_id: None },
-            key: Some(ClientKey::Line { idempotency_key: key.to_owned(), line: 1 }),
+            key: Some(ClientKey::Line(CallLine { idempotency_key: key.to_owned(), line: 1 })),
             content_hash: [0; 32],
             body: Some("{}".to_owned()),
             line_bytes: 1,
@@ -490,6 +494,7 @@ mod tests {
             content_hash: [0; 32],
             settles_at: START,
             fetch: Some(TranscriptAt { source: SOURCE, url: "u".to_owned(), host: [1; 8] }),
+            line: None,
         };
         store.accept_sessions(vec![session], START).await.unwrap();
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::client_keys::{ClientKey, KnownKey, client_key};
 use super::keys::{self, Key, Tree};
-use super::requests::{ClientKey, KnownKey, client_key};
 use super::{StoreError, StoreReader};
 use crate::domain::id::{CompanyId, RequestId, SessionId, Timestamp};
 use crate::domain::request::{Endpoint, FailureClass, Request, RequestStatus, Source};

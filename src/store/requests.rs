@@ -4,29 +4,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::client_keys::ClientKey;
 use super::keys::{self, Key, Tree};
 use super::tx::{self, Tx};
-use super::{Store, StoreError, StoreReader, erasing};
+use super::{Store, StoreError, StoreReader, client_keys, erasing};
 use crate::domain::batch::Counts;
 use crate::domain::erasure::Gone;
 use crate::domain::id::{BatchId, CompanyId, RequestId, Timestamp};
 use crate::domain::request::{Answered, Group, Request, RequestStatus, Source};
 use crate::domain::retry;
 use crate::domain::session::SessionState;
-
-/// The client's word for a request, by which a repeat is recognised.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ClientKey {
-    /// The `id` in the line.
-    Id(String),
-    /// The `Idempotency-Key` of the call and the number of the line, for a line without an id.
-    Line {
-        /// The header's value.
-        idempotency_key: String,
-        /// The line, from 1.
-        line: u64,
-    },
-}
 
 /// A request to be taken in, checked, with everything that is fixed when it is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,17 +81,6 @@ pub struct RequestFilter {
     pub batch: Option<BatchId>,
 }
 
-#[derive(Serialize, Deserialize)]
-pub(super) struct KnownKey {
-    pub request: RequestId,
-    content_hash: [u8; 32],
-    /// When it was used.
-    at: Timestamp,
-}
-
-/// An `Idempotency-Key` is known so long after its first use.
-const KEY_KEPT: Duration = Duration::from_secs(24 * 3600);
-
 /// What waits in a group, stored beside the entries so that nobody has to count them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct GroupStat {
@@ -133,11 +109,6 @@ impl Store {
         self.committer
             .commit(ids.len(), move |tx| ids.into_iter().map(|id| requeue(tx, id, now)).collect())
             .await
-    }
-
-    /// Forgets `Idempotency-Key`s whose day is over, a chunk at a time; says how much.
-    pub async fn forget_keys(&self, now: Timestamp) -> Result<usize, StoreError> {
-        self.committer.commit(250, move |tx| forget_key(tx, now)).await
     }
 
     /// Lets at most 250 requests whose back-off is over wait for a batch; says how many.
@@ -174,119 +145,15 @@ fn accept(tx: &mut Tx<'_>, new: NewRequest, now: Timestamp) -> Result<Accepted, 
     if erasing::is_erased(tx, &new.group.company)? {
         return Err(StoreError::NotFound { what: "company", id: new.group.company.to_string() });
     }
-    let key = new.key.as_ref().map(|key| client_key(&new.group.company, key));
-    let since = match &new.key {
-        Some(ClientKey::Line { idempotency_key, .. }) => {
-            Some(first_use(tx, &new.group.company, idempotency_key, now)?)
-        }
-        // A client's own id is known as long as its request.
-        Some(ClientKey::Id(_)) | None => None,
+    let known = match &new.key {
+        Some(key) => client_keys::use_for(tx, &new.group.company, key, new.id, new.content_hash, now)?,
+        None => None,
     };
-    if let Some(key) = &key
-        && let Some(known) = tx.read::<KnownKey>(Tree::ClientKeys, key)?
-        && since.is_none_or(|since| known.at >= since)
-    {
-        return Ok(if known.content_hash == new.content_hash {
-            Accepted::Duplicate(known.request)
-        } else {
-            Accepted::Conflict(known.request)
-        });
+    match known {
+        None => insert(tx, new, now).map(Accepted::New),
+        Some(known) if known.content_hash == new.content_hash => Ok(Accepted::Duplicate(known.request)),
+        Some(known) => Ok(Accepted::Conflict(known.request)),
     }
-    if let Some(key) = key {
-        // A clock that was set back a little must not make a line older than its key.
-        let at = since.map_or(now, |since| since.max(now));
-        let known = KnownKey { request: new.id, content_hash: new.content_hash, at };
-        tx.write(Tree::ClientKeys, key, &known)?;
-    }
-    insert(tx, new, now).map(Accepted::New)
-}
-
-/// Since when an `Idempotency-Key` is in use: since now, where it was not within the last day.
-fn first_use(
-    tx: &mut Tx<'_>,
-    company: &CompanyId,
-    key: &str,
-    now: Timestamp,
-) -> Result<Timestamp, StoreError> {
-    let place = Key::new().company(company).byte(3).text(key).done();
-    match tx.read::<Timestamp>(Tree::ClientKeys, &place)? {
-        Some(first) if now.since(first) < KEY_KEPT => Ok(first),
-        Some(_) | None => {
-            tx.write(Tree::ClientKeys, place, &now)?;
-            tx.put(Tree::KeyEnds, key_end(company.as_str(), key, now), Vec::new());
-            Ok(now)
-        }
-    }
-}
-
-/// Where it is listed when an `Idempotency-Key` that was first used then is forgotten.
-fn key_end(company: &str, key: &str, first: Timestamp) -> Vec<u8> {
-    Key::new().time(first.plus(KEY_KEPT)).text(company).text(key).done()
-}
-
-/// Forgets at most `limit` keys of clients, and of what they stood for, of an erased company; says how many. Also of
-/// all companies what is over: those ends lie at times that nobody knows any more.
-pub(super) fn forget_keys_of(
-    tx: &mut Tx<'_>,
-    company: &CompanyId,
-    limit: usize,
-    now: Timestamp,
-) -> Result<usize, StoreError> {
-    let over = forget_key(tx, now.plus(Duration::from_millis(1)))?;
-    if over > 0 {
-        return Ok(over);
-    }
-    let keys = tx.scan_prefix(Tree::ClientKeys, &Key::new().company(company).done(), limit)?;
-    for (place, value) in &keys {
-        if let Some((_, [3, key @ ..])) = keys::text_at_start(place)
-            && let Some((key, _)) = keys::text_at_start(key)
-        {
-            let first: Timestamp = super::codec::decode(value)?;
-            tx.remove(Tree::KeyEnds, key_end(company.as_str(), &key, first));
-        }
-        tx.remove(Tree::ClientKeys, place.clone());
-    }
-    Ok(keys.len())
-}
-
-/// Forgets what an `Idempotency-Key` stood for whose day is over, at most a chunk of it; says how much.
-fn forget_key(tx: &mut Tx<'_>, now: Timestamp) -> Result<usize, StoreError> {
-    /// Lines of a key that is in use again are passed over, so many of them at once.
-    const PAGES_MAX: usize = 8;
-    let until = Key::new().time(now).done();
-    let Some((ended, _)) = tx.scan(Tree::KeyEnds, &[], Some(&until), 1)?.pop() else { return Ok(0) };
-    let bad = || StoreError::Codec("a key's end is too short".to_owned());
-    let end = keys::time_at_start(&ended).ok_or_else(bad)?;
-    let rest = ended.get(8..).ok_or_else(bad)?;
-    let (company, rest) = keys::text_at_start(rest).ok_or_else(bad)?;
-    let (key, _) = keys::text_at_start(rest).ok_or_else(bad)?;
-    let prefix = Key::new().text(&company).byte(2).text(&key).done();
-    let (mut from, mut removed) = (prefix.clone(), 0);
-    let prefix_end = keys::after_prefix(&prefix);
-    for _ in 0..PAGES_MAX {
-        let page = tx.scan(Tree::ClientKeys, &from, prefix_end.as_deref(), 250)?;
-        let last_page = page.len() < 250;
-        for (line, value) in page {
-            from = [line.as_slice(), &[0]].concat();
-            let known: KnownKey = super::codec::decode(&value)?;
-            if known.at < end {
-                tx.remove(Tree::ClientKeys, line);
-                removed += 1;
-            }
-        }
-        if removed >= 250 && !last_page {
-            return Ok(removed);
-        }
-        if last_page {
-            break;
-        }
-    }
-    let first = Key::new().text(&company).byte(3).text(&key).done();
-    if tx.read::<Timestamp>(Tree::ClientKeys, &first)?.is_some_and(|first| first.plus(KEY_KEPT) <= end) {
-        tx.remove(Tree::ClientKeys, first);
-    }
-    tx.remove(Tree::KeyEnds, ended);
-    Ok(removed + 1)
 }
 
 /// Stores a new request, pending.
@@ -466,27 +333,6 @@ pub(super) fn change_group(
         return Ok(());
     }
     tx.write(Tree::Groups, key, &stat)
-}
-
-/// Which request an entry of `client_keys` stands for; none where it says since when a key is in use.
-pub(super) fn named_by(key: &[u8], value: &[u8]) -> Result<Option<RequestId>, StoreError> {
-    let kind = keys::text_at_start(key).and_then(|(_, rest)| rest.first().copied());
-    if kind == Some(3) {
-        let _: Timestamp = super::codec::decode(value)?;
-        return Ok(None);
-    }
-    let known: KnownKey = super::codec::decode(value)?;
-    Ok(Some(known.request))
-}
-
-pub(super) fn client_key(company: &CompanyId, key: &ClientKey) -> Vec<u8> {
-    let start = Key::new().company(company);
-    match key {
-        ClientKey::Id(id) => start.byte(1).text(id).done(),
-        ClientKey::Line { idempotency_key, line } => {
-            start.byte(2).text(idempotency_key).bytes(&line.to_be_bytes()).done()
-        }
-    }
 }
 
 impl StoreReader {

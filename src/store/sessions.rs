@@ -1,11 +1,13 @@
 //! Sessions: taken in by (company, external id), versioned by content, analysed once they have settled.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
+use super::client_keys::{Before, CallLine};
 use super::keys::{self, Key, Tree};
 use super::requests::{self, NewRequest};
 use super::tx::Tx;
-use super::{Store, StoreError, StoreReader, codec, erasing, sources};
+use super::{Store, StoreError, StoreReader, client_keys, codec, erasing, sources};
 use crate::domain::id::{CompanyId, RequestId, SessionId, Timestamp};
 use crate::domain::request::{Request, RequestStatus, Source};
 use crate::domain::session::{Message, Session, SessionFacts, SessionState};
@@ -30,6 +32,8 @@ pub struct SessionIn {
     pub settles_at: Timestamp,
     /// Where its transcript is fetched from, if it is.
     pub fetch: Option<TranscriptAt>,
+    /// The line that brought it, where its call can be known again.
+    pub line: Option<CallLine>,
 }
 
 /// What became of a session that came in.
@@ -45,6 +49,8 @@ pub enum SessionTaken {
     Changed,
     /// It was erased: nothing of it is kept.
     Erased,
+    /// Its line brought another session before.
+    Conflict,
 }
 
 /// What is stored of one version of a session, and what its analysis is asked of.
@@ -93,6 +99,14 @@ fn accept(tx: &mut Tx<'_>, new: SessionIn, now: Timestamp) -> Result<SessionTake
     let key = Key::new().company(&new.company).text(&new.external_id).done();
     if erasing::is_kept_out(tx, &new.company, &new.external_id)? {
         return Ok(SessionTaken::Erased);
+    }
+    if let Some(line) = &new.line {
+        // What came since is newer than a call that is only repeated.
+        match client_keys::use_for_session(tx, &new.company, line, whole_hash(&new)?, now)? {
+            Before::Never => {}
+            Before::Same => return Ok(SessionTaken::Unchanged),
+            Before::Other => return Ok(SessionTaken::Conflict),
+        }
     }
     let known: Option<SessionId> = tx.read(Tree::SessionKeys, &key)?;
     let Some(id) = known else {
@@ -154,6 +168,12 @@ fn accept(tx: &mut Tx<'_>, new: SessionIn, now: Timestamp) -> Result<SessionTake
     };
     save(tx, &session)?;
     Ok(taken)
+}
+
+/// SHA-256 of all that a line says of a session.
+fn whole_hash(session: &SessionIn) -> Result<[u8; 32], StoreError> {
+    let said = (&session.external_id, &session.facts, session.messages.is_some(), session.content_hash);
+    Ok(Sha256::digest(codec::encode(&said)?).into())
 }
 
 /// Gives a session the messages that were fetched for it, as [`Store::accept_sessions`] does.

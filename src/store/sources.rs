@@ -355,6 +355,7 @@ mod tests {
             content_hash: [0; 32],
             settles_at: START,
             fetch,
+            line: None,
         }
     }
 

@@ -114,6 +114,7 @@ async fn full_store() -> Store {
         content_hash: [1; 32],
         settles_at: NOW,
         fetch: None,
+        line: None,
     };
     store.accept_sessions(vec![session], NOW).await.unwrap();
     complete(&store, 1).await;

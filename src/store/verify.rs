@@ -17,11 +17,12 @@ use entries::{batch, booked, get, is_or_was, member, outstanding, request, sessi
 
 use super::batches::{Fate, Provisional, StoryLine};
 use super::budgets;
+use super::client_keys;
 use super::engine::{Engine, Found, Writes};
 use super::intents::NotedIntent;
 use super::keys::{self, Key, Tree};
 use super::outbox;
-use super::requests::{self, GroupStat};
+use super::requests::GroupStat;
 use super::rooms::{self, Hold};
 use super::sums::{Sum, Sums};
 use super::{Store, StoreError, StoreReader, StoredToken, codec, sources, tx};
@@ -403,7 +404,7 @@ impl Scan {
                 request(engine, &codec::decode(value)?, &mut wrong)?;
             }
             Tree::ClientKeys => {
-                if let Some(id) = requests::named_by(key, value)?
+                if let Some(id) = client_keys::named_by(key, value)?
                     && !is_or_was(engine, id.as_bytes())?
                 {
                     wrong.push((LOSS, format!("request {id} has a client key and is not there")));

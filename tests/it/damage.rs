@@ -116,6 +116,7 @@ async fn fill(store: &Store, round: usize, random: &mut Random) {
             content_hash: [chunk as u8; 32],
             settles_at: NOW,
             fetch: None,
+            line: None,
         };
         store.accept_sessions(vec![session], NOW).await.unwrap();
     }

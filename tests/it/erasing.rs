@@ -112,6 +112,8 @@ fn an_erased_session_does_not_come_in_again_and_is_erased_once() {
         let reply = nightshift.call(sent).await.body;
         assert_eq!((&reply["accepted"], &reply["rejected"]), (&json!(1), &json!(1)), "{reply:#}");
         assert_eq!(reply["errors"][0]["code"], "erased");
+        let alone = Call::json("/api/v1/companies/demo/sessions", &line);
+        assert_eq!(nightshift.call(alone).await.problem(422), "erased");
         assert_eq!(
             nightshift.call(Call::json(of_session(9), &json!({}))).await.problem(404),
             "unknown_session"
@@ -273,8 +275,32 @@ async fn fetched(nightshift: &Nightshift, number: u64) {
         content_hash: [0; 32],
         settles_at: nightshift.now(),
         fetch: Some(at),
+        line: None,
     };
     nightshift.store().accept_sessions(vec![session], nightshift.now()).await.unwrap();
+}
+
+#[test]
+fn what_is_to_be_erased_is_gone_at_once_although_files_of_another_erasure_cannot_be_deleted() {
+    with_actors(async |nightshift| {
+        nightshift.session(1, "demo").await;
+        let mut batch = nightshift.open_batch(1, "demo", 1).await;
+        batch.send().await;
+        batch.finish(vec![good_line(1, None)], Vec::new()).await;
+        nightshift.session(2, "demo").await;
+        let first = ordered(&nightshift, &of_session(1), &json!({})).await;
+        // Nobody answers for the files, and the clock by which that is tried again stands.
+        let shown = async || nightshift.get(&format!("{ERASURES}/{first}")).await["erasure"].clone();
+        until("its records are gone", async || (shown().await["counts"]["requests"] == 1).then_some(()))
+            .await;
+        ordered(&nightshift, &of_session(2), &json!({})).await;
+        let path = "/api/v1/companies/demo/sessions/chat-2?include=messages";
+        until("the other is gone", async || {
+            (nightshift.call(Call::get(path)).await.status == 404).then_some(())
+        })
+        .await;
+        assert_eq!(shown().await["state"], "running");
+    });
 }
 
 #[test]

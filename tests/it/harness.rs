@@ -364,6 +364,7 @@ impl Nightshift {
             content_hash: [1; 32],
             settles_at: self.now(),
             fetch: None,
+            line: None,
         };
         self.store().accept_sessions(vec![session], self.now()).await.unwrap();
         let source = Source::Session { session: session_id(number), version: 1, prompt: 1 };

@@ -147,6 +147,71 @@ fn the_same_id_with_the_same_content_is_a_duplicate_and_with_other_content_a_con
 }
 
 #[test]
+fn the_same_in_another_spelling_is_a_duplicate_and_another_priority_a_conflict() {
+    with_actors(async |nightshift| {
+        let line = |body: &str, more: &str| format!(r#"{{"id":"a","body":{body}{more}}}"#);
+        let body = r#"{"model":"gpt-4o-mini","messages":[{"role":"user","content":"Hi"}],"temperature":1}"#;
+        let turned = r#"{ "temperature": 1, "messages": [{"content":"\u0048i","role":"user"}], "model":"gpt-4o-mini" }"#;
+        for (text, expected) in [
+            (line(body, ""), [1, 0, 0]),
+            (line(body, ""), [0, 1, 0]),
+            (line(turned, ""), [0, 1, 0]),
+            (line(&body.replace("Hi", "hi"), ""), [0, 0, 1]),
+            (line(&body.replace(":1}", ":1.5}"), ""), [0, 0, 1]),
+            (line(body, r#","priority":9"#), [0, 0, 1]),
+            (line(body, r#","notBefore":"2030-01-01T00:00:00Z""#), [0, 0, 1]),
+            (line(body, r#","metadata":{"a":"b"}"#), [0, 0, 1]),
+        ] {
+            assert_eq!(counts(&send_lines(&nightshift, REQUESTS, text.clone()).await), expected, "{text}");
+        }
+    });
+}
+
+#[test]
+fn a_list_is_no_object_wherever_one_is_expected() {
+    with_actors(async |nightshift| {
+        let request = r#"["a",null,{"model":"gpt-4o-mini","messages":[{"role":"user","content":"Hi"}]},null,null,null]"#;
+        let reply = send_lines(&nightshift, REQUESTS, request.to_owned()).await;
+        assert_eq!((counts(&reply), &reply["errors"][0]["code"]), ([0, 0, 1], &json!("invalid_request")));
+        let session = r#"{"externalId":"a","messages":[["user","hi",null]]}"#;
+        let reply = send_lines(&nightshift, SESSIONS, session.to_owned()).await;
+        assert_eq!(counts(&reply), [0, 0, 1]);
+        assert!(reply["errors"][0]["detail"].as_str().unwrap().contains("expected an object"), "{reply}");
+        let company = Call::json("/api/admin/legacy/companies", &json!(["new", null, null]));
+        assert_eq!(nightshift.call(company).await.problem(422), "invalid_body");
+    });
+}
+
+#[test]
+fn a_call_of_sessions_that_is_repeated_changes_nothing_that_came_since() {
+    with_actors(async |nightshift| {
+        let call = |key: &str, body: &Value| Call::json(SESSIONS, body).header("idempotency-key", key);
+        let (one, two) = (session("s", "one"), session("s", "two"));
+        assert_eq!(counts(&nightshift.call(call("k1", &one)).await.good()), [1, 0, 0]);
+        assert_eq!(counts(&nightshift.call(call("k2", &two)).await.good()), [1, 0, 0]);
+        assert_eq!(counts(&nightshift.call(call("k1", &one)).await.good()), [0, 1, 0]);
+        let version = async || nightshift.get(&format!("{SESSIONS}/s")).await["session"]["version"].clone();
+        assert_eq!(version().await, 2);
+        // The same key for something else is a mistake, whatever it is that differs.
+        let mut facts = one.clone();
+        facts["country"] = json!("NL");
+        for other in [&two, &facts, &session("t", "one")] {
+            assert_eq!(nightshift.call(call("k1", other)).await.problem(409), "conflict", "{other}");
+        }
+        // A key of requests is not one of sessions.
+        let request = Call::json(REQUESTS, &line(None, "x")).header("idempotency-key", "k1");
+        assert_eq!(counts(&nightshift.call(request).await.good()), [1, 0, 0]);
+        let store = nightshift.store();
+        assert!(store.verify().await.unwrap().is_whole());
+        nightshift.clock.advance(Duration::from_secs(24 * 3600));
+        while store.forget_keys(nightshift.now()).await.unwrap() > 0 {}
+        assert!(store.verify().await.unwrap().is_whole());
+        assert_eq!(counts(&nightshift.call(call("k1", &one)).await.good()), [1, 0, 0]);
+        assert_eq!(version().await, 3, "its day is over");
+    });
+}
+
+#[test]
 fn an_idempotency_key_stands_for_the_ids_that_lines_do_not_have() {
     with_actors(async |nightshift| {
         let body = format!("{}\n{}\n{}", line(None, "one"), line(Some("own"), "two"), line(None, "three"));

@@ -128,6 +128,7 @@ async fn sessions(nightshift: &Nightshift) {
     nightshift.session(9, "acme").await;
     let silent = SessionIn {
         fetch: None,
+        line: None,
         company: company("demo"),
         external_id: "chat-5".to_owned(),
         id: session_id(5),
@@ -188,7 +189,7 @@ fn a_filter_that_is_misspelt_means_neither_everything_nor_nothing() {
             ("sessions?category=misc", "unknown_category"),
             ("sessions?status=analysed", "unknown_parameter"),
             ("sessions/chat-1?include=everything", "unknown_include"),
-            ("requests/order-2?include=messages", "unknown_parameter"),
+            ("requests/order-2?include=messages", "unknown_include"),
             ("export/requests?format=xlsx", "unknown_format"),
             ("export/requests?limit=5", "unknown_parameter"),
             ("export/sessions?include=x", "unknown_include"),
@@ -307,6 +308,7 @@ fn texts_of_others_are_no_formulas_in_an_exported_table() {
         let evil = "=HYPERLINK(\"http://x\",\"y\")";
         let named = SessionIn {
             fetch: None,
+            line: None,
             company: company("demo"),
             external_id: evil.to_owned(),
             id: session_id(1),
@@ -386,5 +388,46 @@ fn with_creation_off_everything_pending_waits_for_the_switch_and_a_running_batch
         assert_eq!(settling["session"]["waiting"].take(), Value::Null);
         let viewer = nightshift.call(Call::get(own("requests/order-4/timeline")).token(VIEWER)).await;
         viewer.good();
+    });
+}
+
+#[test]
+fn all_that_is_stored_of_a_session_and_of_a_request_can_be_read() {
+    with_actors(async |nightshift| {
+        let own = |path: &str| format!("/api/v1/companies/demo/{path}");
+        nightshift.request(2, "demo", |_| ()).await;
+        let asked = "/body/messages/0/content";
+        let one = nightshift.get(&own("requests/order-2?include=body,misfits")).await;
+        assert_eq!(one["request"].pointer(asked).unwrap(), "2");
+        assert_eq!(one["request"]["misfits"], json!([]));
+        assert!(nightshift.get(&own("requests/order-2")).await["request"].get("body").is_none());
+        let lines = nightshift.raw(Call::get(own("export/requests?include=body"))).await.body;
+        let row: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+        assert_eq!(row.pointer(asked).unwrap(), "2");
+
+        let said = |text: &str| json!({ "externalId": "s", "metadata": { "shop": text }, "messages": [{ "role": "user", "content": text }] });
+        for text in ["one", "two", "three"] {
+            nightshift.call(Call::json(own("sessions"), &said(text))).await.good();
+        }
+        let first = nightshift.get(&own("sessions/s?version=1&include=messages")).await["session"].clone();
+        assert_eq!((&first["state"], &first["version"]), (&json!("superseded"), &json!(1)));
+        assert_eq!(
+            (&first["metadata"]["shop"], &first["conversation"][0]["content"]),
+            (&json!("one"), &json!("one"))
+        );
+        let now = nightshift.get(&own("sessions/s?version=3")).await["session"].clone();
+        assert_eq!((&now["state"], &now["waiting"]["for"]), (&json!("settling"), &json!("settle")));
+        for (version, status) in [("0", 404), ("4", 404), ("x", 422), ("-1", 422)] {
+            nightshift.call(Call::get(own(&format!("sessions/s?version={version}")))).await.problem(status);
+        }
+        let all = nightshift.raw(Call::get(own("export/sessions?include=messages,versions"))).await.body;
+        let rows: Vec<Value> = all.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let told =
+            |row: &Value| (row["version"].as_u64().unwrap(), row["conversation"][0]["content"].clone());
+        let expected = [(3, json!("three")), (2, json!("two")), (1, json!("one"))];
+        assert_eq!(rows.iter().map(told).collect::<Vec<_>>(), expected);
+        let csv = nightshift.raw(Call::get(own("export/sessions?format=csv&include=versions"))).await.body;
+        let names = csv.lines().next().unwrap();
+        assert!(csv.lines().count() == 4 && names.ends_with(",metadata"), "{csv}");
     });
 }

@@ -77,6 +77,7 @@ fn chat(number: u64, hash: u8) -> SessionIn {
         content_hash: [hash; 32],
         settles_at: Timestamp::from_millis(0),
         fetch: None,
+        line: None,
     }
 }
 

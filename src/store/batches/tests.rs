@@ -37,7 +37,18 @@ fn provider_id(number: u8) -> ProviderBatchId {
 
 async fn store_with(requests: u8) -> (Store, Vec<RequestId>) {
     let store = Store::in_memory(uuid::Uuid::nil()).await.unwrap();
-    let new = (1..=requests).map(|number| NewRequest {
+    let new = (1..=requests).map(request);
+    let accepted = store.accept_requests(new.collect(), NOW).await.unwrap();
+    let ids = accepted.into_iter().map(|accepted| match accepted {
+        Accepted::New(id) => id,
+        Accepted::Duplicate(_) | Accepted::Conflict(_) => panic!("not new"),
+    });
+    let ids = ids.collect();
+    (store, ids)
+}
+
+fn request(number: u8) -> NewRequest {
+    NewRequest {
         id: RequestId::from_bytes([number; 16]),
         group: group(),
         source: Source::Generic { client_id: None },
@@ -52,14 +63,7 @@ async fn store_with(requests: u8) -> (Store, Vec<RequestId>) {
         metadata: None,
         priority: 0,
         not_before: None,
-    });
-    let accepted = store.accept_requests(new.collect(), NOW).await.unwrap();
-    let ids = accepted.into_iter().map(|accepted| match accepted {
-        Accepted::New(id) => id,
-        Accepted::Duplicate(_) | Accepted::Conflict(_) => panic!("not new"),
-    });
-    let ids = ids.collect();
-    (store, ids)
+    }
 }
 
 fn sound(store: &Store) {
@@ -485,6 +489,44 @@ async fn a_batch_takes_no_more_than_its_companys_month_allows_and_what_it_does_n
 }
 
 #[tokio::test]
+async fn requests_that_cost_more_than_a_months_budget_hold_nothing_that_lies_behind_them() {
+    let (store, _) = store_with(0).await;
+    let company = Company {
+        id: "acme".parse().unwrap(),
+        name: String::new(),
+        model: "m".to_owned(),
+        suspended: false,
+        budget_micros: Some(5000),
+        retention: Default::default(),
+    };
+    store.put_companies(vec![company]).await.unwrap();
+    let waits = |number: u64, priority, output_max| NewRequest {
+        id: RequestId::from_bytes(u128::from(number).to_be_bytes()),
+        priority,
+        output_max: Some(output_max),
+        ..request(1)
+    };
+    let dear: Vec<_> = (1..=600).map(|number| waits(number, 5, 10_000)).collect();
+    for chunk in dear.chunks(250) {
+        store.accept_requests(chunk.to_vec(), NOW).await.unwrap();
+    }
+    let million = 1_000_000;
+    let rates = Some(Rates { input: million, cached: None, cache_write: None, output: million });
+    let open =
+        |number| Batch { rates, ..Batch::open(batch_id(number), group(), ProviderIdentity::default(), NOW) };
+    let reader = store.reader();
+    assert_eq!(reader.affordable(&open(1)).unwrap(), Affordable::TooDear { limit: 5000, next: 10_010 });
+    store.accept_requests((1001..=1003).map(|number| waits(number, 0, 100)).collect(), NOW).await.unwrap();
+    assert_eq!(reader.affordable(&open(1)).unwrap(), Affordable::Yes);
+    store.open_batch(open(1)).await.unwrap();
+    let cut = store.cut_chunk(batch_id(1), Revision(0), LIMITS).await.unwrap();
+    assert_eq!((cut.moved, cut.batch.counts.members), (3, 3));
+    let one = reader.request(dear[0].id).unwrap().unwrap();
+    assert!(matches!(reader.too_dear(&open(2), &one).unwrap(), Some(Affordable::TooDear { .. })));
+    sound(&store);
+}
+
+#[tokio::test]
 async fn a_late_answer_about_an_older_version_of_a_session_is_not_taken_for_the_newer_one() {
     let store = Store::in_memory(uuid::Uuid::nil()).await.unwrap();
     let session_id = SessionId::from_bytes([3; 16]);
@@ -495,6 +537,7 @@ async fn a_late_answer_about_an_older_version_of_a_session_is_not_taken_for_the_
         facts: SessionFacts::default(),
         messages: Some(vec![Message { role: Role::User, at: None, text: text.to_owned() }]),
         fetch: None,
+        line: None,
         content_hash: [hash; 32],
         settles_at: NOW,
     };

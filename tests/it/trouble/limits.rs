@@ -95,7 +95,9 @@ fn ten_requests_do_not_wait_behind_another_companys_thirty_thousand() {
     let folder = folder();
     let port = free_port();
     let simulator = Provider::start(&folder.path().join("provider"), "{}", |_| ());
-    let mut server = serve(folder.path(), &simulator, port, &["creation.max_requests=500"]);
+    // The ten are never due by themselves.
+    let set = ["creation.max_requests=500", "creation.max_age=1h"];
+    let mut server = serve(folder.path(), &simulator, port, &set);
     send(&server, "demo", 30_000, question);
     until(&mut server, "the first batches", |_| (simulator.calls("POST /v1/batches") >= 8).then_some(()));
     send(&server, "other", 10, question);
