@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::CliError;
 use crate::app::TOKEN_FILE;
 use crate::config::Settings;
+use crate::http::TOTAL_ROWS;
 
 /// A body that rests so long has broken off.
 const STALLED: Duration = Duration::from_secs(300);
@@ -64,11 +65,13 @@ impl Client {
         self.answer(request.timeout(Duration::from_secs(120))).await
     }
 
-    /// Reads a body of any length, piece by piece; it came whole if this ends well.
+    /// Reads a body of any length, piece by piece; it came whole if this ends well. `begun` is told how many rows there are
+    /// to come, where the server knows.
     pub async fn download(
         &self,
         path: &str,
         query: &[(&str, String)],
+        begun: impl FnOnce(Option<u64>),
         mut take: impl FnMut(&[u8]) -> Result<(), CliError>,
     ) -> Result<(), CliError> {
         let broken = |why: &dyn std::fmt::Display| {
@@ -79,6 +82,8 @@ impl Client {
         if !answer.status().is_success() {
             return read(answer).await.map(drop);
         }
+        let total = answer.headers().get(TOTAL_ROWS).and_then(|total| total.to_str().ok());
+        begun(total.and_then(|total| total.parse().ok()));
         loop {
             let piece = tokio::time::timeout(STALLED, answer.chunk()).await;
             let piece = piece.map_err(|_| broken(&"the server sends nothing more"))?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
 use super::client::Client;
 use super::{CliError, block_on, output};
@@ -195,42 +195,106 @@ fn write_part(
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(part);
     let mut out = BufWriter::new(file.map_err(|err| failed(&err))?);
     let bar = bar();
-    let bytes = download(client, path, query, &mut out, &bar)?;
+    let (rows, bytes) = download(client, path, query, &mut out, &bar)?;
     let file = out.into_inner().map_err(|err| failed(err.error()))?;
     file.sync_all().map_err(|err| failed(&err))?;
-    output::talk(&format!("{bytes} bytes written"));
+    output::talk(&format!("{rows} rows written, {bytes} bytes"));
     Ok(())
 }
 
+/// Gives the rows and bytes that were written.
 fn download(
     client: &Client,
     path: &str,
     query: &[(&str, String)],
     out: &mut impl Write,
     bar: &ProgressBar,
-) -> Result<u64, CliError> {
+) -> Result<(u64, u64), CliError> {
+    let is_csv = query.contains(&("format", "csv".to_owned()));
     let mut bytes = 0;
-    let ended = block_on(client.download(path, query, |piece| {
+    let mut rows = Rows { is_csv, in_quotes: false, line_ends: 0 };
+    let begun = |total: Option<u64>| {
+        if let Some(total) = total {
+            bar.set_length(total);
+            bar.set_style(style("{bar:30} {pos}/{len} rows {msg} {elapsed}", ProgressStyle::default_bar));
+        }
+    };
+    let ended = block_on(client.download(path, query, begun, |piece| {
         bytes += piece.len() as u64;
-        bar.set_position(bytes);
+        rows.take(piece);
+        bar.set_position(rows.count());
+        bar.set_message(format!("{} {}/s", HumanBytes(bytes), HumanBytes(per_second(bytes, bar.elapsed()))));
         out.write_all(piece).map_err(|err| unwritten("the output", &err))
     }));
     bar.finish_and_clear();
-    ended.map(|()| bytes)
+    ended.map(|()| (rows.count(), bytes))
+}
+
+fn per_second(bytes: u64, time: Duration) -> u64 {
+    let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
+    bytes.saturating_mul(1000) / millis
+}
+
+/// Counts rows as they come by, in whatever pieces.
+struct Rows {
+    is_csv: bool,
+    in_quotes: bool,
+    line_ends: u64,
+}
+
+impl Rows {
+    fn take(&mut self, piece: &[u8]) {
+        for byte in piece {
+            match byte {
+                // A quote within a text is doubled, so that it ends and begins anew.
+                b'"' if self.is_csv => self.in_quotes = !self.in_quotes,
+                b'\n' if !self.in_quotes => self.line_ends += 1,
+                _ => {}
+            }
+        }
+    }
+
+    /// Without the line of names.
+    const fn count(&self) -> u64 {
+        if self.is_csv { self.line_ends.saturating_sub(1) } else { self.line_ends }
+    }
 }
 
 fn unwritten(what: &str, err: &std::io::Error) -> CliError {
     CliError::Failed(format!("{what} cannot be written: {err}"))
 }
 
-/// How much there is to come is not known before the end.
+/// A spinner, and a bar once it is known how much there is to come.
 fn bar() -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new_spinner();
-    let style = "{spinner} {bytes} {bytes_per_sec} {elapsed}";
-    bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    bar.set_style(style("{spinner} {pos} rows {msg} {elapsed}", ProgressStyle::default_spinner));
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
+}
+
+fn style(template: &str, otherwise: fn() -> ProgressStyle) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| otherwise())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_counted_wherever_a_piece_ends() {
+        let count = |is_csv, text: &str, length| {
+            let mut rows = Rows { is_csv, in_quotes: false, line_ends: 0 };
+            text.as_bytes().chunks(length).for_each(|piece| rows.take(piece));
+            rows.count()
+        };
+        let csv = "id,text\r\n1,\"a\nb \"\"c\"\"\n\"\r\n2,\r\n";
+        let lines = "{\"a\":\"\\\"\"}\n{}\n{}\n";
+        for length in 1..=csv.len() {
+            assert_eq!((count(true, csv, length), count(false, lines, length)), (2, 3), "{length}");
+        }
+        assert_eq!(Rows { is_csv: true, in_quotes: false, line_ends: 0 }.count(), 0);
+    }
 }

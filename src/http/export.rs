@@ -24,6 +24,8 @@ const PAGE: usize = 250;
 const PIECE_BYTES: usize = 64 * 1024;
 /// Pieces that are ready and not yet taken.
 const PIECES: usize = 2;
+/// How many rows there are at the moment, where that is known without reading them: for whoever shows how far it is.
+pub const TOTAL_ROWS: &str = "x-total-rows";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
@@ -83,14 +85,20 @@ async fn start(
     let mut export =
         Export { reader: api.shared.reader.clone(), rows, format, begun: false, is_last_page: false };
     // The first piece is read before the reply begins: until then an error can still be told.
-    let (export, first) = blocking(move || export.piece().map(|piece| (export, piece))).await?;
+    let read = move || {
+        let total = export.rows.total(&export.reader)?;
+        export.piece().map(|piece| (export, piece, total))
+    };
+    let (export, first, total) = blocking(read).await?;
     let (sender, pieces) = mpsc::channel(PIECES);
     tokio::spawn(export.send(first, sender));
     let day: String = api.shared.clock.now().to_string().chars().take(10).collect();
     // Neither has anything in it that would need quoting.
     let name = format!("attachment; filename=\"{what}-{company}-{day}.{}\"", format.extension());
     let name = HeaderValue::from_str(&name).map(|name| (CONTENT_DISPOSITION.as_str(), name));
-    Ok(Answer::stream(StatusCode::OK, format.content_type(), pieces).with(name.into_iter().collect()))
+    let total = total.map(|total| (TOTAL_ROWS, HeaderValue::from(total)));
+    let headers = name.into_iter().chain(total).collect();
+    Ok(Answer::stream(StatusCode::OK, format.content_type(), pieces).with(headers))
 }
 
 /// The rows that are still to be sent.
@@ -186,6 +194,17 @@ impl Export {
 }
 
 impl Rows {
+    /// How many there are; none where only reading them would tell.
+    fn total(&self, reader: &StoreReader) -> Result<Option<u64>, StoreError> {
+        match self {
+            Self::Requests { filter, .. } => reader.count_requests_of(filter),
+            Self::Sessions { filter, include, .. } if !include.contains(&"versions") => {
+                reader.count_sessions_of(filter)
+            }
+            Self::Sessions { .. } => Ok(None),
+        }
+    }
+
     fn is_empty(&self) -> bool {
         match self {
             Self::Requests { read, .. } => read.is_empty(),

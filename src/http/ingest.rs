@@ -23,7 +23,7 @@ use crate::domain::request::Endpoint;
 use crate::domain::session::{Message, Role, SessionFacts};
 use crate::import::csv::Row;
 use crate::serving::BodyError;
-use crate::store::{Accepted, CallLine, ClientKey, SessionTaken};
+use crate::store::{Accepted, CallLine, ClientKey, GROUPS_OF_ONE_MAX, SessionTaken};
 
 /// Errors that a reply tells of; the count goes on.
 const ERRORS_MAX: usize = 1000;
@@ -432,6 +432,12 @@ impl Kind for Requests {
                 Accepted::Duplicate(id) => {
                     tally.duplicate += 1;
                     tally.named(number, &id.to_string(), "duplicate");
+                }
+                Accepted::TooManyGroups => {
+                    let detail = format!(
+                        "requests for {GROUPS_OF_ONE_MAX} other models and endpoints wait already; send it again once some are through"
+                    );
+                    tally.reject(number, &wrong("too_many_models", detail));
                 }
                 Accepted::Conflict(id) => {
                     let detail = format!("request {id} has this key and other content");

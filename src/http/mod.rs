@@ -62,6 +62,7 @@ use crate::domain::webhook::signature::SigningSecret;
 use crate::serving::{self, BodyLimits};
 use crate::store::{Report, Role, StoreError};
 use auth::{Auth, Caller};
+pub use export::TOTAL_ROWS;
 use hints::Hints;
 use limits::Limiter;
 use lines::Body;

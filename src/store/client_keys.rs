@@ -76,15 +76,21 @@ impl Store {
     }
 }
 
-/// Uses a key for a request, unless it was used before: then what for.
-pub(super) fn use_for(
+/// A key of a request that came in.
+pub(super) struct Used {
+    place: Vec<u8>,
+    at: Timestamp,
+    /// What it was used for before.
+    pub known: Option<KnownKey>,
+}
+
+/// Looks a key up.
+pub(super) fn look_up(
     tx: &mut Tx<'_>,
     company: &CompanyId,
     key: &ClientKey,
-    request: RequestId,
-    content_hash: [u8; 32],
     now: Timestamp,
-) -> Result<Option<KnownKey>, StoreError> {
+) -> Result<Used, StoreError> {
     let place = client_key(company, key);
     let since = match key {
         ClientKey::Line(CallLine { idempotency_key, .. }) => {
@@ -92,15 +98,22 @@ pub(super) fn use_for(
         }
         ClientKey::Id(_) => None,
     };
-    if let Some(known) = tx.read::<KnownKey>(Tree::ClientKeys, &place)?
-        && since.is_none_or(|since| known.at >= since)
-    {
-        return Ok(Some(known));
-    }
+    let known = tx.read::<KnownKey>(Tree::ClientKeys, &place)?;
+    let known = known.filter(|known| since.is_none_or(|since| known.at >= since));
     // A clock that was set back a little must not make a line older than its key.
-    let at = since.map_or(now, |since| since.max(now));
-    tx.write(Tree::ClientKeys, place, &KnownKey { request, content_hash, at })?;
-    Ok(None)
+    Ok(Used { place, at: since.map_or(now, |since| since.max(now)), known })
+}
+
+impl Used {
+    /// Uses it for a request.
+    pub(super) fn note(
+        self,
+        tx: &mut Tx<'_>,
+        request: RequestId,
+        content_hash: [u8; 32],
+    ) -> Result<(), StoreError> {
+        tx.write(Tree::ClientKeys, self.place, &KnownKey { request, content_hash, at: self.at })
+    }
 }
 
 /// Notes that a line brings a session, unless it did before.

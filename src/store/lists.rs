@@ -240,6 +240,39 @@ impl StoreReader {
         .map(|(found, next)| (found, next.map(SessionId::from_bytes)))
     }
 
+    /// How many requests a filter lets through, where the counters tell; none for others.
+    pub fn count_requests_of(&self, filter: &RequestsOf) -> Result<Option<u64>, StoreError> {
+        let plain = RequestsOf { status: filter.status, ..RequestsOf::all(filter.company.clone()) };
+        if *filter != plain {
+            return Ok(None);
+        }
+        let counts = self.summary(Some(&filter.company))?;
+        let wanted = |status: &RequestStatus| filter.status.is_none_or(|only| only == *status);
+        let counted = RequestStatus::ALL.into_iter().zip(counts).filter(|(status, _)| wanted(status));
+        Ok(Some(counted.map(|(_, count)| count).sum()))
+    }
+
+    /// How many sessions a company has, where a filter lets all through and there are not too many to count; else none.
+    pub fn count_sessions_of(&self, filter: &SessionsOf) -> Result<Option<u64>, StoreError> {
+        const COUNTED_MAX: usize = 100_000;
+        const PAGE: usize = 10_000;
+        if *filter != SessionsOf::all(filter.company.clone()) {
+            return Ok(None);
+        }
+        let prefix = Key::new().company(&filter.company).done();
+        let end = keys::after_prefix(&prefix);
+        let (mut from, mut count) = (prefix, 0);
+        while count < COUNTED_MAX {
+            let page = self.engine.scan(Tree::SessionsOf, &from, end.as_deref(), PAGE)?;
+            count += page.len();
+            match page.last() {
+                Some((last, _)) if page.len() == PAGE => from = [last.as_slice(), &[0]].concat(),
+                Some(_) | None => return Ok(Some(count as u64)),
+            }
+        }
+        Ok(None)
+    }
+
     /// What became of a session.
     pub fn with_outcome(&self, session: Session) -> Result<SessionFound, StoreError> {
         let analysis = self.analysis(session.id, session.version)?;

@@ -43,7 +43,7 @@ pub use committer::{OnFatal, Standing};
 pub use erasing::ErasedChunk;
 pub use intents::{NotedIntent, WATCHED_FOR};
 pub use lists::{LOOKED_AT_MAX, RequestsOf, SessionFound, SessionsOf};
-pub use requests::{Accepted, NewRequest, RequestFilter, Requeued};
+pub use requests::{Accepted, GROUPS_OF_ONE_MAX, NewRequest, RequestFilter, Requeued};
 pub use sessions::{Content, SessionIn, SessionTaken};
 pub use sources::{Due, FetchFailed, Reading, TranscriptIn};
 pub use tokens::{Role, StoredToken, TokenError};

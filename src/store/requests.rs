@@ -57,7 +57,13 @@ pub enum Accepted {
     Duplicate(RequestId),
     /// Its key is taken by a request with other content, which has this id.
     Conflict(RequestId),
+    /// Its company has requests waiting for as many other models and endpoints as it may.
+    TooManyGroups,
 }
+
+/// For so many models and endpoints a company may have requests waiting: each makes batches of its own, and those are few
+/// for all.
+pub const GROUPS_OF_ONE_MAX: usize = 100;
 
 /// What became of a request that was to be requeued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,15 +151,33 @@ fn accept(tx: &mut Tx<'_>, new: NewRequest, now: Timestamp) -> Result<Accepted, 
     if erasing::is_erased(tx, &new.group.company)? {
         return Err(StoreError::NotFound { what: "company", id: new.group.company.to_string() });
     }
-    let known = match &new.key {
-        Some(key) => client_keys::use_for(tx, &new.group.company, key, new.id, new.content_hash, now)?,
+    let used = match &new.key {
+        Some(key) => Some(client_keys::look_up(tx, &new.group.company, key, now)?),
         None => None,
     };
-    match known {
-        None => insert(tx, new, now).map(Accepted::New),
-        Some(known) if known.content_hash == new.content_hash => Ok(Accepted::Duplicate(known.request)),
-        Some(known) => Ok(Accepted::Conflict(known.request)),
+    match used.as_ref().and_then(|used| used.known.as_ref()) {
+        Some(known) if known.content_hash == new.content_hash => {
+            return Ok(Accepted::Duplicate(known.request));
+        }
+        Some(known) => return Ok(Accepted::Conflict(known.request)),
+        None => {}
     }
+    if has_no_room(tx, &new.group)? {
+        return Ok(Accepted::TooManyGroups);
+    }
+    if let Some(used) = used {
+        used.note(tx, new.id, new.content_hash)?;
+    }
+    insert(tx, new, now).map(Accepted::New)
+}
+
+/// Whether nothing waits for this model and endpoint yet, and for as many others as may be.
+fn has_no_room(tx: &Tx<'_>, group: &Group) -> Result<bool, StoreError> {
+    if tx.has(Tree::Groups, &Key::new().group(group).done())? {
+        return Ok(false);
+    }
+    let prefix = Key::new().company(&group.company).done();
+    Ok(tx.scan_prefix(Tree::Groups, &prefix, GROUPS_OF_ONE_MAX)?.len() >= GROUPS_OF_ONE_MAX)
 }
 
 /// Stores a new request, pending.

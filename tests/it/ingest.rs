@@ -660,3 +660,25 @@ fn inputs_of_embeddings_are_counted_and_empty_ones_refused() {
         }
     });
 }
+
+#[test]
+fn requests_wait_for_a_hundred_models_and_not_for_more() {
+    with_actors(async |nightshift| {
+        let of = |model: usize| {
+            let body =
+                json!({ "model": format!("m{model}"), "messages": [{ "role": "user", "content": "x" }] });
+            json!({ "id": format!("order-{model}"), "body": body }).to_string()
+        };
+        let lines: Vec<String> = (1..=102).map(of).collect();
+        let reply = send_lines(&nightshift, REQUESTS, lines.join("\n")).await;
+        assert_eq!((counts(&reply), &reply["errors"][0]["line"]), ([100, 0, 2], &json!(101)));
+        assert_eq!(reply["errors"][1]["code"], "too_many_models");
+        // What is there is told so, more for the same models are taken, and another company has its own hundred.
+        let again = send_lines(&nightshift, REQUESTS, lines[..2].join("\n")).await;
+        assert_eq!(counts(&again), [0, 2, 0]);
+        let more = of(1).replace("order-1", "order-more");
+        assert_eq!(counts(&send_lines(&nightshift, REQUESTS, more).await), [1, 0, 0]);
+        let other = Call::post("/api/v1/companies/acme/requests", LINES, of(101));
+        assert_eq!(counts(&nightshift.call(other).await.good()), [1, 0, 0]);
+    });
+}

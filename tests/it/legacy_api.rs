@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::harness::{
     ACME, Call, DEMO, Nightshift, Reply, VIEWER, batch_id, golden, good_line, refused_line, request_id,
-    with_actors,
+    session_id, with_actors,
 };
 
 const LEGACY: &str = "/api/admin/legacy";
@@ -522,5 +522,63 @@ fn a_company_is_not_told_which_other_companies_there_are() {
             let detail = |reply: &Reply| reply.body["detail"].as_str().unwrap().replace("acme", "none");
             assert_eq!(detail(&there), detail(&not_there));
         }
+    });
+}
+
+/// Below its own path an id of somebody else's leads nowhere, whatever is done with it, and whoever does it.
+#[test]
+fn what_is_another_companys_is_not_there_below_ones_own_path() {
+    with_actors(async |nightshift| {
+        let theirs = |path: &str| format!("/api/v1/companies/acme/{path}");
+        nightshift.session(1, "acme").await;
+        nightshift.request(2, "acme", |_| ()).await;
+        let wish = json!({ "url": "https://example.com/hook", "events": ["request.finished"] });
+        let made = nightshift.call(Call::json(theirs("webhooks"), &wish)).await.good();
+        let hook = made["webhook"]["id"].as_str().unwrap().to_owned();
+        let test = nightshift.call(Call::post(theirs(&format!("webhooks/{hook}/test")), "", "")).await.good();
+        let delivery = test["deliveryId"].as_str().unwrap().to_owned();
+        let key = nightshift.call(Call::json(theirs("keys"), &json!({}))).await;
+        let key = key.body["key"]["id"].as_str().unwrap().to_owned();
+        let seen = async || {
+            let paths = ["webhooks".to_owned(), format!("webhooks/{hook}/deliveries"), "keys".to_owned()];
+            let mut seen = Vec::new();
+            for path in paths {
+                seen.push(nightshift.get(&theirs(&path)).await);
+            }
+            seen.push(nightshift.get(&legacy("summary")).await);
+            seen
+        };
+        let before = seen().await;
+        let ids = [
+            hook.clone(),
+            key,
+            session_id(1).to_string(),
+            request_id(2).to_string(),
+            "chat-1".to_owned(),
+            "order-2".to_owned(),
+        ];
+        let mut asked = 0;
+        for entry in http::table::TABLE {
+            if !(entry.path.contains("{companyId}") && entry.path.contains("{id}")) {
+                continue;
+            }
+            for id in &ids {
+                let path = entry.path.replace("{companyId}", "demo").replace("{id}", id);
+                let path = path.replace("{otherId}", &delivery);
+                let call = || match entry.method {
+                    "PUT" => Call::json(path.as_str(), &wish).method("PUT"),
+                    method => Call::new(method, path.as_str()),
+                };
+                let admin = nightshift.raw(call()).await.status;
+                assert_eq!(admin, 404, "{} {path}", entry.method);
+                let own = nightshift.raw(call().token(DEMO)).await.status;
+                let may =
+                    matches!(entry.access, http::table::Access::OwnRead | http::table::Access::OwnWrite);
+                assert_eq!(own, if may { 404 } else { 403 }, "{} {path}", entry.method);
+                asked += 1;
+            }
+        }
+        assert!(asked >= 15 * ids.len(), "{asked}");
+        assert_eq!(seen().await, before);
     });
 }

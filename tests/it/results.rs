@@ -427,6 +427,17 @@ fn all_that_is_stored_of_a_session_and_of_a_request_can_be_read() {
         let expected = [(3, json!("three")), (2, json!("two")), (1, json!("one"))];
         assert_eq!(rows.iter().map(told).collect::<Vec<_>>(), expected);
         let csv = nightshift.raw(Call::get(own("export/sessions?format=csv&include=versions"))).await.body;
+        let total = async |path: &str| {
+            let reply = nightshift.raw(Call::get(own(path))).await;
+            reply.headers.get("x-total-rows").map(|total| total.to_str().unwrap().to_owned())
+        };
+        assert_eq!(total("export/sessions").await.as_deref(), Some("1"));
+        assert_eq!(total("export/requests").await.as_deref(), Some("1"));
+        assert_eq!(total("export/requests?status=processing_complete").await.as_deref(), Some("0"));
+        assert_eq!(
+            (total("export/sessions?include=versions").await, total("export/requests?model=x").await),
+            (None, None)
+        );
         let names = csv.lines().next().unwrap();
         assert!(csv.lines().count() == 4 && names.ends_with(",metadata"), "{csv}");
     });
