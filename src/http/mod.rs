@@ -429,16 +429,15 @@ fn ready(api: &Api) -> (StatusCode, Value) {
 /// that nobody ends would have the store report every change to it.
 async fn verify(api: &Api) -> Result<Value, ApiError> {
     let store = api.shared.store.clone();
-    let doubt = store.doubt();
     let ended = tokio::spawn(async move { store.verify().await }).await.map_err(|err| {
         tracing::error!(error = %err, "a check panicked");
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this should not happen")
     })?;
-    Ok(report_view(&ended?, doubt.as_deref()))
+    Ok(report_view(&ended?))
 }
 
 /// What a check of the store found, as it is shown.
-pub fn report_view(report: &Report, doubt: Option<&str>) -> Value {
+pub fn report_view(report: &Report) -> Value {
     let violations: Vec<_> = report
         .violations
         .iter()
@@ -455,7 +454,7 @@ pub fn report_view(report: &Report, doubt: Option<&str>) -> Value {
         },
         "violations": violations,
         "acceptedBefore": report.accepted,
-        "doubt": doubt,
+        "doubt": report.doubt,
     })
 }
 

@@ -339,7 +339,10 @@ async fn a_store_put_back_is_in_doubt_through_writes_and_restarts_until_it_is_ac
         store.accept_requests(vec![new_request(number)], NOW).await.unwrap();
         store.anchor().await.unwrap();
         assert!(store.reader().request(request_id(number)).unwrap().is_some());
-        assert!(store.check().await.unwrap().is_whole());
+        assert!(store.check().await.unwrap().is_whole(), "it agrees with itself");
+        let found = store.verify().await.unwrap();
+        let numbers: Vec<u8> = found.violations.iter().map(|violation| violation.invariant).collect();
+        assert_eq!((numbers, found.doubt), (vec![7], store.doubt()), "and is not whole all the same");
         close(store, &data).await;
         assert_eq!(std::fs::read(data.join("ANCHOR")).unwrap(), anchor, "the anchor moved over the doubt");
         if number == 20 {
@@ -356,7 +359,11 @@ async fn a_store_put_back_is_in_doubt_through_writes_and_restarts_until_it_is_ac
     close(store, &data).await;
     let store = open(&data).await.unwrap();
     assert_eq!(store.doubt(), None);
-    assert!(store.check().await.unwrap().is_whole());
+    let whole = store.verify().await.unwrap();
+    assert!(whole.is_whole() && whole.accepted == 0, "{whole:?}");
+    // What was accepted is that doubt, and not the next one.
+    store.distrust("another".to_owned()).await.unwrap();
+    assert!(!store.verify().await.unwrap().is_whole());
 }
 
 #[tokio::test]

@@ -64,6 +64,8 @@ pub struct Report {
     pub violations: Vec<Violation>,
     /// What is wrong and was accepted by an operator before.
     pub accepted: u64,
+    /// Why the store cannot be believed although it may agree with itself; that is a violation, too.
+    pub doubt: Option<String>,
     /// By how much trees differ from their sums.
     differences: Vec<(Tree, Sum)>,
 }
@@ -82,10 +84,21 @@ impl Report {
 const PAGE: usize = if cfg!(test) { 3 } else { 250 };
 
 impl Store {
-    /// Checks every invariant on the live store and says what it found.
+    /// Checks every invariant on the live store and says what it found. A store in doubt is not whole: an older copy
+    /// agrees with itself.
     pub async fn verify(&self) -> Result<Report, StoreError> {
         let _one = self.checking.lock().await;
-        self.scan().await
+        let mut report = self.scan().await?;
+        if let Some(why) = self.doubt() {
+            let violation = Violation {
+                invariant: ANCHOR,
+                place: "anchor".to_owned(),
+                what: format!("the store is in doubt: {why}"),
+            };
+            report.violations.insert(0, violation);
+            report.doubt = Some(why);
+        }
+        Ok(report)
     }
 
     /// The check after an opening: what it finds puts the store in doubt, for good.
@@ -136,8 +149,9 @@ impl Store {
             return Err(StoreError::Broken(what.to_owned()));
         }
         let mut notes = Writes::new();
-        // What the new sums cover is not noted: were it lost again, that would be another loss.
-        for violation in report.violations.iter().filter(|violation| !violation.is_of_sums()) {
+        // What the new sums and the moved anchor cover is not noted: another loss, or doubt, would be a new one.
+        let noted = |violation: &&Violation| !violation.is_of_sums() && violation.invariant != ANCHOR;
+        for violation in report.violations.iter().filter(noted) {
             let value = violation.what.bytes().take(1000).collect();
             notes.entry(Tree::Meta).or_default().insert(violation.key(), Some(value));
         }
@@ -174,6 +188,8 @@ impl Violation {
 
 /// What was acknowledged is there.
 const LOSS: u8 = 6;
+/// The store is the latest one, and nothing speaks against believing it.
+const ANCHOR: u8 = 7;
 
 /// A check of the whole store under way.
 pub struct Scan {
