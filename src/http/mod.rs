@@ -262,7 +262,7 @@ impl Call {
             Route::Resume => control::resume(api),
             Route::Companies => legacy::companies(api).await?,
             Route::Switches => legacy::switches(api),
-            Route::Inner => legacy::health(),
+            Route::Inner => legacy::health(api).await?,
             Route::Verify => verify(api).await?,
             Route::IngestRequests | Route::IngestSessions => {
                 takes_in(api)?;

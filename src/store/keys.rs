@@ -120,6 +120,8 @@ trees! {
     Erasures = "erasures",
     /// erasure → nothing, while it is not done; erasure, batch → nothing, while its files may be there
     Erasing = "erasing",
+    /// batch → why it does not close
+    Anomalies = "anomalies",
 }
 
 /// Builds a key piece by piece.

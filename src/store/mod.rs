@@ -6,6 +6,7 @@
 mod adoption;
 mod aging;
 mod anchor;
+mod anomalies;
 mod batch_views;
 mod batches;
 mod budgets;
@@ -36,6 +37,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 pub use aging::{Aged, Removed};
+pub use anomalies::Anomaly;
 pub use batches::{AppliedLine, Closed, Cut, GroupWaiting, Repair, StoryLine};
 pub use committer::{OnFatal, Standing};
 pub use erasing::ErasedChunk;
@@ -134,6 +136,14 @@ pub enum StoreError {
         /// Its id.
         id: String,
     },
+    /// A batch would close although the ends of its members do not add up: nothing was stored but that.
+    #[error("batch {batch} may not close: {why}")]
+    Unproven {
+        /// The batch.
+        batch: String,
+        /// What does not add up.
+        why: String,
+    },
     /// An invariant would be broken: a bug, and nothing was stored.
     #[error("an invariant of the store would be broken: {0}")]
     Broken(String),
@@ -152,6 +162,7 @@ impl StoreError {
             | Self::TooLong { .. }
             | Self::Stale { .. }
             | Self::NotFound { .. }
+            | Self::Unproven { .. }
             | Self::Broken(_) => false,
         }
     }

@@ -24,7 +24,7 @@ use super::outbox;
 use super::requests::{self, GroupStat};
 use super::rooms::{self, Hold};
 use super::sums::{Sum, Sums};
-use super::{Store, StoreError, StoreReader, StoredToken, codec, sources, tx};
+use super::{Store, StoreError, StoreReader, StoredToken, anomalies, codec, sources, tx};
 use crate::domain::batch::{Batch, BatchState, Counts};
 use crate::domain::budget::{Booking, Money};
 use crate::domain::company::Company;
@@ -488,6 +488,7 @@ impl Scan {
                     wrong.push((1, "an erasure is under way and is not there".to_owned()));
                 }
             }
+            Tree::Anomalies => wrong.extend(anomalies::verify(engine, key, value)?.map(|what| (4, what))),
             Tree::Story => drop(codec::decode::<StoryLine>(value)?),
             Tree::Groups => drop(codec::decode::<GroupStat>(value)?),
             Tree::Counters => drop(tx::number(Some(value))?),
