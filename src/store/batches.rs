@@ -31,6 +31,9 @@ const KEEP_INPUT: Duration = Duration::from_secs(48 * 3600);
 /// Due once the batch of a file is closed; no clock gets there.
 const AFTER_THE_CLOSE: Timestamp = Timestamp::from_millis(i64::MAX);
 
+/// A batch that waits out a long outage must not fill the disk with its story: it has at most so many lines.
+pub(super) const STORY_MAX: u32 = 2000;
+
 /// What became of a member of a batch; its number is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
@@ -552,8 +555,6 @@ fn adopt(tx: &mut Tx<'_>, batch: &mut Batch, provider_batch: &ProviderBatchId) -
 }
 
 pub(super) fn tell(tx: &mut Tx<'_>, batch: &mut Batch, text: &str, at: Timestamp) -> Result<(), StoreError> {
-    // A batch that waits out a long outage must not fill the disk with its story.
-    const STORY_MAX: u32 = 2000;
     if batch.story_lines >= STORY_MAX {
         return Ok(());
     }

@@ -13,7 +13,7 @@ mod totals;
 
 use std::collections::{BTreeMap, HashSet};
 
-use entries::{batch, booked, get, is_or_was, member, outstanding, request, session};
+use entries::{batch, booked, get, is_or_was, member, outstanding, provider_batch, request, session};
 
 use super::batches::{Fate, Provisional, StoryLine};
 use super::budgets;
@@ -442,15 +442,7 @@ impl Scan {
                 drop(codec::decode::<Provisional>(value)?);
                 outstanding(engine, key, &mut wrong)?;
             }
-            Tree::ProviderBatches => {
-                let id: BatchId = codec::decode(value)?;
-                if engine.get(Tree::Batches, id.as_bytes())?.is_none() {
-                    wrong.push((
-                        3,
-                        format!("a batch of the provider belongs to batch {id}, which is not there"),
-                    ));
-                }
-            }
+            Tree::ProviderBatches => provider_batch(engine, key, value, &mut wrong)?,
             Tree::Bookings => {
                 self.report.bookings += 1;
                 drop(codec::decode::<Booking>(value)?);
