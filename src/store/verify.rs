@@ -605,3 +605,6 @@ impl Scan {
         if tree == Tree::Requests { self.counters(engine) } else { Ok(()) }
     }
 }
+
+#[cfg(test)]
+mod tests;
