@@ -67,6 +67,9 @@ pub fn show(answer: &Value) {
             text("place")
         ));
     }
+    if let Some(more) = answer["moreViolations"].as_u64().filter(|more| *more > 0) {
+        output::data(&format!("and {more} more"));
+    }
     if let Some(accepted) = answer["acceptedBefore"].as_u64().filter(|accepted| *accepted > 0) {
         output::talk(&format!("{accepted} more were accepted before and are not listed"));
     }

@@ -453,6 +453,7 @@ pub fn report_view(report: &Report) -> Value {
             "batches": report.batches, "members": report.members, "bookings": report.bookings,
         },
         "violations": violations,
+        "moreViolations": report.more,
         "acceptedBefore": report.accepted,
         "doubt": report.doubt,
     })

@@ -60,8 +60,10 @@ pub struct Report {
     pub members: u64,
     /// Booked lines read.
     pub bookings: u64,
-    /// What is wrong, at most [`Report::VIOLATIONS_MAX`].
+    /// What is wrong: of what the scan found at most [`Report::VIOLATIONS_MAX`].
     pub violations: Vec<Violation>,
+    /// How much more the scan found wrong.
+    pub more: u64,
     /// What is wrong and was accepted by an operator before.
     pub accepted: u64,
     /// Why the store cannot be believed although it may agree with itself; that is a violation, too.
@@ -71,12 +73,17 @@ pub struct Report {
 }
 
 impl Report {
-    /// More are not kept: the first ones tell enough.
+    /// More are counted and not kept: the first ones tell enough.
     pub const VIOLATIONS_MAX: usize = 1000;
 
     /// Whether every invariant holds.
     pub const fn is_whole(&self) -> bool {
         self.violations.is_empty()
+    }
+
+    /// How much is wrong, whether it is kept here or not.
+    pub fn found(&self) -> u64 {
+        u64::try_from(self.violations.len()).unwrap_or(u64::MAX).saturating_add(self.more)
     }
 }
 
@@ -106,7 +113,7 @@ impl Store {
         let _one = self.checking.lock().await;
         let report = self.scan().await?;
         if let Some(first) = report.violations.first() {
-            let more = match report.violations.len() {
+            let more = match report.found() {
                 1 => String::new(),
                 all => format!(", and {} more", all - 1),
             };
@@ -353,6 +360,8 @@ impl Scan {
             self.report.accepted += 1;
         } else if self.report.violations.len() < Report::VIOLATIONS_MAX {
             self.report.violations.push(violation);
+        } else {
+            self.report.more += 1;
         }
     }
 

@@ -8,7 +8,7 @@ use nightshift::domain::batch::{BatchState, Closing};
 use nightshift::domain::id::RequestId;
 use nightshift::domain::step::{Change, Step};
 use nightshift::http;
-use nightshift::store::StoreError;
+use nightshift::store::{Report, StoreError};
 use serde_json::{Map, Value, json};
 
 use crate::harness::{
@@ -527,6 +527,17 @@ fn a_company_is_not_told_which_other_companies_there_are() {
             assert_eq!(detail(&there), detail(&not_there));
         }
     });
+}
+
+#[test]
+fn what_a_check_found_and_did_not_keep_is_shown_as_a_number() {
+    let mut report = Report::default();
+    report.more = 5;
+    let view = http::report_view(&report);
+    assert_eq!(
+        (&view["moreViolations"], &view["violations"], &view["doubt"]),
+        (&json!(5), &json!([]), &Value::Null)
+    );
 }
 
 #[test]

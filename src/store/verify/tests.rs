@@ -200,3 +200,25 @@ async fn what_a_batch_completed_may_be_gone() {
     store.committer.commit(1, remove).await.unwrap();
     assert_eq!(store.verify().await.unwrap().violations, []);
 }
+
+#[tokio::test]
+async fn what_is_wrong_beyond_what_is_kept_is_counted() {
+    const MORE: usize = 5;
+    let store = full_store().await;
+    let strays = |tx: &mut tx::Tx<'_>| {
+        for number in 0..Report::VIOLATIONS_MAX + MORE {
+            tx.put(
+                Tree::TokenIds,
+                Key::new().text("acme").u32(u32::try_from(number).unwrap()).done(),
+                vec![9; 32],
+            );
+        }
+        Ok(())
+    };
+    store.committer.commit(1, strays).await.unwrap();
+    let report = store.check().await.unwrap();
+    assert_eq!((report.violations.len(), report.more), (Report::VIOLATIONS_MAX, MORE as u64));
+    assert_eq!(report.found(), (Report::VIOLATIONS_MAX + MORE) as u64);
+    assert!(store.doubt().unwrap().ends_with("and 1004 more"), "{:?}", store.doubt());
+    assert!(matches!(store.accept(&report, NOW).await, Err(StoreError::Broken(_))));
+}
