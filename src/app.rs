@@ -345,12 +345,12 @@ async fn check_store(store: Store, condition: Arc<Condition>, creator: Addr<Crea
         Ok(report) => tracing::info!(
             entries = report.entries,
             requests = report.requests,
-            violations = report.violations.len(),
+            violations = report.found(),
             millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "the store is checked: {} entries, {} requests, {} violations",
             report.entries,
             report.requests,
-            report.violations.len()
+            report.found()
         ),
         // The doubt holds although it cannot be written down: the next check finds the same again.
         Err(err) => {

@@ -125,6 +125,10 @@ impl BatchActor {
     ) {
         ctx.wait(commit.into_actor(self).map(move |stored, this, ctx| match stored {
             Ok(stored) => then(this, stored, ctx),
+            Err(StoreError::Unproven { why, .. }) => {
+                tracing::error!(batch.id = %this.batch.id, "batch {} does not close, and nothing of it is lost: {why}", this.batch.id);
+                ctx.stop();
+            }
             Err(err) => {
                 tracing::error!(batch.id = %this.batch.id, error = %err, "a step of batch {} was not stored", this.batch.id);
                 ctx.stop();

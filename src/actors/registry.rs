@@ -16,7 +16,7 @@ use crate::domain::batch::{Batch, BatchStatus, Cancel};
 use crate::domain::event::Observation;
 use crate::domain::id::{BatchId, CompanyId, ProviderBatchId, RequestId};
 use crate::domain::request::{Failure, Request};
-use crate::store::{RequestFilter, StoreError, StoreReader, StoryLine};
+use crate::store::{Anomaly, Endings, RequestFilter, StoreError, StoreReader, StoryLine};
 
 /// A batch whose actor died this often in a row is left alone for a while.
 const DEATHS_MAX: u32 = 8;
@@ -345,10 +345,23 @@ pub struct ListBatches {
     pub limit: usize,
 }
 
-/// One batch and its story.
+/// One batch, with what is told of it.
 #[derive(Message)]
-#[rtype(result = "Result<Option<(Batch, Vec<StoryLine>)>, StoreError>")]
+#[rtype(result = "Result<Option<BatchShown>, StoreError>")]
 pub struct ShowBatch(pub BatchId);
+
+/// A batch with what is told of it.
+#[derive(Debug)]
+pub struct BatchShown {
+    /// The batch.
+    pub batch: Batch,
+    /// Its story, oldest first.
+    pub story: Vec<StoryLine>,
+    /// What keeps it from closing.
+    pub anomaly: Option<Anomaly>,
+    /// How members ended without a result.
+    pub endings: Endings,
+}
 
 /// Answers a message with a read on a blocking thread.
 macro_rules! reads {
@@ -375,6 +388,11 @@ reads!(ListBatches, |reader, ListBatches { company, status, before, limit }| rea
     limit
 ));
 reads!(ShowBatch, |reader, ShowBatch(id)| match reader.batch(id)? {
-    Some(batch) => Ok(Some((batch, reader.story(id)?))),
+    Some(batch) => Ok(Some(BatchShown {
+        batch,
+        story: reader.story(id)?,
+        anomaly: reader.anomaly(id)?,
+        endings: reader.endings(id)?,
+    })),
     None => Ok(None),
 });

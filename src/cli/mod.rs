@@ -138,6 +138,7 @@ fn store_code(err: &StoreError) -> u8 {
         | StoreError::TooLong { .. }
         | StoreError::Stale { .. }
         | StoreError::NotFound { .. }
+        | StoreError::Unproven { .. }
         | StoreError::Broken(_) => 1,
     }
 }

@@ -96,6 +96,15 @@ pub fn status(
     for hindrance in provider["hindrances"].as_array().map(Vec::as_slice).unwrap_or_default() {
         output::talk(&format!("nothing is sent: {}", cell(&hindrance["why"])));
     }
+    let health = block_on(client.get("/api/admin/legacy/health", &[]))?;
+    for anomaly in health["health"]["anomalies"].as_array().map(Vec::as_slice).unwrap_or_default() {
+        output::talk(&format!(
+            "batch {} does not close since {}: {}",
+            cell(&anomaly["batchId"]),
+            cell(&anomaly["at"]),
+            cell(&anomaly["what"])
+        ));
+    }
     for room in provider["rooms"].as_array().map(Vec::as_slice).unwrap_or_default() {
         if let Some(until) = room["closedUntil"].as_str() {
             output::talk(&format!(

@@ -22,7 +22,7 @@ pub fn run(settings: &Settings, server: Option<&str>, json: bool) -> Result<(), 
         let ids = Ids::new(Arc::new(SystemClock::new()));
         disk::make_openable(data_folder(settings));
         match Store::open(data_folder(settings), ids.next(), Box::new(|_| {})).await {
-            Ok(store) => Ok(report_view(&store.verify().await?, store.doubt().as_deref())),
+            Ok(store) => Ok(report_view(&store.verify().await?)),
             Err(StoreError::InUse { path, holder }) => {
                 output::talk(&format!("the store is in use by {holder}, so the server is asked"));
                 match Client::new(settings, server)?.get_slowly(VERIFY).await {
@@ -67,10 +67,10 @@ pub fn show(answer: &Value) {
             text("place")
         ));
     }
+    if let Some(more) = answer["moreViolations"].as_u64().filter(|more| *more > 0) {
+        output::data(&format!("and {more} more"));
+    }
     if let Some(accepted) = answer["acceptedBefore"].as_u64().filter(|accepted| *accepted > 0) {
         output::talk(&format!("{accepted} more were accepted before and are not listed"));
-    }
-    if let Some(doubt) = answer["doubt"].as_str() {
-        output::talk(&format!("the store is in doubt: {doubt}"));
     }
 }

@@ -473,6 +473,12 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// Members with an outcome; none where that is more than a number can be.
+    pub fn ended(&self) -> Option<u64> {
+        let ends = [self.completed, self.failed, self.returned, self.erased];
+        ends.into_iter().try_fold(0u64, u64::checked_add)
+    }
+
     /// Members without an outcome.
     pub const fn outstanding(&self) -> u64 {
         self.members.saturating_sub(self.completed + self.failed + self.returned + self.erased)

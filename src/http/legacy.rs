@@ -12,7 +12,7 @@ use super::query::Query;
 use super::reply::ApiError;
 use super::view;
 use crate::actors::intake::Requeue;
-use crate::actors::registry::{ListBatches, ListRequests, ShowBatch, ShowRequest, Summary};
+use crate::actors::registry::{BatchShown, ListBatches, ListRequests, ShowBatch, ShowRequest, Summary};
 use crate::domain::batch::BatchStatus;
 use crate::domain::id::{BatchId, CompanyId, RequestId};
 use crate::domain::request::RequestStatus;
@@ -23,6 +23,8 @@ use crate::store::RequestFilter;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Ids in one call of requeue.
 pub const REQUEUE_IDS_MAX: usize = 10_000;
+/// Batches that do not close which are named at once: one is a bug already.
+const ANOMALIES_MAX: usize = 100;
 
 /// `GET /api/admin/legacy/summary`
 pub async fn summary(api: &Api, query: &Query) -> Result<Value, ApiError> {
@@ -136,11 +138,14 @@ pub async fn batches(api: &Api, query: &Query) -> Result<Value, ApiError> {
 pub async fn batch(api: &Api, id: &str) -> Result<Value, ApiError> {
     let unknown = || ApiError::not_found("unknown_batch", format!("there is no batch {id}"));
     let parsed: BatchId = id.parse().map_err(|_| unknown())?;
-    let (batch, story) =
+    let BatchShown { batch, story, anomaly, endings } =
         api.parts.registry.send(ShowBatch(parsed)).timeout(PATIENCE).await??.ok_or_else(unknown)?;
     let mut shown = view::batch(&batch);
     if let Value::Object(fields) = &mut shown {
         fields.insert("story".to_owned(), story.iter().map(view::story_line).collect());
+        fields.insert("anomaly".to_owned(), anomaly.as_ref().map_or(Value::Null, view::anomaly));
+        fields.insert("failures".to_owned(), json!(endings.failures));
+        fields.insert("unreadableLines".to_owned(), json!(endings.unreadable));
     }
     Ok(json!({ "ok": true, "batch": shown }))
 }
@@ -160,8 +165,16 @@ pub async fn companies(api: &Api) -> Result<Value, ApiError> {
 }
 
 /// `GET /api/admin/legacy/health`
-pub fn health() -> Value {
-    json!({ "ok": true, "health": { "panics": panics::count() } })
+pub async fn health(api: &Api) -> Result<Value, ApiError> {
+    let reader = api.shared.reader.clone();
+    let anomalies = super::blocking(move || reader.anomalies(ANOMALIES_MAX)).await?;
+    let shown = anomalies.iter().map(|(id, anomaly)| {
+        let mut shown = view::anomaly(anomaly);
+        shown["batchId"] = Value::String(id.to_string());
+        shown
+    });
+    let shown: Vec<Value> = shown.collect();
+    Ok(json!({ "ok": true, "health": { "panics": panics::count(), "anomalies": shown } }))
 }
 
 /// `GET /api/admin/legacy/switches`

@@ -260,7 +260,7 @@ impl Call {
             Route::Resume => control::resume(api),
             Route::Companies => legacy::companies(api).await?,
             Route::Switches => legacy::switches(api),
-            Route::Inner => legacy::health(),
+            Route::Inner => legacy::health(api).await?,
             Route::Verify => verify(api).await?,
             Route::IngestRequests | Route::IngestSessions => {
                 takes_in(api)?;
@@ -427,16 +427,15 @@ fn ready(api: &Api) -> (StatusCode, Value) {
 /// that nobody ends would have the store report every change to it.
 async fn verify(api: &Api) -> Result<Value, ApiError> {
     let store = api.shared.store.clone();
-    let doubt = store.doubt();
     let ended = tokio::spawn(async move { store.verify().await }).await.map_err(|err| {
         tracing::error!(error = %err, "a check panicked");
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this should not happen")
     })?;
-    Ok(report_view(&ended?, doubt.as_deref()))
+    Ok(report_view(&ended?))
 }
 
 /// What a check of the store found, as it is shown.
-pub fn report_view(report: &Report, doubt: Option<&str>) -> Value {
+pub fn report_view(report: &Report) -> Value {
     let violations: Vec<_> = report
         .violations
         .iter()
@@ -452,8 +451,9 @@ pub fn report_view(report: &Report, doubt: Option<&str>) -> Value {
             "batches": report.batches, "members": report.members, "bookings": report.bookings,
         },
         "violations": violations,
+        "moreViolations": report.more,
         "acceptedBefore": report.accepted,
-        "doubt": doubt,
+        "doubt": report.doubt,
     })
 }
 

@@ -118,7 +118,8 @@ fn place(shared: &Shared, request: &Request, around: &Around) -> Result<Place, S
                 let last = shared.reader.story_ends(id, 0, 1)?.pop();
                 let since = last.map_or(batch.created_at, |line| line.at);
                 let room = shared.reader.room(&batch)?;
-                Ok(Place::Batch(Box::new(BatchNow { batch, since, room })))
+                let anomaly = shared.reader.anomaly(id)?;
+                Ok(Place::Batch(Box::new(BatchNow { batch, since, room, anomaly })))
             }
             None => Ok(Place::Over),
         },

@@ -8,7 +8,7 @@ use crate::domain::company::Company;
 use crate::domain::id::Timestamp;
 use crate::domain::request::{Attempt, Request, Source, Usage};
 use crate::domain::session::{Message, SessionFacts};
-use crate::store::{SessionFound, StoreError, StoreReader, StoryLine};
+use crate::store::{Anomaly, SessionFound, StoreError, StoreReader, StoryLine};
 
 pub fn time(at: Option<Timestamp>) -> Value {
     at.map_or(Value::Null, |at| Value::String(at.to_string()))
@@ -151,6 +151,11 @@ pub fn batch(batch: &Batch) -> Value {
         },
         "provider": { "kind": batch.provider.kind, "baseUrl": batch.provider.base_url },
     })
+}
+
+/// What keeps a batch from closing.
+pub fn anomaly(anomaly: &Anomaly) -> Value {
+    json!({ "at": anomaly.at.to_string(), "what": anomaly.what })
 }
 
 /// A line of a batch's story.

@@ -16,7 +16,7 @@ use crate::domain::id::Timestamp;
 use crate::domain::request::{Request, RequestStatus};
 use crate::domain::room::{Admission, LOOK_AGAIN, Room};
 use crate::domain::session::{Session, SessionState};
-use crate::store::GroupWaiting;
+use crate::store::{Anomaly, GroupWaiting};
 
 /// What it waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +49,8 @@ pub enum For {
     Provider,
     /// A step of its batch here.
     BatchStep,
+    /// Its batch, which does not close because its members do not add up.
+    Anomaly,
 }
 
 impl For {
@@ -69,6 +71,7 @@ impl For {
             Self::HourlyLimit => "hourly_limit",
             Self::Provider => "provider",
             Self::BatchStep => "batch_step",
+            Self::Anomaly => "anomaly",
         }
     }
 }
@@ -159,6 +162,8 @@ pub struct BatchNow {
     pub since: Timestamp,
     /// The room for its model.
     pub room: Room,
+    /// What keeps it from closing.
+    pub anomaly: Option<Anomaly>,
 }
 
 /// Where a request stands, with what is known of that place.
@@ -318,6 +323,13 @@ fn in_batch(now: &BatchNow, around: &Around) -> Waiting {
     if batch.provider != around.provider && !batch.state.is_unsent() {
         let detail = "its batch went to another provider than the one configured now, and rests until that one is configured again";
         return Waiting::new(For::BatchStep, detail).since(now.since);
+    }
+    if let Some(anomaly) = &now.anomaly {
+        let detail = format!(
+            "its batch does not close, and nothing of it is lost: {}; that is for an operator to see to",
+            anomaly.what
+        );
+        return Waiting::new(For::Anomaly, detail).since(anomaly.at);
     }
     if let Some(wait) = batch.state.wait()
         && let Some(waiting) = own_wait(now, wait, around)

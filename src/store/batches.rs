@@ -9,7 +9,7 @@ use super::budgets::Reserved;
 use super::keys::{self, Key, Tree};
 use super::tx::Tx;
 use super::{Store, StoreError};
-use super::{budgets, intents, outbox, outcomes, requests, rooms};
+use super::{anomalies, budgets, intents, outbox, outcomes, requests, rooms};
 use crate::domain::analysis::Misfit;
 use crate::domain::batch::{Batch, BatchState, Intent, Origin};
 use crate::domain::cut::{self, Limits};
@@ -32,6 +32,9 @@ pub(super) const LOOKED_AT_MAX: usize = 10 * CHUNK;
 const KEEP_INPUT: Duration = Duration::from_secs(48 * 3600);
 /// Due once the batch of a file is closed; no clock gets there.
 const AFTER_THE_CLOSE: Timestamp = Timestamp::from_millis(i64::MAX);
+
+/// A batch that waits out a long outage must not fill the disk with its story: it has at most so many lines.
+pub(super) const STORY_MAX: u32 = 2000;
 
 /// What became of a member of a batch; its number is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -219,7 +222,7 @@ impl Store {
         step: Step,
         now: Timestamp,
     ) -> Result<Batch, StoreError> {
-        let batch = self
+        let stored = self
             .committer
             .commit(1, move |tx| {
                 let mut batch = load(tx, id, revision)?;
@@ -227,7 +230,8 @@ impl Store {
                 save(tx, &mut batch)?;
                 Ok(batch)
             })
-            .await?;
+            .await;
+        let batch = self.noting(id, stored, now).await?;
         if batch.closed_at.is_some() {
             self.bell.ring(batch.group.company.clone());
         }
@@ -267,7 +271,7 @@ impl Store {
         lines: Vec<AppliedLine>,
         now: Timestamp,
     ) -> Result<Batch, StoreError> {
-        let batch = self
+        let stored = self
             .committer
             .commit(lines.len(), move |tx| {
                 let mut batch = load(tx, id, revision)?;
@@ -280,7 +284,8 @@ impl Store {
                 save(tx, &mut batch)?;
                 Ok(batch)
             })
-            .await?;
+            .await;
+        let batch = self.noting(id, stored, now).await?;
         self.bell.ring(batch.group.company.clone());
         Ok(batch)
     }
@@ -295,10 +300,11 @@ impl Store {
         policy: Policy,
         now: Timestamp,
     ) -> Result<Closed, StoreError> {
-        let closed = self
+        let stored = self
             .committer
             .commit(CHUNK, move |tx| outcomes::close_chunk(tx, id, revision, &named, &retry, &policy, now))
-            .await?;
+            .await;
+        let closed = self.noting(id, stored, now).await?;
         self.bell.ring(closed.batch.group.company.clone());
         Ok(closed)
     }
@@ -507,11 +513,11 @@ pub(super) fn take_step(
                 batch.error.clone_from(&ended.error);
             }
             Change::Processed(at) => {
-                prove_closed(tx, batch)?;
+                anomalies::prove_closed(tx, batch, now)?;
                 batch.processed_at = Some(*at);
             }
             Change::Closed(at) => {
-                prove_closed(tx, batch)?;
+                anomalies::prove_closed(tx, batch, now)?;
                 batch.closed_at = Some(*at);
                 budgets::release(tx, batch)?;
                 tx.remove(Tree::LiveBatches, batch.id.as_bytes().to_vec());
@@ -565,22 +571,7 @@ fn adopt(tx: &mut Tx<'_>, batch: &mut Batch, provider_batch: &ProviderBatchId) -
     Ok(())
 }
 
-/// A batch may close only when its sum is right and nothing is outstanding.
-fn prove_closed(tx: &Tx<'_>, batch: &Batch) -> Result<(), StoreError> {
-    let outstanding = tx.scan_prefix(Tree::Outstanding, batch.id.as_bytes(), 1)?;
-    if outstanding.is_empty() && batch.counts.outstanding() == 0 {
-        return Ok(());
-    }
-    Err(StoreError::Broken(format!(
-        "batch {} would close with {} members unaccounted for",
-        batch.id,
-        batch.counts.outstanding().max(1)
-    )))
-}
-
-fn tell(tx: &mut Tx<'_>, batch: &mut Batch, text: &str, at: Timestamp) -> Result<(), StoreError> {
-    // A batch that waits out a long outage must not fill the disk with its story.
-    const STORY_MAX: u32 = 2000;
+pub(super) fn tell(tx: &mut Tx<'_>, batch: &mut Batch, text: &str, at: Timestamp) -> Result<(), StoreError> {
     if batch.story_lines >= STORY_MAX {
         return Ok(());
     }

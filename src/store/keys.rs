@@ -120,6 +120,10 @@ trees! {
     Erasures = "erasures",
     /// erasure → nothing, while it is not done; erasure, batch → nothing, while its files may be there
     Erasing = "erasing",
+    /// batch → why it does not close
+    Anomalies = "anomalies",
+    /// batch, kind, word → how often
+    Endings = "endings",
 }
 
 /// Builds a key piece by piece.

@@ -6,6 +6,7 @@
 mod adoption;
 mod aging;
 mod anchor;
+mod anomalies;
 mod batch_views;
 mod batches;
 mod budgets;
@@ -13,6 +14,7 @@ mod client_keys;
 mod codec;
 mod committer;
 mod companies;
+mod endings;
 mod engine;
 mod erasing;
 mod intents;
@@ -37,9 +39,11 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 pub use aging::{Aged, Removed};
+pub use anomalies::Anomaly;
 pub use batches::{AppliedLine, Closed, Cut, GroupWaiting, Repair, StoryLine};
 pub use client_keys::{CallLine, ClientKey};
 pub use committer::{OnFatal, Standing};
+pub use endings::Endings;
 pub use erasing::ErasedChunk;
 pub use intents::{NotedIntent, WATCHED_FOR};
 pub use lists::{LOOKED_AT_MAX, RequestsOf, SessionFound, SessionsOf};
@@ -136,6 +140,14 @@ pub enum StoreError {
         /// Its id.
         id: String,
     },
+    /// A batch would close although the ends of its members do not add up: nothing was stored but that.
+    #[error("batch {batch} may not close: {why}")]
+    Unproven {
+        /// The batch.
+        batch: String,
+        /// What does not add up.
+        why: String,
+    },
     /// An invariant would be broken: a bug, and nothing was stored.
     #[error("an invariant of the store would be broken: {0}")]
     Broken(String),
@@ -154,6 +166,7 @@ impl StoreError {
             | Self::TooLong { .. }
             | Self::Stale { .. }
             | Self::NotFound { .. }
+            | Self::Unproven { .. }
             | Self::Broken(_) => false,
         }
     }

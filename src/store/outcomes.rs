@@ -6,7 +6,7 @@ use super::batches::{self, Again, AppliedLine, CHUNK, Closed, Fate, Provisional,
 use super::keys::{self, Key, Tree};
 use super::outbox::Finished;
 use super::tx::Tx;
-use super::{StoreError, StoreReader, budgets, codec, requests, rooms, sessions};
+use super::{StoreError, StoreReader, budgets, codec, endings, requests, rooms, sessions};
 use crate::domain::analysis::Misfit;
 use crate::domain::batch::{Batch, BatchState, Ended, Origin, Terminal, Then};
 use crate::domain::budget::Booking;
@@ -40,6 +40,7 @@ pub(super) fn apply_line(
         }
         AppliedLine::Unreadable { request, reason } => {
             batch.anomalies.unreadable += 1;
+            endings::note(tx, batch.id, endings::Kind::Unreadable, reason)?;
             let Some(request) = request else { return Ok(()) };
             let detail = format!("its line in the result file cannot be read: {reason}");
             let failure = Failure::new(FailureClass::Lost, "result_lost", &detail);
@@ -249,6 +250,7 @@ pub(super) fn close_chunk(
         if end.failure.code == "missing_result" {
             batch.anomalies.missing += 1;
         }
+        endings::note(tx, id, endings::Kind::Failure, &end.failure.code)?;
         give_end(tx, &mut batch, &mut request, end, retry, now)?;
         if request.status == RequestStatus::ProcessingFailed {
             finished.note(tx, &request, now)?;

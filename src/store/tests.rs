@@ -25,18 +25,18 @@ use crate::domain::source::{
 };
 use crate::domain::step::{self, Policy, Step};
 
-const NOW: Timestamp = Timestamp::from_secs(1_795_000_000);
+pub(super) const NOW: Timestamp = Timestamp::from_secs(1_795_000_000);
 
 fn group() -> Group {
     let company = "acme".parse().unwrap();
     Group { company, endpoint: Endpoint::ChatCompletions, model: "gpt-4o-mini".to_owned() }
 }
 
-fn request_id(number: u8) -> RequestId {
+pub(super) fn request_id(number: u8) -> RequestId {
     RequestId::from_bytes([number; 16])
 }
 
-fn batch_id() -> BatchId {
+pub(super) fn batch_id() -> BatchId {
     BatchId::from_bytes([9; 16])
 }
 
@@ -44,7 +44,7 @@ fn empty_batch() -> Batch {
     Batch::open(batch_id(), group(), ProviderIdentity::default(), NOW)
 }
 
-fn new_request(number: u8) -> NewRequest {
+pub(super) fn new_request(number: u8) -> NewRequest {
     NewRequest {
         id: request_id(number),
         group: group(),
@@ -75,7 +75,7 @@ async fn store() -> Store {
 }
 
 /// A change that a bug could make: the committer stores it like any other.
-async fn tamper(store: &Store, tree: Tree, key: Vec<u8>, value: Option<Vec<u8>>) {
+pub(super) async fn tamper(store: &Store, tree: Tree, key: Vec<u8>, value: Option<Vec<u8>>) {
     let op = move |tx: &mut super::tx::Tx<'_>| {
         match value {
             Some(value) => tx.put(tree, key, value),
@@ -99,7 +99,7 @@ fn invariants_broken(store: &Store) -> Vec<u8> {
 }
 
 /// Three requests, two of them in a batch and one of these complete; one that waits for its time; a session.
-async fn full_store() -> Store {
+pub(super) async fn full_store() -> Store {
     let store = store().await;
     let later = NewRequest { not_before: Some(NOW.plus(Duration::from_secs(60))), ..new_request(4) };
     let keyed = NewRequest { key: Some(super::ClientKey::Id("order".to_owned())), ..new_request(5) };
@@ -340,7 +340,10 @@ async fn a_store_put_back_is_in_doubt_through_writes_and_restarts_until_it_is_ac
         store.accept_requests(vec![new_request(number)], NOW).await.unwrap();
         store.anchor().await.unwrap();
         assert!(store.reader().request(request_id(number)).unwrap().is_some());
-        assert!(store.check().await.unwrap().is_whole());
+        assert!(store.check().await.unwrap().is_whole(), "it agrees with itself");
+        let found = store.verify().await.unwrap();
+        let numbers: Vec<u8> = found.violations.iter().map(|violation| violation.invariant).collect();
+        assert_eq!((numbers, found.doubt), (vec![7], store.doubt()), "and is not whole all the same");
         close(store, &data).await;
         assert_eq!(std::fs::read(data.join("ANCHOR")).unwrap(), anchor, "the anchor moved over the doubt");
         if number == 20 {
@@ -357,7 +360,11 @@ async fn a_store_put_back_is_in_doubt_through_writes_and_restarts_until_it_is_ac
     close(store, &data).await;
     let store = open(&data).await.unwrap();
     assert_eq!(store.doubt(), None);
-    assert!(store.check().await.unwrap().is_whole());
+    let whole = store.verify().await.unwrap();
+    assert!(whole.is_whole() && whole.accepted == 0, "{whole:?}");
+    // What was accepted is that doubt, and not the next one.
+    store.distrust("another".to_owned()).await.unwrap();
+    assert!(!store.verify().await.unwrap().is_whole());
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ mod totals;
 
 use std::collections::{BTreeMap, HashSet};
 
-use entries::{batch, booked, get, is_or_was, member, outstanding, request, session};
+use entries::{batch, booked, get, is_or_was, member, outstanding, provider_batch, request, session};
 
 use super::batches::{Fate, Provisional, StoryLine};
 use super::budgets;
@@ -25,7 +25,7 @@ use super::outbox;
 use super::requests::GroupStat;
 use super::rooms::{self, Hold};
 use super::sums::{Sum, Sums};
-use super::{Store, StoreError, StoreReader, StoredToken, codec, sources, tx};
+use super::{Store, StoreError, StoreReader, StoredToken, anomalies, codec, sources, tx};
 use crate::domain::batch::{Batch, BatchState, Counts};
 use crate::domain::budget::{Booking, Money};
 use crate::domain::company::Company;
@@ -61,21 +61,30 @@ pub struct Report {
     pub members: u64,
     /// Booked lines read.
     pub bookings: u64,
-    /// What is wrong, at most [`Report::VIOLATIONS_MAX`].
+    /// What is wrong: of what the scan found at most [`Report::VIOLATIONS_MAX`].
     pub violations: Vec<Violation>,
+    /// How much more the scan found wrong.
+    pub more: u64,
     /// What is wrong and was accepted by an operator before.
     pub accepted: u64,
+    /// Why the store cannot be believed although it may agree with itself; that is a violation, too.
+    pub doubt: Option<String>,
     /// By how much trees differ from their sums.
     differences: Vec<(Tree, Sum)>,
 }
 
 impl Report {
-    /// More are not kept: the first ones tell enough.
+    /// More are counted and not kept: the first ones tell enough.
     pub const VIOLATIONS_MAX: usize = 1000;
 
     /// Whether every invariant holds.
     pub const fn is_whole(&self) -> bool {
         self.violations.is_empty()
+    }
+
+    /// How much is wrong, whether it is kept here or not.
+    pub fn found(&self) -> u64 {
+        u64::try_from(self.violations.len()).unwrap_or(u64::MAX).saturating_add(self.more)
     }
 }
 
@@ -83,10 +92,21 @@ impl Report {
 const PAGE: usize = if cfg!(test) { 3 } else { 250 };
 
 impl Store {
-    /// Checks every invariant on the live store and says what it found.
+    /// Checks every invariant on the live store and says what it found. A store in doubt is not whole: an older copy
+    /// agrees with itself.
     pub async fn verify(&self) -> Result<Report, StoreError> {
         let _one = self.checking.lock().await;
-        self.scan().await
+        let mut report = self.scan().await?;
+        if let Some(why) = self.doubt() {
+            let violation = Violation {
+                invariant: ANCHOR,
+                place: "anchor".to_owned(),
+                what: format!("the store is in doubt: {why}"),
+            };
+            report.violations.insert(0, violation);
+            report.doubt = Some(why);
+        }
+        Ok(report)
     }
 
     /// The check after an opening: what it finds puts the store in doubt, for good.
@@ -94,7 +114,7 @@ impl Store {
         let _one = self.checking.lock().await;
         let report = self.scan().await?;
         if let Some(first) = report.violations.first() {
-            let more = match report.violations.len() {
+            let more = match report.found() {
                 1 => String::new(),
                 all => format!(", and {} more", all - 1),
             };
@@ -137,8 +157,9 @@ impl Store {
             return Err(StoreError::Broken(what.to_owned()));
         }
         let mut notes = Writes::new();
-        // What the new sums cover is not noted: were it lost again, that would be another loss.
-        for violation in report.violations.iter().filter(|violation| !violation.is_of_sums()) {
+        // What the new sums and the moved anchor cover is not noted: another loss, or doubt, would be a new one.
+        let noted = |violation: &&Violation| !violation.is_of_sums() && violation.invariant != ANCHOR;
+        for violation in report.violations.iter().filter(noted) {
             let value = violation.what.bytes().take(1000).collect();
             notes.entry(Tree::Meta).or_default().insert(violation.key(), Some(value));
         }
@@ -175,6 +196,8 @@ impl Violation {
 
 /// What was acknowledged is there.
 const LOSS: u8 = 6;
+/// The store is the latest one, and nothing speaks against believing it.
+const ANCHOR: u8 = 7;
 
 /// A check of the whole store under way.
 pub struct Scan {
@@ -338,6 +361,8 @@ impl Scan {
             self.report.accepted += 1;
         } else if self.report.violations.len() < Report::VIOLATIONS_MAX {
             self.report.violations.push(violation);
+        } else {
+            self.report.more += 1;
         }
     }
 
@@ -427,15 +452,7 @@ impl Scan {
                 drop(codec::decode::<Provisional>(value)?);
                 outstanding(engine, key, &mut wrong)?;
             }
-            Tree::ProviderBatches => {
-                let id: BatchId = codec::decode(value)?;
-                if engine.get(Tree::Batches, id.as_bytes())?.is_none() {
-                    wrong.push((
-                        3,
-                        format!("a batch of the provider belongs to batch {id}, which is not there"),
-                    ));
-                }
-            }
+            Tree::ProviderBatches => provider_batch(engine, key, value, &mut wrong)?,
             Tree::Bookings => {
                 self.report.bookings += 1;
                 drop(codec::decode::<Booking>(value)?);
@@ -473,8 +490,16 @@ impl Scan {
                     wrong.push((1, "an erasure is under way and is not there".to_owned()));
                 }
             }
+            Tree::Anomalies => wrong.extend(anomalies::verify(engine, key, value)?.map(|what| (4, what))),
             Tree::Story => drop(codec::decode::<StoryLine>(value)?),
             Tree::Groups => drop(codec::decode::<GroupStat>(value)?),
+            Tree::Endings => {
+                tx::number(Some(value))?;
+                let batch = key.first_chunk::<16>();
+                if batch.map(|id| engine.get(Tree::Batches, id)).transpose()?.flatten().is_none() {
+                    wrong.push((4, "ends are counted of a batch that is not there".to_owned()));
+                }
+            }
             Tree::Counters => drop(tx::number(Some(value))?),
             Tree::Rooms => drop(codec::decode::<Room>(value)?),
             Tree::Budgets => drop(codec::decode::<Money>(value)?),
@@ -597,3 +622,6 @@ impl Scan {
         if tree == Tree::Requests { self.counters(engine) } else { Ok(()) }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -440,7 +440,9 @@ fn a_store_put_back_is_served_in_safe_mode_and_buys_nothing_until_it_is_accepted
     let opened = server.wait_until(Duration::from_secs(3), |line| line.contains("\"step\":\"filling\""));
     assert_eq!(opened, None);
     let verify = run(nightshift(folder.path()).args(["--set", &bind, "verify"]));
-    assert!(verify.status.success() && text(&verify.stderr).contains("in doubt"), "{}", text(&verify.stderr));
+    let found = text(&verify.stdout);
+    assert_eq!(verify.status.code(), Some(1), "{found}");
+    assert!(found.contains("invariant 7 is broken: the store is in doubt"), "{found}");
     let busy = run(nightshift(folder.path()).args(["store", "accept", "--yes"]));
     assert_eq!(busy.status.code(), Some(75), "{}", text(&busy.stderr));
     // A kill does not help, either.
@@ -449,6 +451,8 @@ fn a_store_put_back_is_served_in_safe_mode_and_buys_nothing_until_it_is_accepted
     assert_eq!(server.get("/readyz")["ok"], false);
     assert!(server.terminate().success());
     assert_eq!(ledger(), paid, "something was bought in safe mode");
+    let stopped = run(nightshift(folder.path()).arg("verify"));
+    assert_eq!(stopped.status.code(), Some(1), "{}", text(&stopped.stdout));
 
     let asked = run(nightshift(folder.path()).args(["store", "accept"]));
     assert_eq!(asked.status.code(), Some(1));
@@ -464,6 +468,8 @@ fn a_store_put_back_is_served_in_safe_mode_and_buys_nothing_until_it_is_accepted
         (&true.into(), &true.into()),
         "{view}"
     );
+    let clean = run(nightshift(folder.path()).arg("verify"));
+    assert!(clean.status.success(), "{}", text(&clean.stdout));
     let mut server = Server::start(folder.path(), port, &fast);
     assert_eq!(server.get("/readyz")["ok"], true);
     server.wait_until_done(3, PATIENCE);

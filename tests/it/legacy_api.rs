@@ -3,8 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use nightshift::actors::registry::Host;
+use nightshift::domain::batch::{BatchState, Closing};
 use nightshift::domain::id::RequestId;
+use nightshift::domain::step::{Change, Step};
 use nightshift::http;
+use nightshift::store::{Report, StoreError};
 use serde_json::{Map, Value, json};
 
 use crate::harness::{
@@ -580,5 +584,70 @@ fn what_is_another_companys_is_not_there_below_ones_own_path() {
         }
         assert!(asked >= 15 * ids.len(), "{asked}");
         assert_eq!(seen().await, before);
+    });
+}
+
+#[test]
+fn what_a_check_found_and_did_not_keep_is_shown_as_a_number() {
+    let mut report = Report::default();
+    report.more = 5;
+    let view = http::report_view(&report);
+    assert_eq!(
+        (&view["moreViolations"], &view["violations"], &view["doubt"]),
+        (&json!(5), &json!([]), &Value::Null)
+    );
+}
+
+#[test]
+fn a_batch_that_does_not_close_is_seen_wherever_an_operator_looks() {
+    with_actors(async |nightshift| {
+        for number in 1..=2 {
+            nightshift.request(number, "demo", |_| ()).await;
+        }
+        let mut driven = nightshift.open_batch(1, "demo", 2).await;
+        driven.send().await;
+        driven.read(vec![good_line(1, None)], Vec::new()).await;
+        let (id, now) = (batch_id(1), nightshift.now());
+        let batch = legacy(&format!("batches/{id}"));
+        assert_eq!(nightshift.get(&batch).await["batch"]["anomaly"], Value::Null);
+
+        // Somebody would close it although one of its two is still outstanding.
+        for _ in 0..2 {
+            let step = Step {
+                next: BatchState::Cleaning { closing: Closing::Processed },
+                changes: vec![Change::Processed(now)],
+                effects: Vec::new(),
+                story: Some("closed".to_owned()),
+            };
+            let closed = nightshift.store().commit_step(id, driven.batch.revision, step, now).await;
+            assert!(matches!(closed, Err(StoreError::Unproven { .. })), "{closed:?}");
+        }
+        let shown = nightshift.get(&batch).await["batch"].clone();
+        let what = shown["anomaly"]["what"].as_str().unwrap().to_owned();
+        assert!(what.starts_with("it has 2 members, of which 1 completed"), "{what}");
+        assert_eq!((&shown["anomaly"]["at"], &shown["step"]), (&json!(now.to_string()), &json!("closing")));
+        let story = shown["story"].as_array().unwrap();
+        let told = story.iter().filter(|line| line["text"].as_str().unwrap().contains(&what)).count();
+        assert_eq!(told, 1, "{story:?}");
+        let health = nightshift.get(&legacy("health")).await["health"].clone();
+        let listed = json!([{ "batchId": id.to_string(), "at": now.to_string(), "what": what }]);
+        assert_eq!(health["anomalies"], listed);
+        let timeline = nightshift.get(&legacy(&format!("requests/{}/timeline", request_id(2)))).await;
+        let waiting = &timeline["timeline"]["waiting"];
+        assert_eq!((&waiting["for"], &waiting["since"]), (&json!("anomaly"), &json!(now.to_string())));
+        assert!(waiting["detail"].as_str().unwrap().contains(&what), "{waiting}");
+        let result = nightshift.get(&legacy(&format!("requests/{}", request_id(1)))).await;
+        assert_eq!(result["request"]["status"], "processing_complete");
+
+        // Its own actor closes it in order, and then nothing is the matter any more.
+        nightshift.registry.send(Host { id, fresh: false }).await.unwrap();
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        while !nightshift.shared.reader.live_batches().unwrap().is_empty() {
+            assert!(std::time::Instant::now() < end, "it does not close");
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(nightshift.get(&batch).await["batch"]["anomaly"], Value::Null);
+        assert_eq!(nightshift.get(&legacy("health")).await["health"]["anomalies"], json!([]));
+        assert!(nightshift.store().verify().await.unwrap().is_whole());
     });
 }

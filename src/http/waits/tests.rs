@@ -216,11 +216,27 @@ fn what_is_in_a_batch_waits_for_what_its_batch_waits_for() {
         (elsewhere, none(), around(), (For::BatchStep, no_end)),
     ];
     for (number, (batch, room, around, expected)) in cases.into_iter().enumerate() {
-        let place = Place::Batch(Box::new(BatchNow { batch, since: at(4), room }));
+        let place = Place::Batch(Box::new(BatchNow { batch, since: at(4), room, anomaly: None }));
         let found = of_request(&request(RequestStatus::BatchingInProgress), &place, &around).unwrap();
         assert_eq!((found.for_what, found.until), expected, "case {number}: {found:?}");
         assert_eq!(found.since, Some(at(4)), "case {number}");
     }
+}
+
+#[test]
+fn a_batch_that_does_not_close_is_told_before_all_else() {
+    let anomaly = Anomaly { at: at(6), what: "it has 2 members".to_owned() };
+    let off = Around { creation: false, ..around() };
+    let now = BatchNow {
+        batch: batch(BatchState::Sealed),
+        since: at(4),
+        room: Room::default(),
+        anomaly: Some(anomaly),
+    };
+    let place = Place::Batch(Box::new(now));
+    let found = of_request(&request(RequestStatus::BatchingInProgress), &place, &off).unwrap();
+    assert_eq!((found.for_what, found.since, found.until), (For::Anomaly, Some(at(6)), None));
+    assert!(found.detail.contains("it has 2 members"), "{found:?}");
 }
 
 #[test]

@@ -610,3 +610,66 @@ async fn what_was_answered_elsewhere_is_not_sent_with_a_batch_that_is_still_to_b
     assert_eq!((left.counts.outstanding(), left.input_bytes), (1, 100));
     sound(&store);
 }
+
+/// Changes a batch's record behind everybody's back, as a bug would.
+async fn tamper(store: &Store, id: BatchId, change: impl FnOnce(&mut Batch) + Send + 'static) {
+    let op = move |tx: &mut Tx<'_>| {
+        let mut batch: Batch = tx.read(Tree::Batches, id.as_bytes())?.unwrap();
+        change(&mut batch);
+        tx.write(Tree::Batches, id.as_bytes().to_vec(), &batch)
+    };
+    store.committer.commit(1, op).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_batch_that_does_not_add_up_stays_open_says_so_once_and_closes_when_it_does() {
+    // One member too many, and one end too many: the second hides behind a difference that stops at zero.
+    let wrong: [fn(&mut Batch); 2] = [|batch| batch.counts.members += 1, |batch| batch.counts.completed += 1];
+    let right: [fn(&mut Batch); 2] = [|batch| batch.counts.members -= 1, |batch| batch.counts.completed -= 1];
+    for (wrong, right) in wrong.into_iter().zip(right) {
+        let (store, ids) = store_with(2).await;
+        let batch = sent(&store, 1).await;
+        let ended = seen(1, ObservedStatus::Ended(Terminal::Completed));
+        let observed = Observation { output: Some(FileId::new("out")), ..ended };
+        let kind = crate::domain::batch::ResultKind::Output;
+        let batch = take(&store, &batch, &Event::Observed { seen: observed, at: NOW }).await;
+        let batch = take(&store, &batch, &Event::Downloaded { kind, torn: false }).await;
+        let batch = apply(&store, &batch, &ids[..1]).await;
+        let id = batch.id;
+        tamper(&store, id, wrong).await;
+        let reader = store.reader().clone();
+        let told =
+            || reader.story(id).unwrap().iter().filter(|line| line.text.contains("does not close")).count();
+        let before = reader.story(id).unwrap().len();
+        for number in 0..3 {
+            let later = NOW.plus(Duration::from_secs(number));
+            let closed = store.close_chunk(id, batch.revision, HashMap::new(), RETRY, POLICY, later).await;
+            assert!(matches!(closed, Err(StoreError::Unproven { .. })), "{closed:?}");
+            let anomaly = reader.anomaly(id).unwrap().unwrap();
+            assert_eq!((anomaly.at, told()), (NOW, 1), "{anomaly:?}");
+            assert_eq!(reader.story(id).unwrap().len(), before + 1);
+            assert_eq!(reader.anomalies(9).unwrap(), [(id, anomaly)]);
+        }
+        // Nothing of it is lost: the result is there, the other one is still in the batch, and that is live.
+        let status = |number: usize| reader.request(ids[number]).unwrap().unwrap().status;
+        assert_eq!(
+            (status(0), status(1)),
+            (RequestStatus::ProcessingComplete, RequestStatus::BatchingInProgress)
+        );
+        assert_eq!(reader.result(ids[0]).unwrap().unwrap(), b"{}");
+        assert_eq!(reader.live_batches().unwrap(), [id]);
+        let stayed = reader.batch(id).unwrap().unwrap();
+        assert_eq!((stayed.revision, &stayed.state), (batch.revision, &batch.state));
+        let broken: Vec<u8> =
+            reader.verify().unwrap().violations.iter().map(|violation| violation.invariant).collect();
+        assert_eq!(broken, [4]);
+
+        tamper(&store, id, right).await;
+        let closed = close(&store, batch, HashMap::new()).await;
+        assert!(matches!(closed.state, BatchState::Closed { .. }));
+        assert_eq!(reader.anomalies(9).unwrap(), []);
+        assert!(reader.story(id).unwrap().iter().any(|line| line.text.contains("add up again")));
+        assert_eq!(status(1), RequestStatus::PendingBatching);
+        sound(&store);
+    }
+}

@@ -117,7 +117,7 @@ async fn an_outcome_and_what_is_told_of_it_are_one_commit() {
     listen(&store, 3, &[EventKind::BatchFinished]).await;
     // What fails as a whole leaves neither the outcome nor the event: the batch cannot be closed yet.
     let failed = complete(&store, &[1, 2], vec![Change::Closed(NOW)]).await;
-    assert!(matches!(failed, Err(StoreError::Broken(_))), "{failed:?}");
+    assert!(matches!(failed, Err(StoreError::Unproven { .. })), "{failed:?}");
     assert_eq!(
         store.reader().request(request(1)).unwrap().unwrap().status,
         RequestStatus::BatchingInProgress

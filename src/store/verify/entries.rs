@@ -1,10 +1,11 @@
 //! What a single entry must agree with.
 
-use crate::domain::batch::Batch;
+use crate::domain::batch::{Batch, Counts};
 use crate::domain::budget::Booking;
+use crate::domain::id::{BatchId, ProviderBatchId};
 use crate::domain::request::{Cost, Request, RequestStatus, Source};
 use crate::domain::session::{Session, SessionState};
-use crate::store::batches::Fate;
+use crate::store::batches::{Fate, STORY_MAX, StoryLine};
 use crate::store::engine::Engine;
 use crate::store::keys::{self, Key, Tree};
 use crate::store::{StoreError, codec};
@@ -108,7 +109,7 @@ pub(super) fn is_or_was(engine: &Engine, id: &[u8]) -> Result<bool, StoreError> 
     Ok(engine.get(Tree::Requests, id)?.is_some() || engine.get(Tree::Gone, id)?.is_some())
 }
 
-/// Invariants 2 and 4, as far as the batch's record tells. Its members are summed up when they are read.
+/// Invariants 2, 3 and 4, as far as the batch's record tells. Its members are summed up when they are read.
 pub(super) fn batch(engine: &Engine, batch: &Batch, wrong: &mut Vec<(u8, String)>) -> Result<(), StoreError> {
     let id = batch.id;
     if batch.state.is_live() != engine.get(Tree::LiveBatches, id.as_bytes())?.is_some() {
@@ -116,13 +117,55 @@ pub(super) fn batch(engine: &Engine, batch: &Batch, wrong: &mut Vec<(u8, String)
     }
     let end = keys::after_prefix(id.as_bytes());
     let none = engine.scan(Tree::Members, id.as_bytes(), end.as_deref(), 1)?.is_empty();
-    if none && batch.counts.members > 0 {
-        wrong.push((4, format!("batch {id} counts {} members and has none", batch.counts.members)));
+    if none && batch.counts != Counts::default() {
+        wrong.push((4, format!("batch {id} has no members and counts {:?}", batch.counts)));
+    }
+    if let Some(named) = &batch.provider_batch {
+        let listed = get::<BatchId>(engine, Tree::ProviderBatches, &Key::new().text(named.as_str()).done())?;
+        if listed != Some(id) {
+            wrong.push((3, format!("batch {id} is {named} at the provider, which is not listed as its own")));
+        }
     }
     Ok(())
 }
 
-/// Invariants 2 and 4: a member has a fate, and is outstanding exactly if that says so.
+/// Invariant 3: a batch of the provider belongs to the batch that names it, or that named it before it was created
+/// once more, as its story tells.
+pub(super) fn provider_batch(
+    engine: &Engine,
+    key: &[u8],
+    value: &[u8],
+    wrong: &mut Vec<(u8, String)>,
+) -> Result<(), StoreError> {
+    let id: BatchId = codec::decode(value)?;
+    let Some((named, [])) = keys::text_at_start(key) else {
+        wrong.push((3, format!("a key of {} bytes names a batch of the provider", key.len())));
+        return Ok(());
+    };
+    let Some(batch) = get::<Batch>(engine, Tree::Batches, id.as_bytes())? else {
+        wrong.push((3, format!("{named} of the provider belongs to batch {id}, which is not there")));
+        return Ok(());
+    };
+    let is_named = |is: &ProviderBatchId| is.as_str() == named;
+    let current = batch.provider_batch.as_ref();
+    if current.is_none() || !(current.is_some_and(is_named) || told_of(engine, &batch, &named)?) {
+        wrong.push((3, format!("{named} of the provider belongs to batch {id}, which does not name it")));
+    }
+    Ok(())
+}
+
+/// Whether a batch's story speaks of a batch of the provider, or ends before it could.
+fn told_of(engine: &Engine, batch: &Batch, named: &str) -> Result<bool, StoreError> {
+    let end = keys::after_prefix(batch.id.as_bytes());
+    for (_, line) in engine.scan(Tree::Story, batch.id.as_bytes(), end.as_deref(), usize::MAX)? {
+        if codec::decode::<StoryLine>(&line)?.text.split([' ', ',']).any(|word| word == named) {
+            return Ok(true);
+        }
+    }
+    Ok(batch.story_lines >= STORY_MAX)
+}
+
+/// Invariants 2, 4 and 5: a member has a fate, is outstanding exactly if that says so, and what was completed stays so.
 pub(super) fn member(
     engine: &Engine,
     key: &[u8],
@@ -137,6 +180,14 @@ pub(super) fn member(
         wrong.push((4, format!("request {request} has no known fate in batch {batch}")));
         return Ok(());
     };
+    if fate == Fate::Completed && engine.get(Tree::Gone, request.as_bytes())?.is_none() {
+        let status =
+            get::<Request>(engine, Tree::Requests, request.as_bytes())?.map(|request| request.status);
+        if status != Some(RequestStatus::ProcessingComplete) {
+            let is = status.map_or("not there", RequestStatus::label);
+            wrong.push((5, format!("request {request} was completed by batch {batch} and is {is}")));
+        }
+    }
     if (fate == Fate::Outstanding) != engine.get(Tree::Outstanding, key)?.is_some() {
         wrong.push((2, format!("request {request} and batch {batch} disagree on whether it is outstanding")));
     }
