@@ -47,6 +47,7 @@ impl Endpoint {
 pub(super) enum Spoil {
     Not,
     Length,
+    ContentFilter,
     Refusal,
     Nonsense,
 }
@@ -115,8 +116,10 @@ impl Asked<'_> {
         let talk = Conversation::of(self.body);
         match (spoil, schema) {
             (Spoil::Nonsense, _) => "This is not what was asked for.".to_owned(),
-            (Spoil::Not | Spoil::Length | Spoil::Refusal, Some(schema)) => fill(schema, &talk).to_string(),
-            (Spoil::Not | Spoil::Length | Spoil::Refusal, None) => {
+            (Spoil::Not | Spoil::Length | Spoil::ContentFilter | Spoil::Refusal, Some(schema)) => {
+                fill(schema, &talk).to_string()
+            }
+            (Spoil::Not | Spoil::Length | Spoil::ContentFilter | Spoil::Refusal, None) => {
                 let gist: String = talk.gist().chars().take(200).collect();
                 format!("A simulated answer to: {gist}")
             }
@@ -132,7 +135,11 @@ impl Asked<'_> {
         } else {
             (json!(text), Value::Null)
         };
-        let reason = if spoil == Spoil::Length { "length" } else { "stop" };
+        let reason = match spoil {
+            Spoil::Length => "length",
+            Spoil::ContentFilter => "content_filter",
+            Spoil::Not | Spoil::Refusal | Spoil::Nonsense => "stop",
+        };
         let body = json!({
             "id": format!("chatcmpl-{}", self.id("chat")),
             "object": "chat.completion",
@@ -168,8 +175,12 @@ impl Asked<'_> {
         } else {
             json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []})
         };
-        let cut_off = spoil == Spoil::Length;
-        let status = if cut_off { "incomplete" } else { "completed" };
+        let why_incomplete = match spoil {
+            Spoil::Length => Some("max_output_tokens"),
+            Spoil::ContentFilter => Some("content_filter"),
+            Spoil::Not | Spoil::Refusal | Spoil::Nonsense => None,
+        };
+        let status = if why_incomplete.is_some() { "incomplete" } else { "completed" };
         let member = |name: &str, otherwise: Value| self.body.get(name).cloned().unwrap_or(otherwise);
         let body = json!({
             "id": format!("resp_{}", self.id("response")),
@@ -177,7 +188,7 @@ impl Asked<'_> {
             "created_at": self.at,
             "status": status,
             "error": null,
-            "incomplete_details": if cut_off { json!({"reason": "max_output_tokens"}) } else { Value::Null },
+            "incomplete_details": why_incomplete.map(|reason| json!({ "reason": reason })),
             "instructions": member("instructions", Value::Null),
             "max_output_tokens": member("max_output_tokens", Value::Null),
             "metadata": member("metadata", json!({})),

@@ -166,8 +166,18 @@ pub(super) enum LineFault {
     Bom {},
     /// The answer was cut off by the token limit.
     Length {},
+    /// The answer was withheld by the content filter.
+    ContentFilter {},
     /// The model refused.
     Refusal {},
+    /// The body is a text that holds the JSON.
+    BodyText {},
+    /// The line has a byte in it that is no UTF-8.
+    NotUtf8 {},
+    /// The body is nested deeper than readers of JSON follow.
+    Deep {},
+    /// Blank lines stand before the line, and every line end is CRLF.
+    Blank {},
     /// The answer is text that does not fit the schema.
     Nonsense {},
     /// A line of a custom id that nobody asked for is there besides.

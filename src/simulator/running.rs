@@ -231,7 +231,12 @@ impl<S: Sink> Run<'_, S> {
                 | LineFault::Corrupt {}
                 | LineFault::Bom {}
                 | LineFault::Length {}
+                | LineFault::ContentFilter {}
                 | LineFault::Refusal {}
+                | LineFault::BodyText {}
+                | LineFault::NotUtf8 {}
+                | LineFault::Deep {}
+                | LineFault::Blank {}
                 | LineFault::Nonsense {}
                 | LineFault::Stranger {},
             )
@@ -248,6 +253,7 @@ impl<S: Sink> Run<'_, S> {
                 return answers::refusal(*status, code.as_deref(), "A fault that was planned.");
             }
             Some(LineFault::Length {}) => Spoil::Length,
+            Some(LineFault::ContentFilter {}) => Spoil::ContentFilter,
             Some(LineFault::Refusal {}) => Spoil::Refusal,
             Some(LineFault::Nonsense {}) => Spoil::Nonsense,
             Some(
@@ -256,6 +262,10 @@ impl<S: Sink> Run<'_, S> {
                 | LineFault::Duplicate {}
                 | LineFault::Corrupt {}
                 | LineFault::Bom {}
+                | LineFault::BodyText {}
+                | LineFault::NotUtf8 {}
+                | LineFault::Deep {}
+                | LineFault::Blank {}
                 | LineFault::Stranger {},
             )
             | None => Spoil::Not,
@@ -304,6 +314,11 @@ impl<S: Sink> Run<'_, S> {
         answer: Answer,
         fault: Option<&LineFault>,
     ) -> Result<(), SimulatorError> {
+        let body = match fault {
+            Some(LineFault::BodyText {}) => Value::from(answer.body.to_string()),
+            Some(LineFault::Deep {}) => (0..200).fold(answer.body, |body, _| json!({ "in": body })),
+            Some(_) | None => answer.body,
+        };
         let line = |custom_id: &str, run: &Self| {
             line_of(&json!({
                 "id": format!("batch_req_{}", run.id_of("line", custom_id)),
@@ -311,7 +326,7 @@ impl<S: Sink> Run<'_, S> {
                 "response": {
                     "status_code": answer.status,
                     "request_id": run.id_of("request", custom_id),
-                    "body": answer.body,
+                    "body": body,
                 },
                 "error": null,
             }))
@@ -331,6 +346,15 @@ impl<S: Sink> Run<'_, S> {
                 self.write(file, &[half, b"\n"].concat())
             }
             Some(LineFault::Bom {}) => self.write(file, &["\u{feff}".as_bytes(), bytes.as_slice()].concat()),
+            Some(LineFault::NotUtf8 {}) => {
+                let at = bytes.len() / 2;
+                let (before, behind) = bytes.split_at_checked(at).unwrap_or((&bytes, &[]));
+                self.write(file, &[before, &[0xff], behind].concat())
+            }
+            Some(LineFault::Blank {}) => {
+                let line = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+                self.write(file, &[b"\r\n \r\n".as_slice(), line, b"\r\n"].concat())
+            }
             Some(LineFault::Duplicate {}) => self.write(file, &[bytes.as_slice(), &bytes].concat()),
             Some(LineFault::Stranger {}) => {
                 let stranger = line(&format!("stranger-{}", self.id_of("stranger", custom_id)), self);
@@ -341,7 +365,10 @@ impl<S: Sink> Run<'_, S> {
                 | LineFault::Error { .. }
                 | LineFault::Missing {}
                 | LineFault::Length {}
+                | LineFault::ContentFilter {}
                 | LineFault::Refusal {}
+                | LineFault::BodyText {}
+                | LineFault::Deep {}
                 | LineFault::Nonsense {},
             )
             | None => self.write(file, &bytes),

@@ -75,6 +75,8 @@ pub struct Plan {
     pub broken_list: (usize, usize),
     /// Whether our wall clock is set now and then.
     pub jumps: bool,
+    /// Whether the whole store is checked after every turn.
+    pub thorough: bool,
 }
 
 /// Draws the faults of a run: each kind is there or not, so that the rare ones are not hidden by the frequent ones.
@@ -116,7 +118,12 @@ pub fn plan(seed: u64, dice: &mut Dice) -> Plan {
         rule(json!({"fault": "corrupt"}), 15),
         rule(json!({"fault": "bom"}), 15),
         rule(json!({"fault": "length"}), 10),
+        rule(json!({"fault": "content_filter"}), 10),
         rule(json!({"fault": "refusal"}), 10),
+        rule(json!({"fault": "body_text"}), 15),
+        rule(json!({"fault": "not_utf8"}), 10),
+        rule(json!({"fault": "deep"}), 10),
+        rule(json!({"fault": "blank"}), 20),
         rule(json!({"fault": "stranger"}), 20),
     ];
     let batches = vec![
@@ -152,7 +159,7 @@ pub fn plan(seed: u64, dice: &mut Dice) -> Plan {
     // Where metadata is dropped, nothing tells a store from an old backup which batches came after it.
     let restores = restores && !drops_metadata;
     let broken_list = (dice.below(3), dice.below(4));
-    Plan { rates, behaviour, restores, drops_metadata, broken_list, jumps }
+    Plan { rates, behaviour, restores, drops_metadata, broken_list, jumps, thorough: seed.is_multiple_of(20) }
 }
 
 /// A run in which nothing goes wrong but for the first batch, which may be turned away, and the restore of a backup.
@@ -167,5 +174,13 @@ pub fn calm(turns_away: bool) -> Plan {
         faults: FaultPlan::parse(&text).unwrap(),
     };
     let (rates, broken_list) = (Rates::default(), (0, 0));
-    Plan { rates, behaviour, restores: true, drops_metadata: false, broken_list, jumps: false }
+    Plan {
+        rates,
+        behaviour,
+        restores: true,
+        drops_metadata: false,
+        broken_list,
+        jumps: false,
+        thorough: false,
+    }
 }

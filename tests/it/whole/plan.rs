@@ -88,7 +88,12 @@ pub fn plan(seed: u64, dice: &mut Dice) -> Plan {
         rule(json!({"fault": "corrupt"}), 15, None),
         rule(json!({"fault": "bom"}), 15, None),
         rule(json!({"fault": "length"}), 10, None),
+        rule(json!({"fault": "content_filter"}), 10, None),
         rule(json!({"fault": "refusal"}), 10, None),
+        rule(json!({"fault": "body_text"}), 15, None),
+        rule(json!({"fault": "not_utf8"}), 10, None),
+        rule(json!({"fault": "deep"}), 10, None),
+        rule(json!({"fault": "blank"}), 20, None),
         rule(json!({"fault": "stranger"}), 20, None),
     ];
     let batches = vec![
