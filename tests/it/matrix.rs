@@ -8,6 +8,7 @@
 mod hearer;
 mod lane;
 mod program;
+mod proof;
 mod work;
 
 use nightshift::crash_points::CRASH_POINTS;

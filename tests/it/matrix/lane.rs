@@ -1,7 +1,8 @@
 //! A data folder through all its starts and ends, and what must be true of it at last.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::Write;
+use std::ops::Range;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
@@ -12,23 +13,29 @@ use serde_json::{Value, json};
 use super::hearer::{Hearer, TRANSCRIPT};
 use super::program::{Process, command};
 use super::work::{ON_STOP, Work};
-use crate::process::{read, run, text};
+use crate::process::{run, text};
 
 /// A point that is not passed in this time is not passed at all.
 const HIT_WITHIN: Duration = Duration::from_secs(40);
 /// The work of a lane is done in this time once nothing ends it any more.
-const DONE_WITHIN: Duration = Duration::from_secs(120);
+pub(super) const DONE_WITHIN: Duration = Duration::from_secs(120);
 /// How often a lane looks how far the work is.
-const LOOK: Duration = Duration::from_millis(200);
+pub(super) const LOOK: Duration = Duration::from_millis(200);
 
 const WEBHOOKS: &str = "/api/v1/companies/demo/webhooks";
 const SESSIONS: &str = "/api/v1/companies/demo/sessions";
 /// A word of every conversation of the office.
-const CANARY: &str = "nightjar";
+pub(super) const CANARY: &str = "nightjar";
 const JSON: &str = "application/json";
 
 /// One passage of one point.
 pub type Case = (&'static str, u64);
+
+/// How many lines of a call are stored, by this call or an earlier one.
+pub(super) fn known(answer: &Value) -> usize {
+    let count = |name: &str| answer[name].as_u64().unwrap_or_default();
+    usize::try_from(count("accepted") + count("duplicate")).unwrap()
+}
 
 /// Says in an environment variable which passages are meant.
 fn named(cases: &[Case]) -> String {
@@ -37,15 +44,24 @@ fn named(cases: &[Case]) -> String {
 
 /// A data folder with its provider, through all starts.
 pub struct Lane {
-    name: String,
-    work: Work,
-    folder: tempfile::TempDir,
+    pub(super) name: String,
+    pub(super) work: Work,
+    pub(super) folder: tempfile::TempDir,
     simulator: Process,
     /// How many requests were sent, answered or not.
-    sent: usize,
-    sessions: usize,
+    pub(super) sent: usize,
+    pub(super) sessions: usize,
+    /// What was answered whole before an end came: none of it may be taken in anew.
+    pub(super) acknowledged: Vec<Range<usize>>,
+    pub(super) acknowledged_sessions: Vec<Range<usize>>,
+    /// Sessions below this one may be erased.
+    pub(super) erase_asked: usize,
+    /// Those whose erasure was acknowledged.
+    pub(super) erase_ordered: BTreeSet<usize>,
+    /// Our names of what the provider must have run.
+    pub(super) to_be_run: BTreeSet<String>,
     receiver: Option<Hearer>,
-    wrong: Vec<String>,
+    pub(super) wrong: Vec<String>,
 }
 
 impl Lane {
@@ -78,6 +94,11 @@ impl Lane {
             simulator,
             sent: 0,
             sessions: 0,
+            acknowledged: Vec::new(),
+            acknowledged_sessions: Vec::new(),
+            erase_asked: 0,
+            erase_ordered: BTreeSet::new(),
+            to_be_run: BTreeSet::new(),
             receiver,
             wrong: Vec::new(),
         }
@@ -181,7 +202,7 @@ impl Lane {
             .collect()
     }
 
-    fn post(process: &Process, from: usize, to: usize) -> Option<Value> {
+    pub(super) fn post(process: &Process, from: usize, to: usize) -> Option<Value> {
         process.call("POST", "/api/v1/companies/demo/requests", "application/x-ndjson", Self::lines(from, to))
     }
 
@@ -190,7 +211,9 @@ impl Lane {
             let from = self.sent;
             self.sent += self.work.wave();
             // Whether it is answered or not: it is sent once more at the end.
-            Self::post(process, from, self.sent);
+            if Self::post(process, from, self.sent).is_some_and(|answer| known(&answer) == self.sent - from) {
+                self.acknowledged.push(from..self.sent);
+            }
         }
         if self.work == Work::Office {
             self.run_the_office(process);
@@ -206,8 +229,11 @@ impl Lane {
     fn run_the_office(&mut self, process: &Process) {
         let from = self.sessions;
         self.sessions += self.work.wave();
-        let new: Vec<_> = (from..self.sessions).map(Self::session).collect();
-        process.call("POST", SESSIONS, JSON, json!(new).to_string());
+        if Self::post_sessions(process, from..self.sessions)
+            .is_some_and(|answer| known(&answer) == self.sessions - from)
+        {
+            self.acknowledged_sessions.push(from..self.sessions);
+        }
         self.erase(process, from.saturating_sub(self.work.wave())..from);
         let name = json!({ "name": format!("Demo {from}") });
         process.call("PUT", "/api/admin/legacy/companies/demo", JSON, name.to_string());
@@ -224,9 +250,18 @@ impl Lane {
         }
     }
 
-    fn erase(&self, process: &Process, sessions: std::ops::Range<usize>) {
+    pub(super) fn post_sessions(process: &Process, numbers: Range<usize>) -> Option<Value> {
+        let sessions: Vec<_> = numbers.map(Self::session).collect();
+        process.call("POST", SESSIONS, JSON, json!(sessions).to_string())
+    }
+
+    fn erase(&mut self, process: &Process, sessions: Range<usize>) {
+        self.erase_asked = self.erase_asked.max(sessions.end);
         for number in sessions {
-            process.call("POST", &format!("{SESSIONS}/{CANARY}-{number}/erase"), JSON, String::new());
+            let path = format!("{SESSIONS}/{CANARY}-{number}/erase");
+            if process.call("POST", &path, JSON, String::new()).is_some_and(|answer| answer["ok"] == true) {
+                self.erase_ordered.insert(number);
+            }
         }
     }
 
@@ -363,36 +398,6 @@ impl Lane {
         self.stop(process);
     }
 
-    /// Sends everything once more, as a client does that got no answer, and waits until all is complete.
-    fn come_to_the_end(&mut self, process: &mut Process) {
-        for from in (0..self.sent).step_by(200) {
-            let to = self.sent.min(from + 200);
-            let answer = Self::post(process, from, to).unwrap();
-            let known = answer["accepted"].as_u64().unwrap() + answer["duplicate"].as_u64().unwrap();
-            assert_eq!(known, (to - from) as u64, "{}: {answer}", self.name);
-        }
-        if self.work == Work::Office {
-            let all: Vec<_> = (0..self.sessions).map(Self::session).collect();
-            let answer = process.call("POST", SESSIONS, JSON, json!(all).to_string()).unwrap();
-            assert_eq!(answer["ok"], true, "{}: {answer}", self.name);
-        }
-        let all = (self.sent + self.sessions) as u64;
-        // Of what is erased nothing is counted any more.
-        let least = if self.work == Work::Office { self.sent as u64 } else { all };
-        let end = Instant::now() + DONE_WITHIN;
-        loop {
-            let summary = process.summary();
-            if matches!(summary, Some([0, 0, complete, 0]) if (least..=all).contains(&complete)) {
-                return;
-            }
-            assert!(Instant::now() < end, "{}: {summary:?} of {all}\n{}", self.name, process.tail());
-            process.requeue_failed();
-            if let Err(Some(ended)) = process.read_until("progress", LOOK) {
-                panic!("{}: {ended}\n{}", self.name, process.tail());
-            }
-        }
-    }
-
     fn stop(&self, mut process: Process) {
         process.signal("-TERM");
         let status = process.read_until("\n", Duration::from_secs(60)).unwrap_err().expect("it did not stop");
@@ -406,24 +411,11 @@ impl Lane {
         self.send_wave(&process);
         self.come_to_the_end(&mut process);
         self.hear_all(&mut process);
+        self.known_by_id(&process);
         let process = self.erase_all(process);
         self.stop(process);
 
-        let ledger = read(&self.folder.path().join("provider/ledger.jsonl"));
-        let mut runs: BTreeMap<String, u32> = BTreeMap::new();
-        for line in ledger.lines() {
-            let line: Value = serde_json::from_str(line).unwrap();
-            if line["event"] == "line_run" {
-                *runs.entry(line["custom_id"].as_str().unwrap().to_owned()).or_default() += 1;
-            }
-        }
-        let twice: Vec<_> = runs.iter().filter(|(_, runs)| **runs > 1).collect();
-        let (ran, all) = (runs.len(), self.sent + self.sessions);
-        // What was erased in time was never sent.
-        let least = if self.work == Work::Office { self.sent } else { all };
-        if !twice.is_empty() || !(least..=all).contains(&ran) {
-            self.wrong.push(format!("{}: {ran} of {all} were run, more than once: {twice:?}", self.name));
-        }
+        self.look_at_the_ledger();
         let verified = run(command(self.folder.path()).arg("verify"));
         if !verified.status.success() {
             self.wrong.push(format!("{}: {}{}", self.name, text(&verified.stdout), text(&verified.stderr)));

@@ -114,6 +114,14 @@ impl Process {
         })
     }
 
+    /// What an export has, line by line.
+    pub fn lines(&self, path: &str) -> Option<Vec<Value>> {
+        let (runtime, client) = http();
+        let asked = client.get(format!("{}{path}", self.url)).bearer_auth(TOKEN);
+        let text = runtime.block_on(async { asked.send().await.ok()?.text().await.ok() })?;
+        text.lines().map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
     pub fn get(&self, path: &str) -> Option<Value> {
         self.call("GET", &format!("/api/admin/legacy/{path}"), "application/json", String::new())
     }
