@@ -105,17 +105,37 @@ impl Recording {
     fn cuts(&self, count: usize, dice: &mut Dice) -> BTreeSet<usize> {
         let acknowledgements: Vec<usize> =
             (0..self.ops.len()).filter(|at| matches!(self.ops[*at], Op::Acknowledged(_))).collect();
+        let exchange = self.exchange();
         let mut cuts = BTreeSet::new();
         while cuts.len() < count {
-            cuts.insert(match cuts.len() % 4 {
+            cuts.insert(match cuts.len() % 5 {
                 // While the store is made.
                 3 => dice.below(acknowledgements[0]),
                 // Right behind an acknowledgement nothing may be missing yet.
                 0 | 2 => acknowledgements[dice.below(acknowledgements.len())],
+                // While the store is exchanged; half of these among the last steps, where names change.
+                4 => {
+                    let steps = exchange.len();
+                    exchange[if dice.one_in(2) {
+                        steps - 1 - dice.below(steps.min(40))
+                    } else {
+                        dice.below(steps)
+                    }]
+                }
                 _ => dice.below(self.ops.len()),
             });
         }
         cuts
+    }
+
+    /// The operations that exchange the store for a compacted one. Its writes come by the thousand, and are only
+    /// counted where they end.
+    fn exchange(&self) -> Vec<usize> {
+        let said = |what: &str| self.ops.iter().position(|op| *op == Op::Acknowledged(what.to_owned()));
+        let (from, to) = (said(work::COMPACTING).unwrap(), said(work::COMPACTED_WELL).unwrap());
+        let counts =
+            |op: &Op| !matches!(op, Op::Close { .. } | Op::Seeked { .. } | Op::Opened { create: false, .. });
+        (from..=to).filter(|at| counts(&self.ops[*at])).collect()
     }
 
     /// Cuts the power at `cuts` in each of `modes`; what the images are worth.
@@ -216,7 +236,7 @@ fn seed() -> u64 {
 #[test]
 fn a_power_cut_loses_nothing_that_was_acknowledged() {
     let long = std::env::var_os("NIGHTSHIFT_TEST_LONG").is_some();
-    let (rounds, cuts) = if long { (14, 120) } else { (1, 40) };
+    let (rounds, cuts) = if long { (14, 150) } else { (1, 50) };
     for _ in 0..rounds {
         let seed = seed();
         println!("seed {seed}");
