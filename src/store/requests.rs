@@ -137,7 +137,15 @@ impl Store {
 
     /// Forgets `Idempotency-Key`s whose day is over, a chunk at a time; says how much.
     pub async fn forget_keys(&self, now: Timestamp) -> Result<usize, StoreError> {
-        self.committer.commit(250, move |tx| forget_key(tx, now)).await
+        self.committer
+            .commit(250, move |tx| {
+                let forgotten = forget_key(tx, now)?;
+                if forgotten > 0 {
+                    crash_point!("keys.before_commit");
+                }
+                Ok(forgotten)
+            })
+            .await
     }
 
     /// Lets at most 250 requests whose back-off is over wait for a batch; says how many.
@@ -163,6 +171,9 @@ impl Store {
                     let since = request.not_before.take().unwrap_or(now);
                     enqueue(tx, &mut request, since)?;
                     save(tx, &request)?;
+                }
+                if released > 0 {
+                    crash_point!("release.before_commit");
                 }
                 Ok(released)
             })

@@ -26,7 +26,7 @@ impl Lane {
     /// acknowledged goes first: were any of it lost, it would be taken in anew here.
     pub(super) fn come_to_the_end(&mut self, process: &mut Process) {
         for range in pieces(&self.acknowledged) {
-            let answer = Self::post(process, range.start, range.end).unwrap();
+            let answer = self.post(process, range.start, range.end).unwrap();
             assert_eq!(
                 answer["duplicate"],
                 range.len(),
@@ -36,7 +36,7 @@ impl Lane {
         }
         let all = 0..self.sent;
         for range in pieces(std::slice::from_ref(&all)) {
-            let answer = Self::post(process, range.start, range.end).unwrap();
+            let answer = self.post(process, range.start, range.end).unwrap();
             assert_eq!(known(&answer), range.len(), "{}: {answer}", self.name);
         }
         self.acknowledged = vec![all];
@@ -113,6 +113,12 @@ impl Lane {
     pub(super) fn known_by_id(&mut self, process: &Process) {
         let rows = process.lines("/api/v1/companies/demo/export/requests").unwrap_or_default();
         self.to_be_run = rows.iter().map(|row| row["id"].as_str().unwrap().to_owned()).collect();
+        let batches = process.batches().unwrap_or_default();
+        let shadows = batches.iter().filter(|batch| batch["origin"] == "shadow");
+        self.shadows = shadows.map(|batch| batch["openaiBatchId"].as_str().unwrap().to_owned()).collect();
+        if self.shadows.is_empty() && self.work == Work::Shadowed {
+            self.wrong.push(format!("{}: no shadow was seen", self.name));
+        }
     }
 
     /// The provider ran each of them once, and nothing besides but what is erased by now.
@@ -121,13 +127,15 @@ impl Lane {
         let mut runs: BTreeMap<String, u32> = BTreeMap::new();
         for line in ledger.lines() {
             let line: Value = serde_json::from_str(line).unwrap();
-            if line["event"] == "line_run" {
+            // What a shadow did besides is booked apart.
+            let shadow = line["batch"].as_str().is_some_and(|batch| self.shadows.contains(batch));
+            if line["event"] == "line_run" && !shadow {
                 *runs.entry(line["custom_id"].as_str().unwrap().to_owned()).or_default() += 1;
             }
         }
         let twice: Vec<_> = runs.iter().filter(|(_, runs)| **runs > 1).collect();
         let never: Vec<_> = self.to_be_run.iter().filter(|id| !runs.contains_key(*id)).collect();
-        let (ran, all) = (runs.len(), self.sent + self.sessions);
+        let (ran, all) = (runs.len(), self.sent + self.sessions + self.besides);
         if !twice.is_empty() || !never.is_empty() || !(self.to_be_run.len()..=all).contains(&ran) {
             self.wrong.push(format!(
                 "{}: {ran} of {all} were run, more than once: {twice:?}, never: {never:?}",
