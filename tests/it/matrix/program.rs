@@ -164,7 +164,8 @@ impl Process {
             if batch["cancel"].is_null() && (matches!(step, "observing" | "uploading") || some) {
                 let path = format!("/api/admin/legacy/batches/{id}/cancel");
                 let answer = self.call("POST", &path, "application/json", String::new());
-                if answer.is_some_and(|answer| answer["ok"] == true) {
+                // Without an answer it ended in the midst of it.
+                if answer.is_none_or(|answer| answer["ok"] == true) {
                     steps.push(step.to_owned());
                 }
             }

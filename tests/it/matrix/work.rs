@@ -221,13 +221,14 @@ impl Work {
         match self {
             Self::Calm => 4,
             Self::Rough
+            | Self::Cancelled
             | Self::Import
             | Self::Office
             | Self::Told
             | Self::Restored
             | Self::Old
             | Self::Aged => 2,
-            Self::Alone | Self::Cancelled | Self::Failing | Self::Shadowed => 1,
+            Self::Alone | Self::Failing | Self::Shadowed => 1,
         }
     }
 
