@@ -214,7 +214,7 @@ pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Ap
     let shared = Arc::new(share(settings, store.clone(), provider, clock, disk.clone(), ids, spool)?);
     let registry = Registry::new(shared.clone()).start();
     let creator = Creator::new(shared.clone(), registry.clone()).start();
-    let resume = Resume { creator: creator.clone() };
+    let resume = Resume { creator: Some(creator.clone()) };
     let resumed = registry.send(resume).await.map_err(|_| AppError::Ended("registry"))??;
     let intake = Intake::new(shared.clone(), creator.clone()).start();
     let reconciler = Reconciler::new(shared.clone(), registry.clone()).start();

@@ -74,7 +74,9 @@ pub(super) async fn piece(
                 let page = blocking(move || reader.aged(&of, kind, after, limit)).await?;
                 looked_at += page.looked_at.max(1);
                 if !page.due.is_empty() {
+                    crash_point!("aged.before_commit");
                     let more = shared.store.remove_aged(kind, page.due, limit, now).await?;
+                    crash_point!("aged.after_commit");
                     removed.requests += more.requests;
                     removed.sessions += more.sessions;
                 }

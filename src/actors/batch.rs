@@ -472,7 +472,9 @@ impl Handler<CancelBatch> for BatchActor {
         let (store, now) = (self.shared.store.clone(), self.shared.clock.now());
         let (id, revision, kept) = (self.batch.id, self.batch.revision, step.clone());
         let commit = async move { store.commit_step(id, revision, kept, now).await };
+        crash_point!("cancel.order.before_commit");
         self.store_then(commit, ctx, move |this, batch, ctx| {
+            crash_point!("cancel.order.after_commit");
             // Whoever asked may be gone; the order stands.
             let _ = told.send(batch.clone());
             this.advance(batch, step, ctx);

@@ -56,7 +56,7 @@ impl Creator {
             if let Err(err) = opened {
                 tracing::error!(error = %err, "no batches could be opened");
                 // One that was opened and not told of would keep its group waiting until the next start.
-                this.registry.do_send(Resume { creator: ctx.address() });
+                this.registry.do_send(Resume { creator: Some(ctx.address()) });
             } else if let Some(only_full) = this.again.take() {
                 this.look(only_full, ctx);
             }
@@ -104,10 +104,14 @@ async fn open_due(
     registry: &Addr<Registry>,
     only_full: bool,
 ) -> Result<(), StoreError> {
-    while shared.store.release_due(shared.clock.now()).await? > 0 {}
+    while shared.store.release_due(shared.clock.now()).await? > 0 {
+        crash_point!("release.after_commit");
+    }
     // The store keeps the longest time; where the provider is quicker it is as if that were over.
     let early = RELEASE_AFTER.saturating_sub(shared.capacity_hold);
-    while shared.store.release_room(shared.clock.now().plus(early)).await? > 0 {}
+    while shared.store.release_room(shared.clock.now().plus(early)).await? > 0 {
+        crash_point!("room.after_commit");
+    }
     let worker = shared.clone();
     let groups = blocking(move || {
         let mut groups = worker.reader.waiting()?;

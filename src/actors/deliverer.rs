@@ -206,6 +206,7 @@ impl Lane {
             Next::Gone => {
                 let (store, now) = (&self.shared.store, self.shared.clock.now());
                 while store.remove_deliveries(self.company.clone(), self.webhook, now).await? {}
+                crash_point!("deliveries.after_commit");
                 return Ok(false);
             }
         }
@@ -276,6 +277,7 @@ impl Lane {
         );
         crash_point!("webhook.after_send_before_commit");
         shared.store.note_try(self.company.clone(), self.webhook, delivery.id, tried, answer, now).await?;
+        crash_point!("webhook.after_commit");
         if answer == Answer::Gone {
             tracing::warn!(webhook.id = %self.webhook, company.id = %self.company, "a webhook answered 410 Gone and is disabled");
         }

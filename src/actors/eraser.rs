@@ -550,17 +550,17 @@ async fn erase_files(shared: &Arc<Shared>, erasure: ErasureId) -> Result<Files, 
                 return Ok(Files::Trouble(format!("files at the provider cannot be deleted yet: {err}")));
             }
         };
-        let mut done = 0;
-        for batch in over.iter().filter(|batch| !refused.contains_key(&batch.id)) {
+        let gone: Vec<_> = over.iter().filter(|batch| !refused.contains_key(&batch.id)).collect();
+        for batch in &gone {
             effects::clean(shared, batch).await;
-            crash_point!("erase.files.before_commit");
-            shared.store.note_files_erased(erasure, batch.id).await?;
-            crash_point!("erase.files.after_commit");
-            done += 1;
         }
         // One that is not there has no file that is known.
-        for (id, _) in page.iter().filter(|(_, batch)| batch.is_none()) {
-            shared.store.note_files_erased(erasure, *id).await?;
+        let unknown = page.iter().filter(|(_, batch)| batch.is_none()).map(|(id, _)| *id);
+        let mut done = 0;
+        for id in gone.iter().map(|batch| batch.id).chain(unknown) {
+            crash_point!("erase.files.before_commit");
+            shared.store.note_files_erased(erasure, id).await?;
+            crash_point!("erase.files.after_commit");
             done += 1;
         }
         for (id, batch) in &page {

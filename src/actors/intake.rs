@@ -324,7 +324,10 @@ impl Handler<Requeue> for Intake {
             let ids: Vec<_> = ids.into_iter().filter(|id| seen.insert(*id)).collect();
             let mut counts = RequeueCounts::default();
             crash_point!("requeue.before_commit");
-            for chunk in ids.chunks(CHUNK) {
+            for (nth, chunk) in ids.chunks(CHUNK).enumerate() {
+                if nth > 0 {
+                    crash_point!("requeue.between_commits");
+                }
                 may_take_in(&shared)?;
                 for fate in shared.store.requeue(chunk.to_vec(), shared.clock.now()).await? {
                     match fate {
@@ -372,7 +375,9 @@ async fn request_settled(shared: &Arc<Shared>) -> Result<usize, StoreError> {
             break;
         }
     }
-    while shared.store.forget_keys(shared.clock.now()).await? > 0 {}
+    while shared.store.forget_keys(shared.clock.now()).await? > 0 {
+        crash_point!("keys.after_commit");
+    }
     Ok(made)
 }
 

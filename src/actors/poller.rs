@@ -126,10 +126,18 @@ async fn delete_due_files(shared: &Arc<Shared>) {
     let due = blocking(move || reader.due_deletions(now, AT_ONCE)).await.unwrap_or_default();
     for (key, file) in due {
         let noted = match shared.provider.delete_file(&file).await {
-            Ok(()) => shared.store.forget_deletion(key).await,
+            Ok(()) => {
+                crash_point!("deletion.before_commit");
+                let noted = shared.store.forget_deletion(key).await;
+                crash_point!("deletion.after_commit");
+                noted
+            }
             Err(ProviderError::Refused { status, code, .. }) => {
                 tracing::warn!(file = %file, status, code, "the provider refuses to delete an old file; trying again in a day");
-                shared.store.put_off_deletion(key, file.clone(), now.plus(REFUSED_FOR)).await
+                crash_point!("put_off.before_commit");
+                let noted = shared.store.put_off_deletion(key, file.clone(), now.plus(REFUSED_FOR)).await;
+                crash_point!("put_off.after_commit");
+                noted
             }
             Err(err) => {
                 tracing::warn!(file = %file, error = %err, "an old file could not be deleted yet");

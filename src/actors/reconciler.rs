@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 
 use super::effects::observation;
 use super::finding::{self, Finding, Intents};
-use super::registry::{GiveBack, Host, Registry, blocking};
+use super::registry::{GiveBack, Host, Registry, Resume, blocking};
 use super::{Shared, every, later};
 use crate::condition::{Hindrance, safe_mode};
 use crate::domain::batch::{Batch, BatchState, Cancel, Intent, Origin, Running, Then, Wait};
@@ -116,6 +116,10 @@ impl Reconciler {
             }
             Err(trouble) => {
                 tracing::warn!(error = %trouble, "the provider's batches could not be compared with ours yet");
+                if matches!(trouble, Trouble::Store(_) | Trouble::Panicked) {
+                    // One that was opened and not told of: it gives its requests back, or is watched.
+                    self.registry.do_send(Resume { creator: None });
+                }
             }
         }
         let again = Duration::from_secs(1 << self.tried.min(6)).min(AGAIN_MAX);
@@ -241,7 +245,9 @@ impl Look {
     /// Later looks: as far back as there are intents that were given up, or that a call may have had two effects for.
     async fn watch(&mut self) -> Result<Looked, Trouble> {
         let began = self.now();
-        while self.shared.store.forget_intents(began).await? > 0 {}
+        while self.shared.store.forget_intents(began).await? > 0 {
+            crash_point!("intents.after_commit");
+        }
         let Some(oldest) = watched_since(&self.intents().await?, began) else {
             return Ok(Looked::Through);
         };
@@ -302,7 +308,9 @@ impl Look {
             }
         }
         if matches!(looked, Looked::Through) {
+            crash_point!("reconciled.before_commit");
             shared.store.note_reconciled(compared_at(theirs.cap(wall, began))).await?;
+            crash_point!("reconciled.after_commit");
         }
         Ok(looked)
     }
@@ -336,13 +344,16 @@ async fn open_shadow(
     batch.cancel =
         Some(Cancel { by: "nightshift (a shadow batch)".to_owned(), at: now, then: Then::Requeue });
     batch.state = observing(intent, found);
+    crash_point!("shadow.before_commit");
     shared.store.open_batch(batch).await?;
+    crash_point!("shadow.after_commit");
     registry.do_send(Host { id, fresh: false });
     Ok(())
 }
 
-/// The batches that were cut here and have some of `ids`: in the backup they had not yet moved on to the batch that was
-/// found. They give them back, or come to their end, first.
+/// The batches that have some of `ids` and must give them back, or come to their end, first: those that were cut here,
+/// since in the backup they had not yet moved on to the batch that was found, and what was left of a take-over that broke
+/// off.
 #[doc(hidden)]
 pub fn holders(reader: &StoreReader, ids: &[RequestId]) -> Result<Vec<BatchId>, StoreError> {
     let mut holders = Vec::new();
@@ -350,7 +361,9 @@ pub fn holders(reader: &StoreReader, ids: &[RequestId]) -> Result<Vec<BatchId>, 
         let Some(request) = reader.request(*id)? else { continue };
         if let (RequestStatus::BatchingInProgress, Some(batch)) = (request.status, request.batch)
             && !holders.contains(&batch)
-            && reader.batch(batch)?.is_some_and(|batch| batch.origin == Origin::Cut && batch.state.is_live())
+            && reader.batch(batch)?.is_some_and(|batch| {
+                batch.state.is_live() && (batch.origin == Origin::Cut || batch.state.is_unsent())
+            })
         {
             holders.push(batch);
         }
@@ -405,9 +418,12 @@ impl Look {
         let id = BatchId::new(shared.ids.next());
         let mut batch = Batch::open(id, first.group, shared.identity.clone(), shared.clock.now());
         batch.origin = Origin::Adopted;
+        crash_point!("adopt.open.before_commit");
         shared.store.open_batch(batch.clone()).await?;
+        crash_point!("adopt.open.after_commit");
         for chunk in ids.chunks(250) {
             batch = shared.store.take_over_members(id, batch.revision, chunk.to_vec()).await?;
+            crash_point!("adopt.members.after_commit");
         }
         // Only now is it known as taken over: a kill before this gives its requests back, and it is found again.
         let step = Step {
@@ -419,7 +435,9 @@ impl Look {
                 found.id, batch.counts.members
             )),
         };
+        crash_point!("adopt.before_commit");
         shared.store.commit_step(id, batch.revision, step, shared.clock.now()).await?;
+        crash_point!("adopt.after_commit");
         tracing::error!(batch.id = %id, provider_batch = %found.id, members = batch.counts.members,
             "batch {} of the provider was not known here and is taken over as batch {id}", found.id);
         registry.do_send(Host { id, fresh: false });

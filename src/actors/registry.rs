@@ -97,19 +97,20 @@ pub(super) async fn blocking<T: Send + 'static>(
     }
 }
 
-/// Host every live batch of the store, and those to come. Sent once at the start.
+/// Host every live batch of the store, and those to come. Sent at the start, and by whoever may have opened one and not
+/// told of it.
 #[derive(Message)]
 #[rtype(result = "Result<usize, StoreError>")]
 pub struct Resume {
-    /// Told when a batch is full.
-    pub creator: Addr<Creator>,
+    /// Told when a batch is full; none for the one who is told already.
+    pub creator: Option<Addr<Creator>>,
 }
 
 impl Handler<Resume> for Registry {
     type Result = ResponseActFuture<Self, Result<usize, StoreError>>;
 
     fn handle(&mut self, Resume { creator }: Resume, _: &mut Context<Self>) -> Self::Result {
-        self.creator = Some(creator);
+        self.creator = creator.or_else(|| self.creator.take());
         let reader = self.shared.reader.clone();
         let live = async move { blocking(move || reader.live_batches()).await };
         Box::pin(live.into_actor(self).map(|live, this, ctx| {

@@ -231,7 +231,10 @@ async fn bring(
         "a transcript was not had: {}", not_had.error
     );
     let failed = FetchFailed { session, url: fetch.at.url, state, error: not_had.error, due };
-    match shared.store.note_fetch_failed(failed).await {
+    crash_point!("fetch_failed.before_commit");
+    let noted = shared.store.note_fetch_failed(failed).await;
+    crash_point!("fetch_failed.after_commit");
+    match noted {
         Ok(()) => true,
         Err(err) => {
             tracing::error!(session.id = %session, error = %err, "the fetch of a transcript could not be stored");

@@ -92,8 +92,11 @@ fn accept(yes: bool, settings: &Settings, json: bool) -> Result<(), CliError> {
         }
         let accepted = yes || confirmed()?;
         if accepted {
+            crash_point!("accept.before_commit");
             store.accept(&report, clock.now()).await?;
+            crash_point!("accept.between_commits");
             store.note_provider(app::identity(settings).key()).await?;
+            crash_point!("accept.after_commit");
         }
         view["accepted"] = json!(accepted);
         if json {

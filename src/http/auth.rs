@@ -141,7 +141,10 @@ impl Auth {
         }
         let auth = self.clone();
         tokio::spawn(async move {
-            if let Err(err) = auth.store.note_token_used(hash, now).await {
+            crash_point!("key.used.before_commit");
+            let noted = auth.store.note_token_used(hash, now).await;
+            crash_point!("key.used.after_commit");
+            if let Err(err) = noted {
                 tracing::warn!(error = %err, "the use of a key was not noted");
             }
             auth.noting.lock().unwrap_or_else(PoisonError::into_inner).remove(&hash);

@@ -46,7 +46,10 @@ pub async fn create(api: &Api, body: &[u8]) -> Result<(StatusCode, Value), ApiEr
         id: id.clone(),
         retention: Default::default(),
     };
-    if !api.shared.store.create_company(company.clone()).await? {
+    crash_point!("company.new.before_commit");
+    let is_new = api.shared.store.create_company(company.clone()).await?;
+    crash_point!("company.new.after_commit");
+    if !is_new {
         let detail = format!("there is a company {:?} already; change it with PUT", id.as_str());
         return Err(ApiError::new(StatusCode::CONFLICT, "company_exists", detail));
     }

@@ -50,7 +50,9 @@ pub async fn company(api: &Api, text: &str, body: &[u8], by: &str) -> Result<(St
         return Err(ApiError::invalid("not_confirmed", detail));
     }
     let (id, now) = (ErasureId::new(api.shared.ids.next()), api.shared.clock.now());
+    crash_point!("erase.company.before_commit");
     let begun = api.shared.store.erase_company(company, id, by.to_owned(), now).await?;
+    crash_point!("erase.company.after_commit");
     begun.map(|erasure| taken(api, id, &erasure)).ok_or_else(|| unknown_company(text))
 }
 

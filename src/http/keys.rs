@@ -99,7 +99,9 @@ pub async fn rotate(api: &Api, company: Option<CompanyId>, id: &str, body: &[u8]
     let old: KeyId = id.parse().map_err(|_| TokenError::Unknown)?;
     let (key, now) = (new_key()?, api.shared.clock.now());
     let new = (KeyId::new(api.shared.ids.next()), auth::hash(&key));
+    crash_point!("key.rotate.before_commit");
     let token = api.shared.store.rotate_token(company, old, new, overlap, now).await?;
+    crash_point!("key.rotate.after_commit");
     tracing::info!(key.id = %token.id, "key {old} is replaced by {}", token.id);
     Ok(shown_once(&token, &key, now))
 }
@@ -109,7 +111,9 @@ pub async fn revoke(api: &Api, company: Option<CompanyId>, id: &str) -> Result<V
     takes_in(api)?;
     let id: KeyId = id.parse().map_err(|_| TokenError::Unknown)?;
     let (now, another) = (api.shared.clock.now(), api.auth.has_own_admin());
+    crash_point!("key.revoke.before_commit");
     let token = api.shared.store.revoke_token(company, id, another, now).await?;
+    crash_point!("key.revoke.after_commit");
     tracing::info!(key.id = %id, "key {id} is revoked");
     Ok(json!({ "ok": true, "key": view(&token, now) }))
 }

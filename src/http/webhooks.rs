@@ -88,28 +88,33 @@ pub async fn run(
         Action::Change => {
             let wanted = wish(api, body)?;
             let (known, now) = (load(api, &company, id).await?, api.shared.clock.now());
+            crash_point!("webhook.change.before_commit");
             let changed = api.shared.store.change_webhook(company, known.id, wanted, now).await?;
+            crash_point!("webhook.change.after_commit");
             let changed = changed.ok_or_else(|| unknown(id))?;
             Ok(json!({ "ok": true, "webhook": view(&changed, now) }))
         }
         Action::Delete => {
             let known = load(api, &company, id).await?;
-            if api.shared.store.delete_webhook(company, known.id, api.shared.clock.now()).await? {
-                Ok(json!({ "ok": true }))
-            } else {
-                Err(unknown(id))
-            }
+            crash_point!("webhook.delete.before_commit");
+            let deleted = api.shared.store.delete_webhook(company, known.id, api.shared.clock.now()).await?;
+            crash_point!("webhook.delete.after_commit");
+            if deleted { Ok(json!({ "ok": true })) } else { Err(unknown(id)) }
         }
         Action::Rotate => {
             let (known, now) = (load(api, &company, id).await?, api.shared.clock.now());
+            crash_point!("webhook.rotate.before_commit");
             let rotated = api.shared.store.rotate_webhook(company, known.id, new_secret()?, now).await?;
+            crash_point!("webhook.rotate.after_commit");
             Ok(with_secret(&rotated.ok_or_else(|| unknown(id))?, now))
         }
         Action::Test => {
             let known = in_use(load(api, &company, id).await?)?;
             let event = EventId::new(api.shared.ids.next());
+            crash_point!("webhook.test.before_commit");
             let queued =
                 api.shared.store.test_webhook(company, known.id, event, api.shared.clock.now()).await?;
+            crash_point!("webhook.test.after_commit");
             let queued = queued.ok_or_else(|| unknown(id))?;
             Ok(json!({ "ok": true, "deliveryId": webhook::message_id(queued) }))
         }
@@ -134,7 +139,9 @@ pub async fn run(
             let text = params.other.unwrap_or_default();
             let delivery = load_delivery(api, &known, text).await?;
             let (store, now) = (&api.shared.store, api.shared.clock.now());
+            crash_point!("webhook.redeliver.before_commit");
             let queued = store.deliver_again(company, known.id, delivery.id, now).await?;
+            crash_point!("webhook.redeliver.after_commit");
             let queued = queued.ok_or_else(|| unknown_delivery(text))?;
             Ok(json!({ "ok": true, "delivery": view_delivery(&queued) }))
         }
@@ -241,7 +248,10 @@ fn new_secret() -> Result<SigningSecret, ApiError> {
 async fn make(api: &Api, company: CompanyId, body: &[u8]) -> Result<Value, ApiError> {
     let wanted = wish(api, body)?;
     let (id, now) = (WebhookId::new(api.shared.ids.next()), api.shared.clock.now());
-    match api.shared.store.make_webhook(company, id, new_secret()?, wanted, now).await? {
+    crash_point!("webhook.make.before_commit");
+    let made = api.shared.store.make_webhook(company, id, new_secret()?, wanted, now).await?;
+    crash_point!("webhook.make.after_commit");
+    match made {
         WebhookMade::Made(webhook) => Ok(with_secret(&webhook, now)),
         WebhookMade::TooMany => {
             let detail = format!(

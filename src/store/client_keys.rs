@@ -72,7 +72,15 @@ const KEY_KEPT: Duration = Duration::from_secs(24 * 3600);
 impl Store {
     /// Forgets `Idempotency-Key`s whose day is over, a chunk at a time; says how much.
     pub async fn forget_keys(&self, now: Timestamp) -> Result<usize, StoreError> {
-        self.committer.commit(250, move |tx| forget_key(tx, now)).await
+        self.committer
+            .commit(250, move |tx| {
+                let forgotten = forget_key(tx, now)?;
+                if forgotten > 0 {
+                    crash_point!("keys.before_commit");
+                }
+                Ok(forgotten)
+            })
+            .await
     }
 }
 

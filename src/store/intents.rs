@@ -48,6 +48,9 @@ impl Store {
                 for (key, _) in &old {
                     tx.remove(Tree::Intents, key.clone());
                 }
+                if !old.is_empty() {
+                    crash_point!("intents.before_commit");
+                }
                 Ok(old.len())
             })
             .await

@@ -408,6 +408,9 @@ pub(super) fn remove_deliveries(
             removed += 1;
         }
     }
+    if deleted || removed > 0 {
+        crash_point!("deliveries.before_commit");
+    }
     if deleted && removed < REMOVED_MAX {
         tx.remove(Tree::Webhooks, key);
         return Ok(false);

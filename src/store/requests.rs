@@ -141,6 +141,9 @@ impl Store {
                     enqueue(tx, &mut request, since)?;
                     save(tx, &request)?;
                 }
+                if released > 0 {
+                    crash_point!("release.before_commit");
+                }
                 Ok(released)
             })
             .await

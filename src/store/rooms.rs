@@ -111,6 +111,9 @@ impl Store {
                     change_at(tx, room, |room| room.enqueued = room.enqueued.saturating_sub(tokens))?;
                     tx.remove(Tree::Releases, due.clone());
                 }
+                if !due.is_empty() {
+                    crash_point!("room.before_commit");
+                }
                 Ok(due.len())
             })
             .await

@@ -156,7 +156,7 @@ fn a_batch_that_was_not_sent_gives_back_what_is_erased_first() {
 
 /// Hosts the batches that are there by now.
 async fn host(nightshift: &Nightshift) {
-    let resume = Resume { creator: nightshift.creator.clone() };
+    let resume = Resume { creator: Some(nightshift.creator.clone()) };
     nightshift.registry.send(resume).await.unwrap().unwrap();
 }
 

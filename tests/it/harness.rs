@@ -279,7 +279,7 @@ impl Nightshift {
         let registry = Registry::new(shared.clone()).start();
         let creator = Creator::new(shared.clone(), registry.clone()).start();
         let intake = Intake::new(shared.clone(), creator.clone()).start();
-        registry.send(Resume { creator: creator.clone() }).await.unwrap().unwrap();
+        registry.send(Resume { creator: Some(creator.clone()) }).await.unwrap().unwrap();
         let eraser = Eraser::new(shared.clone(), registry.clone()).start();
         let poller = Poller::new(shared.clone(), registry.clone()).start();
         let options = http::Options {

@@ -35,6 +35,39 @@ pub fn program(binary: &Path, data: &Path) -> Command {
     command
 }
 
+/// Has a command take its wall time from a file, as libfaketime reads it; the monotonic clock stays as it is.
+pub fn with_clock(command: &mut Command, clock: &Path) {
+    let folders = std::fs::read_dir("/usr/lib").unwrap();
+    let mut found = folders.filter_map(|entry| {
+        let library = entry.unwrap().path().join("faketime/libfaketimeMT.so.1");
+        library.exists().then_some(library)
+    });
+    command
+        .env("LD_PRELOAD", found.next().expect("libfaketime is needed: tests/run installs it"))
+        .env("FAKETIME_TIMESTAMP_FILE", clock)
+        .env("FAKETIME_NO_CACHE", "1")
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+}
+
+/// Turns that clock, in one step.
+pub fn turn_clock(clock: &Path, to: &str) {
+    std::fs::write(clock.with_extension("part"), to).unwrap();
+    std::fs::rename(clock.with_extension("part"), clock).unwrap();
+}
+
+/// Copies a folder with all that is in it.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &to.join(entry.file_name()));
+        } else {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
 /// Returns when nobody holds a data folder any more: the store's thread lets go of it only when it has ended.
 pub fn until_it_is_free(data: &Path) {
     if let Ok(lock) = std::fs::File::open(data.join("LOCK")) {

@@ -38,6 +38,7 @@ impl Hearer {
         let (mut line, mut length) = (String::new(), 0);
         reader.read_line(&mut line)?;
         let asks = line.starts_with("GET ");
+        let gone = line.starts_with("GET /gone");
         line.clear();
         while reader.read_line(&mut line)? > 2 {
             let (name, value) = line.split_once(':').unwrap_or_default();
@@ -45,6 +46,10 @@ impl Hearer {
                 length = value.trim().parse().unwrap();
             }
             line.clear();
+        }
+        if gone {
+            return (&stream)
+                .write_all(b"HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
         }
         if asks {
             let head = format!(

@@ -1,51 +1,77 @@
 //! A data folder through all its starts and ends, and what must be true of it at last.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
+use std::ops::Range;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::hearer::{Hearer, TRANSCRIPT};
+use super::hearer::Hearer;
 use super::program::{Process, command};
-use super::work::{ON_STOP, Work};
-use crate::process::{read, run, text};
+use super::work::{ACCEPTED, ON_STOP, Work};
+use crate::process::{run, text, turn_clock, with_clock};
 
 /// A point that is not passed in this time is not passed at all.
 const HIT_WITHIN: Duration = Duration::from_secs(40);
+/// The removal of what is old begins a minute after a start.
+const AGED_WITHIN: Duration = Duration::from_secs(100);
 /// The work of a lane is done in this time once nothing ends it any more.
-const DONE_WITHIN: Duration = Duration::from_secs(120);
+pub(super) const DONE_WITHIN: Duration = Duration::from_secs(120);
 /// How often a lane looks how far the work is.
-const LOOK: Duration = Duration::from_millis(200);
+pub(super) const LOOK: Duration = Duration::from_millis(200);
 
-const WEBHOOKS: &str = "/api/v1/companies/demo/webhooks";
-const SESSIONS: &str = "/api/v1/companies/demo/sessions";
 /// A word of every conversation of the office.
-const CANARY: &str = "nightjar";
-const JSON: &str = "application/json";
+pub(super) const CANARY: &str = "nightjar";
 
 /// One passage of one point.
 pub type Case = (&'static str, u64);
 
+/// How many lines of a call are stored, by this call or an earlier one.
+pub(super) fn known(answer: &Value) -> usize {
+    let count = |name: &str| answer[name].as_u64().unwrap_or_default();
+    usize::try_from(count("accepted") + count("duplicate")).unwrap()
+}
+
 /// Says in an environment variable which passages are meant.
-fn named(cases: &[Case]) -> String {
+pub(super) fn named(cases: &[Case]) -> String {
     cases.iter().map(|(point, nth)| format!("{point}:{nth}")).collect::<Vec<_>>().join(",")
 }
 
 /// A data folder with its provider, through all starts.
 pub struct Lane {
-    name: String,
-    work: Work,
-    folder: tempfile::TempDir,
+    pub(super) name: String,
+    pub(super) work: Work,
+    pub(super) folder: tempfile::TempDir,
     simulator: Process,
     /// How many requests were sent, answered or not.
-    sent: usize,
-    sessions: usize,
-    receiver: Option<Hearer>,
-    wrong: Vec<String>,
+    pub(super) sent: usize,
+    pub(super) sessions: usize,
+    /// What was answered whole before an end came: none of it may be taken in anew.
+    pub(super) acknowledged: Vec<Range<usize>>,
+    pub(super) acknowledged_sessions: Vec<Range<usize>>,
+    /// Sessions below this one may be erased.
+    pub(super) erase_asked: usize,
+    /// Those whose erasure was acknowledged.
+    pub(super) erase_ordered: BTreeSet<usize>,
+    /// When the requests are to be sent at the earliest that wait by their own wish.
+    pub(super) later: BTreeMap<usize, String>,
+    /// In which steps batches were cancelled.
+    pub(super) cancelled_in: BTreeSet<String>,
+    /// What was sent besides, for another company.
+    pub(super) besides: usize,
+    /// How far the clock was turned ahead.
+    pub(super) hours: u32,
+    /// Whether a backup was put back and not accepted yet.
+    pub(super) in_doubt: bool,
+    /// The provider's names of batches that surfaced after they were given up.
+    pub(super) shadows: BTreeSet<String>,
+    /// Our names of what the provider must have run.
+    pub(super) to_be_run: BTreeSet<String>,
+    pub(super) receiver: Option<Hearer>,
+    pub(super) wrong: Vec<String>,
 }
 
 impl Lane {
@@ -53,6 +79,10 @@ impl Lane {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("faults.json"), work.faults().to_string()).unwrap();
         let mut config = String::from("[[companies]]\nid = \"demo\"\nmodel = \"gpt-4o-mini\"\n");
+        if work.is_old() {
+            config += "[[companies]]\nid = \"old\"\nmodel = \"gpt-4o-mini\"\n";
+            turn_clock(&folder.path().join("clock"), "+0");
+        }
         if work == Work::Import {
             std::fs::write(folder.path().join("sessions.csv"), "").unwrap();
             config += "[[imports]]\ncompany = \"demo\"\ncsv = \"sessions.csv\"\nevery = \"1s\"\n";
@@ -63,8 +93,11 @@ impl Lane {
         }
         std::fs::write(folder.path().join("config.toml"), config).unwrap();
         let mut simulate = command(folder.path());
-        simulate.args(["simulate", "--port", "0", "--state", "provider", "--turnaround", "500ms"]);
-        simulate.args(["--faults", "faults.json"]);
+        simulate.args(["simulate", "--port", "0", "--state", "provider", "--faults", "faults.json"]);
+        simulate.args(["--turnaround", work.turnaround()]);
+        if work.is_old() {
+            with_clock(&mut simulate, &folder.path().join("clock"));
+        }
         let mut simulator = Process::spawn(simulate);
         simulator.url = simulator.read_until("http://", Duration::from_secs(60)).expect("no simulator");
         if let Some(at) = simulator.url.find("http://") {
@@ -78,12 +111,23 @@ impl Lane {
             simulator,
             sent: 0,
             sessions: 0,
+            acknowledged: Vec::new(),
+            acknowledged_sessions: Vec::new(),
+            erase_asked: 0,
+            erase_ordered: BTreeSet::new(),
+            later: BTreeMap::new(),
+            cancelled_in: BTreeSet::new(),
+            besides: 0,
+            hours: 0,
+            in_doubt: false,
+            shadows: BTreeSet::new(),
+            to_be_run: BTreeSet::new(),
             receiver,
             wrong: Vec::new(),
         }
     }
 
-    fn program(&self) -> Command {
+    pub(super) fn program(&self) -> Command {
         let mut program = command(self.folder.path());
         let attempts = if self.work == Work::Failing { 1 } else { 20 };
         for set in [
@@ -96,6 +140,7 @@ impl Lane {
             "polling.interval=1s",
             "submission.grace=1s",
             "retry.backoff=1s",
+            "retry.capacity_hold=0s",
             &format!("retry.max_attempts={attempts}"),
             "analysis.settle=0s",
             "log.level=info",
@@ -103,15 +148,28 @@ impl Lane {
             program.args(["--set", set]);
         }
         program.env("OPENAI_API_KEY", "any");
+        if self.work.is_old() {
+            with_clock(&mut program, &self.folder.path().join("clock"));
+        }
         program
     }
 
     /// Starts it and waits until it is up; what it ended with, if it did not come so far.
-    fn start(&mut self, variable: &str, value: &str) -> (Process, Option<ExitStatus>) {
+    pub(super) fn start(&mut self, variable: &str, value: &str) -> (Process, Option<ExitStatus>) {
         if self.work == Work::Import {
             self.grow_export();
         }
-        let mut program = self.program();
+        let program = self.program();
+        self.run(program, variable, value)
+    }
+
+    /// The same with settings of its own.
+    pub(super) fn run(
+        &self,
+        mut program: Command,
+        variable: &str,
+        value: &str,
+    ) -> (Process, Option<ExitStatus>) {
         if !value.is_empty() {
             program.env(variable, value);
         }
@@ -120,113 +178,9 @@ impl Lane {
             Ok(line) => {
                 let from = line.find("API on ").expect("no address") + "API on ".len();
                 process.url = line[from..].split(',').next().unwrap().to_owned();
-                self.make_webhook(&process);
                 (process, None)
             }
             Err(ended) => (process, Some(ended.expect("it neither came up nor ended"))),
-        }
-    }
-
-    /// Makes the webhook at the first start, before anything is sent.
-    fn make_webhook(&self, process: &Process) {
-        if let (Some(receiver), Work::Told, 0) = (&self.receiver, self.work, self.sent) {
-            let wish = json!({ "url": format!("http://{}/", receiver.host), "events": ["request.finished"] });
-            let made = process.call("POST", WEBHOOKS, "application/json", wish.to_string()).unwrap();
-            assert_eq!(made["ok"], true, "{made}");
-        }
-    }
-
-    /// All that is finished has been told, at least once.
-    fn hear_all(&mut self, process: &mut Process) {
-        let Some(receiver) = self.receiver.as_ref().filter(|_| self.work == Work::Told) else { return };
-        let end = Instant::now() + DONE_WITHIN;
-        while Instant::now() < end {
-            let listed = process.call("GET", WEBHOOKS, "application/json", String::new());
-            if listed.is_some_and(|listed| listed["webhooks"][0]["pendingDeliveries"] == 0) {
-                break;
-            }
-            let _ = process.read_until("never said", LOOK);
-        }
-        let all: BTreeSet<_> = (0..self.sent).map(|number| format!("r{number}")).collect();
-        let told = receiver.told.lock().unwrap();
-        if *told != all {
-            let missing: Vec<_> = all.difference(&told).collect();
-            self.wrong.push(format!("{}: the receiver was not told of {missing:?}", self.name));
-        }
-    }
-
-    fn grow_export(&mut self) {
-        let path = self.folder.path().join("sessions.csv");
-        let mut export = std::fs::OpenOptions::new().append(true).open(path).unwrap();
-        for number in self.sessions..self.sessions + self.work.wave() {
-            std::fs::write(self.folder.path().join(format!("t{number}.txt")), TRANSCRIPT).unwrap();
-            let transcript = match &self.receiver {
-                Some(receiver) if number % 2 == 1 => format!("http://{}/t{number}", receiver.host),
-                Some(_) | None => format!("t{number}.txt"),
-            };
-            // In one write: the importer may be reading.
-            let row = format!(
-                "chat-{number},02.11.2026 08:12:05,02.11.2026 08:13:05,192.0.2.1,NL,dutch,2,neutral,false,false,\
-                 {transcript},3.333,245,0.000514,SCHEDULE_HOURS,When do I work?\n"
-            );
-            export.write_all(row.as_bytes()).unwrap();
-        }
-        self.sessions += self.work.wave();
-    }
-
-    fn lines(from: usize, to: usize) -> String {
-        let body = |number: usize| json!({ "model": "gpt-4o-mini", "messages": [{ "role": "user", "content": format!("Question {number}?") }] });
-        (from..to)
-            .map(|number| format!("{}\n", json!({ "id": format!("r{number}"), "body": body(number) })))
-            .collect()
-    }
-
-    fn post(process: &Process, from: usize, to: usize) -> Option<Value> {
-        process.call("POST", "/api/v1/companies/demo/requests", "application/x-ndjson", Self::lines(from, to))
-    }
-
-    fn send_wave(&mut self, process: &Process) {
-        if self.work != Work::Import {
-            let from = self.sent;
-            self.sent += self.work.wave();
-            // Whether it is answered or not: it is sent once more at the end.
-            Self::post(process, from, self.sent);
-        }
-        if self.work == Work::Office {
-            self.run_the_office(process);
-        }
-    }
-
-    fn session(number: usize) -> Value {
-        let text = format!("When do I work, {CANARY} {number}?");
-        json!({ "externalId": format!("{CANARY}-{number}"), "messages": [{ "role": "user", "content": text }] })
-    }
-
-    /// New sessions come, those of the wave before are erased, and something of each kind is changed.
-    fn run_the_office(&mut self, process: &Process) {
-        let from = self.sessions;
-        self.sessions += self.work.wave();
-        let new: Vec<_> = (from..self.sessions).map(Self::session).collect();
-        process.call("POST", SESSIONS, JSON, json!(new).to_string());
-        self.erase(process, from.saturating_sub(self.work.wave())..from);
-        let name = json!({ "name": format!("Demo {from}") });
-        process.call("PUT", "/api/admin/legacy/companies/demo", JSON, name.to_string());
-        let limit = json!({ "monthlyMicros": 1_000_000_000 });
-        process.call("PUT", "/api/v1/companies/demo/budget", JSON, limit.to_string());
-        let keys = "/api/v1/companies/demo/keys";
-        if let Some(made) = process.call("POST", keys, JSON, json!({ "label": "lane" }).to_string()) {
-            process.call(
-                "DELETE",
-                &format!("{keys}/{}", made["key"]["id"].as_str().unwrap_or_default()),
-                JSON,
-                String::new(),
-            );
-        }
-    }
-
-    fn erase(&self, process: &Process, sessions: std::ops::Range<usize>) {
-        for number in sessions {
-            process.call("POST", &format!("{SESSIONS}/{CANARY}-{number}/erase"), JSON, String::new());
         }
     }
 
@@ -255,7 +209,8 @@ impl Lane {
             let listed = process.get("erasures?limit=500").unwrap_or_default();
             let erasures = listed["erasures"].as_array().cloned().unwrap_or_default();
             let is_there = |erasure: &Value| states.iter().any(|state| erasure["state"] == *state);
-            if erasures.len() == self.sessions && erasures.iter().all(is_there) {
+            let sessions = erasures.iter().filter(|erasure| erasure["what"] == "session").count();
+            if sessions == self.sessions && erasures.iter().all(is_there) {
                 return;
             }
             let left: Vec<_> = erasures.iter().filter(|erasure| !is_there(erasure)).collect();
@@ -263,7 +218,7 @@ impl Lane {
                 Instant::now() < end,
                 "{}: {} of {} are erased, not {left:?}\n{}",
                 self.name,
-                erasures.len(),
+                sessions,
                 self.sessions,
                 process.tail()
             );
@@ -273,8 +228,11 @@ impl Lane {
 
     /// Keeps it busy until it ends or `enough` says so.
     fn drive(&mut self, process: &mut Process, enough: impl Fn(&Process) -> bool) -> Option<ExitStatus> {
-        let end = Instant::now() + HIT_WITHIN;
-        self.send_wave(process);
+        let within = if self.work == Work::Aged { AGED_WITHIN } else { HIT_WITHIN };
+        let end = Instant::now() + within;
+        if self.work != Work::Restored {
+            self.send_wave(process);
+        }
         while Instant::now() < end {
             match process.read_until("crash point", LOOK) {
                 Ok(_) | Err(None) => {}
@@ -284,9 +242,11 @@ impl Lane {
                 return None;
             }
             if self.work == Work::Cancelled {
-                process.cancel_running();
+                self.cancelled_in.extend(process.cancel_running());
             }
             match process.summary() {
+                // It takes nothing in before the backup is accepted.
+                Some(_) if self.work == Work::Restored => {}
                 Some([0, 0, _, 0]) if self.work == Work::Import => self.grow_export(),
                 Some([0, 0, _, 0]) => self.send_wave(process),
                 Some([_, _, _, failed]) if failed > 0 => process.requeue_failed(),
@@ -298,6 +258,10 @@ impl Lane {
 
     /// Ends the process at a point.
     pub fn crash_at(&mut self, case: Case) {
+        self.set_out();
+        if ACCEPTED.contains(&case.0) {
+            return self.crash_accepting(case);
+        }
         let (mut process, mut ended) = self.start("NIGHTSHIFT_CRASH_AT", &named(&[case]));
         if ON_STOP.contains(&case.0) && ended.is_none() {
             process.signal("-TERM");
@@ -313,6 +277,7 @@ impl Lane {
 
     /// Lets it panic at points that end the process by design.
     pub fn leave_at(&mut self, point: &'static str, code: i32) {
+        self.set_out();
         let (mut process, mut ended) = self.start("NIGHTSHIFT_PANIC_AT", &named(&[(point, 1)]));
         if ON_STOP.contains(&point) && ended.is_none() {
             process.signal("-TERM");
@@ -329,6 +294,7 @@ impl Lane {
 
     /// Lets it panic at all these points within one life, and sees it come to the end all the same.
     pub fn survive(&mut self, points: &[&'static str]) {
+        self.set_out();
         let cases: Vec<Case> = points.iter().map(|point| (*point, 1)).collect();
         let (mut process, ended) = self.start("NIGHTSHIFT_PANIC_AT", &named(&cases));
         assert!(ended.is_none(), "{}: {ended:?}\n{}", self.name, process.tail());
@@ -352,7 +318,12 @@ impl Lane {
             self.wrong.push(format!("{}: {ended:?}, without a panic at {missing:?}\n{tail}", self.name));
             return;
         }
-        self.come_to_the_end(&mut process);
+        if self.work == Work::Restored {
+            // Nothing is taken in before it is accepted; that comes at the end.
+            self.until_all_is_over(&mut process);
+        } else {
+            self.come_to_the_end(&mut process);
+        }
         assert_eq!(
             panics(&process),
             Some(points.len() as u64),
@@ -363,37 +334,7 @@ impl Lane {
         self.stop(process);
     }
 
-    /// Sends everything once more, as a client does that got no answer, and waits until all is complete.
-    fn come_to_the_end(&mut self, process: &mut Process) {
-        for from in (0..self.sent).step_by(200) {
-            let to = self.sent.min(from + 200);
-            let answer = Self::post(process, from, to).unwrap();
-            let known = answer["accepted"].as_u64().unwrap() + answer["duplicate"].as_u64().unwrap();
-            assert_eq!(known, (to - from) as u64, "{}: {answer}", self.name);
-        }
-        if self.work == Work::Office {
-            let all: Vec<_> = (0..self.sessions).map(Self::session).collect();
-            let answer = process.call("POST", SESSIONS, JSON, json!(all).to_string()).unwrap();
-            assert_eq!(answer["ok"], true, "{}: {answer}", self.name);
-        }
-        let all = (self.sent + self.sessions) as u64;
-        // Of what is erased nothing is counted any more.
-        let least = if self.work == Work::Office { self.sent as u64 } else { all };
-        let end = Instant::now() + DONE_WITHIN;
-        loop {
-            let summary = process.summary();
-            if matches!(summary, Some([0, 0, complete, 0]) if (least..=all).contains(&complete)) {
-                return;
-            }
-            assert!(Instant::now() < end, "{}: {summary:?} of {all}\n{}", self.name, process.tail());
-            process.requeue_failed();
-            if let Err(Some(ended)) = process.read_until("progress", LOOK) {
-                panic!("{}: {ended}\n{}", self.name, process.tail());
-            }
-        }
-    }
-
-    fn stop(&self, mut process: Process) {
+    pub(super) fn stop(&self, mut process: Process) {
         process.signal("-TERM");
         let status = process.read_until("\n", Duration::from_secs(60)).unwrap_err().expect("it did not stop");
         assert!(status.success(), "{}: {status}\n{}", self.name, process.tail());
@@ -401,29 +342,22 @@ impl Lane {
 
     /// Comes to the end, and checks the provider's ledger and the store.
     pub fn finish(mut self) -> Vec<String> {
+        self.believe_again();
         let (mut process, ended) = self.start("", "");
         assert!(ended.is_none(), "{}: {ended:?}\n{}", self.name, process.tail());
         self.send_wave(&process);
         self.come_to_the_end(&mut process);
+        self.until_all_is_over(&mut process);
         self.hear_all(&mut process);
+        self.known_by_id(&process);
+        let early = self.cancelled_in.iter().any(|step| step != "observing");
+        if self.work == Work::Cancelled && !early {
+            self.wrong.push(format!("{}: no batch was cancelled before it was sent", self.name));
+        }
         let process = self.erase_all(process);
         self.stop(process);
 
-        let ledger = read(&self.folder.path().join("provider/ledger.jsonl"));
-        let mut runs: BTreeMap<String, u32> = BTreeMap::new();
-        for line in ledger.lines() {
-            let line: Value = serde_json::from_str(line).unwrap();
-            if line["event"] == "line_run" {
-                *runs.entry(line["custom_id"].as_str().unwrap().to_owned()).or_default() += 1;
-            }
-        }
-        let twice: Vec<_> = runs.iter().filter(|(_, runs)| **runs > 1).collect();
-        let (ran, all) = (runs.len(), self.sent + self.sessions);
-        // What was erased in time was never sent.
-        let least = if self.work == Work::Office { self.sent } else { all };
-        if !twice.is_empty() || !(least..=all).contains(&ran) {
-            self.wrong.push(format!("{}: {ran} of {all} were run, more than once: {twice:?}", self.name));
-        }
+        self.look_at_the_ledger();
         let verified = run(command(self.folder.path()).arg("verify"));
         if !verified.status.success() {
             self.wrong.push(format!("{}: {}{}", self.name, text(&verified.stdout), text(&verified.stderr)));

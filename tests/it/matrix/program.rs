@@ -104,14 +104,37 @@ impl Process {
     }
 
     pub fn call(&self, method: &str, path: &str, content_type: &str, body: String) -> Option<Value> {
+        self.call_as(TOKEN, method, path, &[("content-type", content_type)], body)
+    }
+
+    /// The same with another token and these headers.
+    pub fn call_as(
+        &self,
+        token: &str,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: String,
+    ) -> Option<Value> {
         let (runtime, client) = http();
-        let request =
-            client.request(method.parse().unwrap(), format!("{}{path}", self.url)).bearer_auth(TOKEN);
-        let request = request.header("content-type", content_type).body(body);
+        let mut request =
+            client.request(method.parse().unwrap(), format!("{}{path}", self.url)).bearer_auth(token);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(body);
         runtime.block_on(async {
             let answer = request.send().await.ok()?;
             serde_json::from_slice(&answer.bytes().await.ok()?).ok()
         })
+    }
+
+    /// What an export has, line by line.
+    pub fn lines(&self, path: &str) -> Option<Vec<Value>> {
+        let (runtime, client) = http();
+        let asked = client.get(format!("{}{path}", self.url)).bearer_auth(TOKEN);
+        let text = runtime.block_on(async { asked.send().await.ok()?.text().await.ok() })?;
+        text.lines().map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     pub fn get(&self, path: &str) -> Option<Value> {
@@ -126,25 +149,42 @@ impl Process {
         counts.iter().all(Option::is_some).then(|| counts.map(Option::unwrap))
     }
 
-    pub fn cancel_running(&self) {
-        let batches = self.get("batches?limit=100");
-        let Some(batches) = batches.as_ref().and_then(|batches| batches["batches"].as_array()) else {
-            return;
-        };
-        for batch in batches.iter().filter(|batch| batch["step"] == "observing" && batch["cancel"].is_null())
-        {
-            let path = format!("/api/admin/legacy/batches/{}/cancel", batch["id"].as_str().unwrap());
-            self.call("POST", &path, "application/json", String::new());
+    pub fn batches(&self) -> Option<Vec<Value>> {
+        self.get("batches?limit=500")?["batches"].as_array().cloned()
+    }
+
+    /// Cancels batches that the provider has, and some of the others, whatever they are at; says in which steps they
+    /// were.
+    pub fn cancel_running(&self) -> Vec<String> {
+        let mut steps = Vec::new();
+        for batch in self.batches().unwrap_or_default() {
+            let (id, step) = (batch["id"].as_str().unwrap(), batch["step"].as_str().unwrap());
+            // Uploads that have to wait are always caught; of the rest some, so that others come to the provider.
+            let some = step != "closed" && id.ends_with(['0', '2', '4', '6', '8']);
+            if batch["cancel"].is_null() && (matches!(step, "observing" | "uploading") || some) {
+                let path = format!("/api/admin/legacy/batches/{id}/cancel");
+                let answer = self.call("POST", &path, "application/json", String::new());
+                // Without an answer it ended in the midst of it.
+                if answer.is_none_or(|answer| answer["ok"] == true) {
+                    steps.push(step.to_owned());
+                }
+            }
         }
+        steps
     }
 
     pub fn requeue_failed(&self) {
         let failed = self.get("requests?status=processing_failed&limit=500");
         let Some(failed) = failed.as_ref().and_then(|failed| failed["requests"].as_array()) else { return };
-        let ids: Vec<_> = failed.iter().map(|request| &request["id"]).collect();
-        // In two calls, so that there is a second passage.
-        for ids in ids.chunks(ids.len().div_ceil(2).max(1)) {
-            let body = json!({ "requestIds": ids }).to_string();
+        let mut ids: Vec<_> =
+            failed.iter().map(|request| request["id"].as_str().unwrap().to_owned()).collect();
+        let rest = ids.split_off(ids.len().div_ceil(2));
+        // In two calls, so that there is a second passage; and the first has two commits, as a call of many has.
+        let unknown = (0..250).map(|number| uuid::Uuid::from_u128(number).to_string());
+        let last = ids.pop();
+        let first = ids.into_iter().chain(unknown).chain(last).collect();
+        for ids in [first, rest] {
+            let body = json!({ "requestIds": ids as Vec<String> }).to_string();
             self.call("POST", "/api/admin/legacy/requests/requeue", "application/json", body);
         }
     }

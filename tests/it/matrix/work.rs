@@ -20,10 +20,48 @@ const ROUGH: &[&str] = &[
     "delete_file.after_send",
 ];
 const ALONE: &[&str] = &["get_batch.before_send", "get_batch.after_send", "poll.single.before_tell"];
-const CANCELLED: &[&str] = &["cancel.before_send", "cancel.after_send"];
-const FAILING: &[&str] = &["requeue.before_commit", "requeue.after_commit"];
+const CANCELLED: &[&str] =
+    &["cancel.before_send", "cancel.after_send", "cancel.order.before_commit", "cancel.order.after_commit"];
+const FAILING: &[&str] = &["requeue.before_commit", "requeue.between_commits", "requeue.after_commit"];
+const SHADOWED: &[&str] = &["shadow.before_commit", "shadow.after_commit"];
+/// Passed when a backup was put back, once for each.
+pub const RESTORED: &[&str] = &[
+    "adopt.open.before_commit",
+    "adopt.open.after_commit",
+    "adopt.members.after_commit",
+    "adopt.before_commit",
+    "adopt.after_commit",
+    "accept.before_commit",
+    "accept.between_commits",
+    "accept.after_commit",
+];
+/// Those of them that `nightshift store accept` passes.
+pub const ACCEPTED: &[&str] = &["accept.before_commit", "accept.between_commits", "accept.after_commit"];
+/// What has waited for two days.
+const OLD: &[&str] = &[
+    "intents.before_commit",
+    "intents.after_commit",
+    "deletion.before_commit",
+    "deletion.after_commit",
+    "put_off.before_commit",
+    "put_off.after_commit",
+    "keys.before_commit",
+    "keys.after_commit",
+];
+/// The same, and it begins a minute after a start.
+pub const AGED: &[&str] = &["aged.before_commit", "aged.after_commit"];
 /// What an operator changes and erases.
 const OFFICE: &[&str] = &[
+    "company.new.before_commit",
+    "company.new.after_commit",
+    "key.rotate.before_commit",
+    "key.rotate.after_commit",
+    "key.revoke.before_commit",
+    "key.revoke.after_commit",
+    "key.used.before_commit",
+    "key.used.after_commit",
+    "erase.company.before_commit",
+    "erase.company.after_commit",
     "company.before_commit",
     "company.after_commit",
     "key.before_commit",
@@ -51,7 +89,27 @@ pub const COMPACTED: &[&str] = &[
     "erase.done.before_commit",
     "erase.done.after_commit",
 ];
-const TOLD: &[&str] = &["webhook.before_send", "webhook.after_send_before_commit"];
+const TOLD: &[&str] = &[
+    "webhook.before_send",
+    "webhook.after_send_before_commit",
+    "webhook.after_commit",
+    "webhook.make.before_commit",
+    "webhook.make.after_commit",
+    "webhook.change.before_commit",
+    "webhook.change.after_commit",
+    "webhook.rotate.before_commit",
+    "webhook.rotate.after_commit",
+    "webhook.test.before_commit",
+    "webhook.test.after_commit",
+    "webhook.redeliver.before_commit",
+    "webhook.redeliver.after_commit",
+    "webhook.delete.before_commit",
+    "webhook.delete.after_commit",
+    "deliveries.before_commit",
+    "deliveries.after_commit",
+    "release.before_commit",
+    "release.after_commit",
+];
 const IMPORT: &[&str] = &[
     "import.mid_read",
     "import.before_commit",
@@ -63,7 +121,18 @@ const IMPORT: &[&str] = &[
     "reading.after_commit",
     "transcript.before_commit",
     "transcript.after_commit",
+    "fetch_failed.before_commit",
+    "fetch_failed.after_commit",
 ];
+
+/// Points of which one passage is like another.
+pub fn is_alike(point: &str) -> bool {
+    let kinds = ["company.new.", "key.rotate.", "key.revoke.", "key.used.", "erase.company.", "deliveries."];
+    let webhooks = ["make", "change", "rotate", "test", "redeliver", "delete"];
+    kinds.iter().any(|kind| point.starts_with(kind))
+        || webhooks.iter().any(|kind| point.strip_prefix("webhook.").is_some_and(|at| at.starts_with(kind)))
+        || [SHADOWED, RESTORED, OLD, AGED].iter().any(|points| points.contains(&point))
+}
 
 /// A panic here ends the process by design, with this code: the store cannot go on, or a part that nothing replaces.
 pub const ENDS_THE_PROCESS: &[(&str, i32)] = &[
@@ -82,6 +151,14 @@ pub const ENDS_THE_PROCESS: &[(&str, i32)] = &[
     ("compact.after_old_away", 74),
     ("compact.after_new_in_place", 74),
     ("compact.after_new_open", 74),
+];
+
+/// What lies around every commit: some of it in each kind of work.
+pub const EVERYWHERE: &[(&str, u64)] = &[
+    ("commit.before_apply", 6),
+    ("commit.after_apply_before_sync", 9),
+    ("commit.after_sync_before_anchor", 4),
+    ("commit.after_anchor_before_replies", 7),
 ];
 
 /// Points that are passed all the time, so that each passage is another moment.
@@ -111,11 +188,55 @@ pub enum Work {
     Import,
     /// Companies, keys and budgets are changed, and sessions erased, in whatever state they are.
     Office,
-    /// A webhook is told of all that is finished.
+    /// Webhooks are told of all that is finished, and changed all the time; some requests wait before they are sent.
     Told,
+    /// A batch that was given up surfaces.
+    Shadowed,
+    /// The data folder is put back to what it was before the provider went on.
+    Restored,
+    /// Two days pass between two starts.
+    Old,
+    /// The same, and what is old is removed, which begins a minute after a start.
+    Aged,
 }
 
 impl Work {
+    pub const ALL: [Self; 12] = [
+        Self::Calm,
+        Self::Rough,
+        Self::Alone,
+        Self::Cancelled,
+        Self::Failing,
+        Self::Import,
+        Self::Told,
+        Self::Office,
+        Self::Shadowed,
+        Self::Restored,
+        Self::Old,
+        Self::Aged,
+    ];
+
+    /// How many lanes share its points.
+    pub const fn lanes(self) -> usize {
+        match self {
+            Self::Calm => 4,
+            Self::Rough
+            | Self::Cancelled
+            | Self::Import
+            | Self::Office
+            | Self::Told
+            | Self::Restored
+            | Self::Old
+            | Self::Aged => 2,
+            Self::Alone | Self::Failing | Self::Shadowed => 1,
+        }
+    }
+
+    /// Whether two days pass between two starts.
+    pub fn is_old(self) -> bool {
+        matches!(self, Self::Old | Self::Aged)
+    }
+
     pub fn of(point: &str) -> Self {
         let kinds = [
             (ROUGH, Self::Rough),
@@ -126,6 +247,10 @@ impl Work {
             (TOLD, Self::Told),
             (OFFICE, Self::Office),
             (COMPACTED, Self::Office),
+            (SHADOWED, Self::Shadowed),
+            (RESTORED, Self::Restored),
+            (OLD, Self::Old),
+            (AGED, Self::Aged),
         ];
         let found = kinds.into_iter().find(|(points, _)| points.contains(&point));
         found.map_or(Self::Calm, |(_, work)| work)
@@ -134,9 +259,28 @@ impl Work {
     pub fn faults(self) -> Value {
         let every = |from: u64, step: usize| (from..2000).step_by(step).collect::<Vec<_>>();
         match self {
-            Self::Calm | Self::Alone | Self::Cancelled | Self::Import | Self::Told | Self::Office => {
+            Self::Calm
+            | Self::Alone
+            | Self::Import
+            | Self::Told
+            | Self::Office
+            | Self::Restored
+            | Self::Aged => {
                 json!({})
             }
+            // Every other upload has to wait, so that a batch is cancelled before it is sent, too.
+            Self::Cancelled => json!({ "calls": [
+                { "call": "files.create", "fault": "status", "status": 429, "retry_after": { "seconds": 1 },
+                  "nth": every(1, 2) },
+            ] }),
+            Self::Shadowed => json!({
+                "calls": [{ "call": "batches.create", "fault": "drop_after", "nth": [1] }],
+                "batches": [{ "fault": "invisible", "lists": 12, "nth": [1] }],
+            }),
+            Self::Old => json!({ "calls": [
+                { "call": "files.delete", "fault": "status", "status": 400, "code": "not_allowed",
+                  "nth": every(2, 2) },
+            ] }),
             Self::Rough => json!({ "calls": [
                 { "call": "files.create", "fault": "drop_after", "nth": every(1, 2) },
                 { "call": "batches.create", "fault": "drop_before", "nth": every(1, 3) },
@@ -146,11 +290,29 @@ impl Work {
         }
     }
 
+    /// How long the provider takes for a batch: a shadow has to surface before it has ended.
+    pub const fn turnaround(self) -> &'static str {
+        match self {
+            Self::Shadowed => "12s",
+            Self::Calm
+            | Self::Alone
+            | Self::Rough
+            | Self::Failing
+            | Self::Cancelled
+            | Self::Import
+            | Self::Office
+            | Self::Told
+            | Self::Restored
+            | Self::Old
+            | Self::Aged => "500ms",
+        }
+    }
+
     pub const fn wave(self) -> usize {
         match self {
             Self::Calm | Self::Rough | Self::Cancelled | Self::Failing | Self::Told => 10,
             Self::Alone => 3,
-            Self::Office => 4,
+            Self::Office | Self::Shadowed | Self::Restored | Self::Old | Self::Aged => 4,
             Self::Import => 2,
         }
     }

@@ -52,6 +52,8 @@ struct Begun {
 /// Reads one trace to its end and adds it to `ops`.
 pub fn read(trace: &str, ops: &mut Vec<Op>, next_token: &mut Token) {
     let mut begun: HashMap<&str, Begun> = HashMap::new();
+    // What is open under which path: a folder is emptied by names below its descriptor.
+    let mut open = HashMap::new();
     ops.push(Op::Start);
     for line in trace.lines() {
         let (thread, rest) = line.split_once(' ').unwrap_or_else(|| panic!("no thread: {}", cut(line)));
@@ -62,7 +64,7 @@ pub fn read(trace: &str, ops: &mut Vec<Op>, next_token: &mut Token) {
         if rest.starts_with("<...") {
             let (_, end) = rest.split_once("resumed>").unwrap_or_else(|| panic!("{}", cut(line)));
             let call = begun.remove(thread).unwrap_or_else(|| panic!("ended, never began: {}", cut(line)));
-            ended(&call, result(end), ops);
+            ended(&call, result(end), &mut open, ops);
             continue;
         }
         let (name, rest) = rest.split_once('(').unwrap_or_else(|| panic!("no call: {}", cut(line)));
@@ -78,7 +80,7 @@ pub fn read(trace: &str, ops: &mut Vec<Op>, next_token: &mut Token) {
         if unfinished.is_some() {
             begun.insert(thread, call);
         } else {
-            ended(&call, result(rest.rsplit_once(')').unwrap().1), ops);
+            ended(&call, result(rest.rsplit_once(')').unwrap().1), &mut open, ops);
         }
     }
 }
@@ -122,25 +124,30 @@ fn began(call: &Begun, ops: &mut Vec<Op>) {
         "close" => ops.push(Op::Close { fd: descriptor(call) }),
         // It says nothing about what survives: sled believes in it, and must not be believed.
         "sync_file_range" | "open" | "openat" | "lseek" | "mkdir" | "mkdirat" | "unlink" | "unlinkat"
-        | "rename" | "renameat" | "renameat2" => {}
+        | "rmdir" | "rename" | "renameat" | "renameat2" => {}
         // Silence here would make the images wrong.
         other => panic!("the replay does not know {other}({})", call.args.join(", ")),
     }
 }
 
-fn ended(call: &Begun, result: Option<u64>, ops: &mut Vec<Op>) {
+fn ended(call: &Begun, result: Option<u64>, open: &mut HashMap<u32, String>, ops: &mut Vec<Op>) {
     let Some(result) = result else { return };
-    let path = |index: usize| String::from_utf8(bytes(&call.args[index])).unwrap();
+    let path = |index: usize| {
+        let path = String::from_utf8(bytes(&call.args[index])).unwrap();
+        let below = index.checked_sub(1).and_then(|folder| call.args[folder].parse::<u32>().ok());
+        match below.and_then(|folder| open.get(&folder)) {
+            Some(folder) if !path.starts_with('/') => format!("{folder}/{path}"),
+            Some(_) | None => path,
+        }
+    };
     match call.name.as_str() {
         "open" | "openat" => {
             let first = usize::from(call.name == "openat");
             let flags = &call.args[first + 1];
-            ops.push(Op::Opened {
-                fd: u32::try_from(result).unwrap(),
-                path: path(first),
-                create: flags.contains("O_CREAT"),
-                truncate: flags.contains("O_TRUNC"),
-            });
+            let (fd, path) = (u32::try_from(result).unwrap(), path(first));
+            open.insert(fd, path.clone());
+            let (create, truncate) = (flags.contains("O_CREAT"), flags.contains("O_TRUNC"));
+            ops.push(Op::Opened { fd, path, create, truncate });
         }
         "lseek" => ops.push(Op::Seeked { fd: descriptor(call), position: result }),
         "write" | "pwrite64" => {
@@ -150,7 +157,7 @@ fn ended(call: &Begun, result: Option<u64>, ops: &mut Vec<Op>) {
         "fsync" | "fdatasync" | "ftruncate" => ops.push(Op::Done { token: call.token }),
         "mkdir" => ops.push(Op::MadeFolder { path: path(0) }),
         "mkdirat" => ops.push(Op::MadeFolder { path: path(1) }),
-        "unlink" => ops.push(Op::Removed { path: path(0) }),
+        "unlink" | "rmdir" => ops.push(Op::Removed { path: path(0) }),
         "unlinkat" => ops.push(Op::Removed { path: path(1) }),
         "rename" => ops.push(Op::Renamed { from: path(0), to: path(1) }),
         "renameat" | "renameat2" => ops.push(Op::Renamed { from: path(1), to: path(3) }),
@@ -174,6 +181,19 @@ fn bytes(arg: &str) -> Vec<u8> {
     let hex = inner.as_bytes().chunks_exact(4);
     assert!(hex.remainder().is_empty(), "no hex: {}", cut(arg));
     hex.map(|hex| digit(hex[2]) << 4 | digit(hex[3])).collect()
+}
+
+#[test]
+fn a_name_below_an_open_folder_is_known_by_its_path() {
+    let trace = "\
+10 openat(AT_FDCWD, \"\\x2f\\x61\", O_RDONLY|O_DIRECTORY) = 7
+10 unlinkat(7, \"\\x62\", 0) = 0
+10 unlinkat(AT_FDCWD, \"\\x2f\\x61\", AT_REMOVEDIR) = 0
+";
+    let mut ops = Vec::new();
+    read(trace, &mut ops, &mut 0);
+    let removed = |path: &str| Op::Removed { path: path.to_owned() };
+    assert_eq!(ops[2..], [removed("/a/b"), removed("/a")]);
 }
 
 #[test]

@@ -33,6 +33,11 @@ const CLIENTS: u8 = 3;
 /// A client stops here, so that the trace stays small on a fast machine.
 const CALLS_MAX: u32 = 150;
 
+/// The session in which the store is exchanged for a compacted one, and the words around that.
+pub const COMPACTED: u8 = 1;
+pub const COMPACTING: &str = "compacting";
+pub const COMPACTED_WELL: &str = "compacted";
+
 static MILLIS: AtomicI64 = AtomicI64::new(1_795_000_000_000);
 
 fn now() -> Timestamp {
@@ -133,7 +138,7 @@ async fn accept(store: Store, session: u8, client: u8, end: Instant) {
 
 /// Fills batches and takes each through its life, as if the provider answered at once.
 async fn work(store: Store, session: u8, end: Instant) {
-    let mut number = 0_u32;
+    let (mut number, mut compacted) = (0_u32, false);
     while Instant::now() < end {
         for id in store.reader().live_batches().unwrap() {
             let mut batch = store.reader().batch(id).unwrap().unwrap();
@@ -167,7 +172,15 @@ async fn work(store: Store, session: u8, end: Instant) {
         if number.is_multiple_of(5) {
             store.anchor().await.unwrap();
         }
+        if session == COMPACTED && !compacted {
+            // In the midst of it all: clients go on sending.
+            acknowledge(COMPACTING);
+            store.compact().await.unwrap();
+            acknowledge(COMPACTED_WELL);
+            compacted = true;
+        }
     }
+    assert!(compacted || session != COMPACTED, "there was no time for a compaction");
 }
 
 /// The next step of a batch, stored.
@@ -327,6 +340,7 @@ fn find(store: &Store, line: &str) -> Result<(), String> {
             }
             Ok(())
         }
+        COMPACTING | COMPACTED_WELL => Ok(()),
         other => panic!("what is {other}?"),
     }
 }

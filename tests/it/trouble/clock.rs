@@ -1,13 +1,13 @@
 //! The wall clock of the real binary jumps while batches are under way; the provider's goes on.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::bench::{
     Provider, assert_once, assert_whole, batches, command, folder, provider, question, send_from, serve,
     until,
 };
-use crate::process::{Server, free_port};
+use crate::process::{Server, free_port, turn_clock, with_clock};
 
 /// What the clock says after each jump; the first by how much, the others as the time of day in Berlin: the hour
 /// that summer time leaves out, the one that it has twice, the last second of 32 bits, and a leap second.
@@ -22,24 +22,11 @@ const JUMPS: [&str; 8] = [
     "+0",
 ];
 
-fn library() -> PathBuf {
-    let folders = std::fs::read_dir("/usr/lib").unwrap();
-    let mut found = folders.filter_map(|entry| {
-        let library = entry.unwrap().path().join("faketime/libfaketimeMT.so.1");
-        library.exists().then_some(library)
-    });
-    found.next().expect("libfaketime is needed: tests/run installs it")
-}
-
 /// A server that takes its wall time from a file.
 fn serve_with_clock(data: &Path, remote: &Provider, port: u16, clock: &Path) -> Server {
     let mut command = command(data, &remote.url, port, &["creation.max_requests=5"]);
-    command
-        .env("LD_PRELOAD", library())
-        .env("FAKETIME_TIMESTAMP_FILE", clock)
-        .env("FAKETIME_NO_CACHE", "1")
-        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-        .env("TZ", "Europe/Berlin");
+    with_clock(&mut command, clock);
+    command.env("TZ", "Europe/Berlin");
     Server::spawn(command, port)
 }
 
@@ -53,10 +40,7 @@ fn whatever_the_clock_says_nothing_ends_early_hangs_or_is_paid_for_twice() {
     ]}"#;
     let remote = Provider::start(&folder.path().join("provider"), faults, |_| ());
     let clock = folder.path().join("clock");
-    let turn = |to: &str| {
-        std::fs::write(clock.with_extension("part"), to).unwrap();
-        std::fs::rename(clock.with_extension("part"), &clock).unwrap();
-    };
+    let turn = |to: &str| turn_clock(&clock, to);
     turn("+0");
     let mut server = serve_with_clock(folder.path(), &remote, port, &clock);
     let wave = 10;

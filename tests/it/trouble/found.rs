@@ -1,13 +1,12 @@
 //! Batches that are at the provider and that nobody here waits for.
 
-use std::path::Path;
 use std::time::Duration;
 
 use super::bench::{
     Provider, assert_once, assert_whole, batch, batches, command, folder, id, question, requests, runs, send,
     serve, until, watch,
 };
-use crate::process::{free_port, nightshift, run, text};
+use crate::process::{copy_folder, free_port, nightshift, run, text};
 
 #[test]
 fn a_batch_that_surfaces_after_it_was_given_up_is_a_shadow() {
@@ -44,18 +43,6 @@ fn a_batch_that_surfaces_after_it_was_given_up_is_a_shadow() {
     assert_whole(folder.path());
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &to.join(entry.file_name()));
-        } else {
-            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-        }
-    }
-}
-
 #[test]
 fn an_old_backup_buys_nothing_again_that_the_provider_has() {
     let folder = folder();
@@ -77,7 +64,7 @@ fn an_old_backup_buys_nothing_again_that_the_provider_has() {
     send(&server, "other", 10, question);
     assert!(server.terminate().success());
     let backup = folder.path().join("backup");
-    copy(&data, &backup);
+    copy_folder(&data, &backup);
 
     simulator.open();
     let mut server = serve(folder.path(), &simulator, port, &[size]);
@@ -87,7 +74,7 @@ fn an_old_backup_buys_nothing_again_that_the_provider_has() {
     });
     server.kill();
     std::fs::remove_dir_all(&data).unwrap();
-    copy(&backup, &data);
+    copy_folder(&backup, &data);
 
     let created = simulator.calls("POST /v1/batches");
     let mut server = serve(folder.path(), &simulator, port, &[size]);
