@@ -414,6 +414,21 @@ impl Handler<NotKnown> for BatchActor {
     }
 }
 
+/// An operator has had a look: try the batch again if it was parked.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct TryAgain;
+
+impl Handler<TryAgain> for BatchActor {
+    type Result = ();
+
+    fn handle(&mut self, TryAgain: TryAgain, ctx: &mut Context<Self>) {
+        if matches!(self.batch.state, BatchState::Parked { .. }) {
+            self.happened(&Event::Unparked, ctx);
+        }
+    }
+}
+
 /// Give the members back, as far as the batch was never sent.
 #[derive(Message)]
 #[rtype(result = "()")]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 
-use super::batch::{BatchActor, CancelBatch, GiveUp, NotCancelled, NotKnown, Observed};
+use super::batch::{BatchActor, CancelBatch, GiveUp, NotCancelled, NotKnown, Observed, TryAgain};
 use super::creator::Creator;
 use super::{Shared, later};
 use crate::domain::batch::{Batch, BatchStatus, Cancel};
@@ -138,6 +138,22 @@ impl Handler<Host> for Registry {
 
     fn handle(&mut self, Host { id, fresh }: Host, ctx: &mut Context<Self>) {
         self.host(id, fresh, ctx);
+    }
+}
+
+/// Have every batch that is parked for an operator tried again.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct TryParked;
+
+impl Handler<TryParked> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, TryParked: TryParked, _: &mut Context<Self>) {
+        for hosted in self.hosted.values() {
+            // One that is too busy to hear it is not parked.
+            let _ = hosted.addr.try_send(TryAgain);
+        }
     }
 }
 

@@ -34,7 +34,7 @@ pub enum Effect {
     Sweep(Intent),
     /// Delete the intent's input file and see that it is gone.
     Fence(Intent),
-    /// Try a parked batch again: whoever starts the program anew has had a look.
+    /// Try a parked batch again: whoever starts the program anew, or says so, has had a look.
     Unpark,
     /// Have the provider asked about the batch.
     Observe,

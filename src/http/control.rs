@@ -11,7 +11,7 @@ use super::body::object_or_none;
 use super::reply::ApiError;
 use super::view;
 use crate::actors::batch::NotCancelled;
-use crate::actors::registry::CancelOf;
+use crate::actors::registry::{CancelOf, TryParked};
 use crate::domain::batch::{Cancel, Then};
 use crate::domain::id::BatchId;
 
@@ -109,5 +109,6 @@ pub async fn provider(api: &Api) -> Result<Value, ApiError> {
 /// `POST /api/admin/legacy/provider/resume`
 pub fn resume(api: &Api) -> Value {
     let was = api.shared.account.resume(api.shared.clock.as_ref());
+    api.parts.registry.do_send(TryParked);
     json!({ "ok": true, "wasPaused": was })
 }

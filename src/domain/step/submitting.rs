@@ -203,7 +203,7 @@ pub(super) fn parked(upload: u32, failure: Failure) -> Step {
 pub(super) fn unparked(upload: u32) -> Step {
     go(BatchState::Uploading { upload, wait: Wait::default() })
         .with([Effect::FindOrUploadInput { upload }])
-        .telling("the program was started anew: trying the parked batch again")
+        .telling("trying the parked batch again")
 }
 
 /// The wait that follows from trouble, or the failure that parks the batch.

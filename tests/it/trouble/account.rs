@@ -1,8 +1,8 @@
 //! The provider refuses the account: everything rests, nothing suffers.
 
 use super::bench::{
-    Provider, assert_once, assert_whole, batches, command, folder, provider, question, requests, send, serve,
-    until, watch,
+    Provider, assert_once, assert_whole, batch, batches, command, folder, id, provider, question, requests,
+    send, serve, until, watch,
 };
 use crate::process::{free_port, run, text};
 
@@ -109,4 +109,28 @@ fn money_that_comes_back_is_found_by_itself_although_other_batches_still_upload(
     until(&mut server, "the end", |server| (server.summary() == [0, 0, 16, 0]).then_some(()));
     assert!(server.terminate().success());
     assert_once(&simulator.runs(), 16);
+}
+
+#[test]
+fn a_batch_that_was_refused_three_times_waits_for_the_operator_and_goes_at_a_word() {
+    let folder = folder();
+    let provider = Provider::start(&folder.path().join("provider"), "{}", |_| ());
+    provider.shut(|call| (call == "POST /v1/batches").then_some((400, "invalid_value")));
+    let mut server = serve(folder.path(), &provider, free_port(), &[]);
+    send(&server, "demo", 2, question);
+    let parked = until(&mut server, "a parked batch", |server| {
+        batches(server).into_iter().find(|batch| batch["step"] == "parked")
+    });
+    let calls = provider.calls("POST /v1/batches");
+    let waiting = server.get("/api/v1/companies/demo/requests/demo-0/timeline");
+    let told = waiting["timeline"]["waiting"]["detail"].as_str().unwrap();
+    assert!(told.contains("nightshift resume"), "{told}");
+    provider.open();
+    assert_eq!(provider.calls("POST /v1/batches"), calls, "nothing is sent by itself");
+    server.post("/api/admin/legacy/provider/resume", "application/json", String::new());
+    until(&mut server, "its results", |server| (server.summary() == [0, 0, 2, 0]).then_some(()));
+    assert_eq!(batch(&server, &id(&parked))["status"], "processed");
+    assert!(server.terminate().success());
+    assert_once(&provider.runs(), 2);
+    assert_whole(folder.path());
 }
