@@ -41,7 +41,9 @@ async fn store_with(requests: u8) -> (Store, Vec<RequestId>) {
     let accepted = store.accept_requests(new.collect(), NOW).await.unwrap();
     let ids = accepted.into_iter().map(|accepted| match accepted {
         Accepted::New(id) => id,
-        other => panic!("not new: {other:?}"),
+        other @ (Accepted::Duplicate(_) | Accepted::Conflict(_) | Accepted::TooManyGroups) => {
+            panic!("not new: {other:?}")
+        }
     });
     let ids = ids.collect();
     (store, ids)
