@@ -46,6 +46,10 @@ pub fn resume(settings: &Settings, server: Option<&str>, json: bool) -> Result<(
         return Ok(());
     }
     let was = answer["wasPaused"].as_bool().unwrap_or(false);
-    output::talk(if was { "the account goes on" } else { "the account was not paused" });
+    output::talk(if was {
+        "the account goes on"
+    } else {
+        "the account was not paused; batches that are parked are tried again"
+    });
     Ok(())
 }

@@ -68,7 +68,7 @@ enum Command {
     Requeue(status::Requeue),
     /// Cancel a batch, in whatever state it is; what it has finished is kept.
     Cancel(control::Cancel),
-    /// Let a paused account at the provider go on at once.
+    /// Let a paused account at the provider go on at once, and try parked batches again.
     Resume,
     /// List, make, suspend or resume companies.
     Company(company::CompanyArgs),

@@ -352,7 +352,7 @@ fn in_batch(now: &BatchNow, around: &Around) -> Waiting {
             })
         }
         BatchState::Parked { failure, .. } => step(&format!(
-            "its batch was refused three times and is parked for the operator, who may have it tried again with `nightshift resume`: {}",
+            "its batch is parked for the operator, who may have it tried again with `nightshift resume`: {}",
             failure.code
         )),
         BatchState::Observing { running, missing, .. } => observing(*running, missing.is_some(), around),
