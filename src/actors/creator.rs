@@ -10,7 +10,7 @@ use super::{Shared, alone, every};
 use crate::domain::batch::Batch;
 use crate::domain::budget::Affordable;
 use crate::domain::cut::{self, Due};
-use crate::domain::id::{BatchId, CompanyId};
+use crate::domain::id::{BatchId, CompanyId, Timestamp};
 use crate::domain::request::Group;
 use crate::domain::room::RELEASE_AFTER;
 use crate::store::{GroupWaiting, StoreError};
@@ -144,13 +144,18 @@ async fn open_due(
     // and before it: else a company with a million requests would have its next batch before another one's first. Not
     // where batches are short: then few go to many.
     if limits.age_max <= shared.limits.age_max && due.iter().any(is_full) {
-        let full: HashSet<_> =
-            due.iter().filter(|one| is_full(one)).map(|(waits, _)| waits.group.company.clone()).collect();
-        let others = |company: &CompanyId| full.iter().any(|other| other != company);
+        let worker = shared.clone();
+        let full: Vec<_> = due.iter().filter(|one| is_full(one)).map(|(waits, _)| waits.clone()).collect();
+        let cut = blocking(move || companies_to_cut(&worker, &full, now)).await?;
+        let others = |company: &CompanyId| cut.iter().any(|other| other != company);
         young.retain(|waits| {
             let company = &waits.group.company;
             waits.waiting.requests > 0 && !held.contains_key(company) && others(company)
         });
+        // One batch each: of the one that has waited longest.
+        young.sort_by_key(|waits| waits.waiting.oldest);
+        let mut served = HashSet::new();
+        young.retain(|waits| served.insert(waits.group.company.clone()));
         due.extend(young.into_iter().map(|waits| (waits, Due::Turn)));
     }
     due.sort_by_cached_key(|(waits, _)| {
@@ -200,6 +205,23 @@ async fn open_due(
         }
     }
     Ok(())
+}
+
+/// The companies of those groups of which a batch can be cut now, as far as money and room go.
+fn companies_to_cut(
+    shared: &Shared,
+    full: &[GroupWaiting],
+    now: Timestamp,
+) -> Result<HashSet<CompanyId>, StoreError> {
+    let mut companies = HashSet::new();
+    for waits in full {
+        let batch = empty(shared, waits.group.clone());
+        let room = shared.reader.room(&batch)?.for_these(&waits.waiting, now, 1, true);
+        if room != Some(0) && shared.reader.affordable(&batch)? == Affordable::Yes {
+            companies.insert(waits.group.company.clone());
+        }
+    }
+    Ok(companies)
 }
 
 /// How many tokens of live batches each company holds; a company without a live batch is not in it.

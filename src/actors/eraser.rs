@@ -57,6 +57,8 @@ pub struct Eraser {
     busy: bool,
     /// Records are being removed beside a look that waits for the provider.
     removing: bool,
+    /// And once more, for what was ordered since.
+    remove_again: bool,
     /// Somebody asked for a look while one was under way, and whether for a compaction.
     again: Option<bool>,
     /// Which look is the next one; those that were planned before it are not.
@@ -79,6 +81,7 @@ impl Eraser {
             registry,
             busy: false,
             removing: false,
+            remove_again: false,
             again: None,
             turn: 0,
             tried: None,
@@ -140,16 +143,24 @@ impl Eraser {
     /// Removes the records of what was ordered during a look: that may wait for the provider long, and what is to be
     /// erased is not to be seen meanwhile.
     fn remove_meanwhile(&mut self, ctx: &mut Context<Self>) {
-        if self.removing || self.shared.condition.intake_stopped().is_some() {
+        if self.shared.condition.intake_stopped().is_some() {
+            return;
+        }
+        if self.removing {
+            // It may have passed the place at which the newest one stands.
+            self.remove_again = true;
             return;
         }
         self.removing = true;
         let (shared, registry) = (self.shared.clone(), self.registry.clone());
         let removing = async move { alone(remove_all(&shared, &registry)).await };
-        ctx.spawn(removing.into_actor(self).map(|removed, this, _| {
+        ctx.spawn(removing.into_actor(self).map(|removed, this, ctx| {
             this.removing = false;
             if let Err(err) = removed {
                 tracing::error!(error = %err, "records could not be erased; the next look tries again");
+            }
+            if std::mem::take(&mut this.remove_again) {
+                this.remove_meanwhile(ctx);
             }
         }));
     }
@@ -307,7 +318,8 @@ async fn remove_all(shared: &Arc<Shared>, registry: &Addr<Registry>) -> Result<(
         for erasure in open.iter().filter(|erasure| erasure.state == ErasureState::Running) {
             match remove_records(shared, registry, erasure).await {
                 Err(err) if !err.is_fatal() => {
-                    tracing::error!(erasure.id = %erasure.id, error = %err, "erasure {} could not go on; trying again", erasure.id);
+                    // The look that follows tells of it, and leaves it alone for a while.
+                    tracing::debug!(erasure.id = %erasure.id, error = %err, "erasure {} could not go on", erasure.id);
                 }
                 gone => drop(gone?),
             }

@@ -117,6 +117,23 @@ pub struct RequestIn {
     pub not_before: Option<crate::domain::id::Timestamp>,
 }
 
+impl RequestIn {
+    /// SHA-256 over everything that makes it what it is; nothing where no repeat could be recognised.
+    fn content_hash(&self) -> [u8; 32] {
+        if self.key.is_none() {
+            return [0; 32];
+        }
+        let mut hash = Sha256::new();
+        hash.update(self.endpoint.path());
+        hash.update([0]);
+        hash.update(fingerprint::of_json(&self.body));
+        hash.update(fingerprint::of_json(self.metadata.as_deref().unwrap_or_default()));
+        hash.update(self.priority.to_be_bytes());
+        hash.update(self.not_before.map_or(i64::MIN, |at| at.as_millis()).to_be_bytes());
+        hash.finalize().into()
+    }
+}
+
 /// Take in requests of one company, at most [`CHUNK`].
 #[derive(Message)]
 #[rtype(result = "Result<Vec<Accepted>, IntakeError>")]
@@ -150,13 +167,7 @@ impl Handler<AcceptRequests> for Intake {
 fn generic(shared: &Shared, company: &CompanyId, request: RequestIn) -> NewRequest {
     let id = RequestId::new(shared.ids.next());
     let line = jsonl::measure(id, request.endpoint, &request.body);
-    let mut hash = Sha256::new();
-    hash.update(request.endpoint.path());
-    hash.update([0]);
-    hash.update(fingerprint::of_json(&request.body));
-    hash.update(fingerprint::of_json(request.metadata.as_deref().unwrap_or_default()));
-    hash.update([request.priority.to_be_bytes()[0]]);
-    hash.update(request.not_before.map_or(i64::MIN, |at| at.as_millis()).to_be_bytes());
+    let content_hash = request.content_hash();
     NewRequest {
         id,
         group: Group { company: company.clone(), endpoint: request.endpoint, model: request.model },
@@ -167,7 +178,7 @@ fn generic(shared: &Shared, company: &CompanyId, request: RequestIn) -> NewReque
             },
         },
         key: request.key,
-        content_hash: hash.finalize().into(),
+        content_hash,
         line_bytes: line.line_bytes,
         line_crc: line.line_crc,
         estimated_tokens: line.estimated_tokens,

@@ -30,6 +30,8 @@ pub struct Poller {
     changed: HashSet<ProviderBatchId>,
     tick: u64,
     busy: bool,
+    /// A tick came while a round was under way.
+    missed: bool,
 }
 
 /// When a batch that no list shows is asked about next.
@@ -45,13 +47,26 @@ struct Alone {
 impl Poller {
     /// A poller for what `registry` hosts.
     pub fn new(shared: Arc<Shared>, registry: Addr<Registry>) -> Self {
-        Self { shared, registry, alone: HashMap::new(), changed: HashSet::new(), tick: 0, busy: false }
+        Self {
+            shared,
+            registry,
+            alone: HashMap::new(),
+            changed: HashSet::new(),
+            tick: 0,
+            busy: false,
+            missed: false,
+        }
     }
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
-        if self.busy || !self.shared.switches.polling() {
+        if !self.shared.switches.polling() {
             return;
         }
+        if self.busy {
+            self.missed = true;
+            return;
+        }
+        self.missed = false;
         self.tick += 1;
         self.round(None, ctx);
     }
@@ -86,7 +101,12 @@ impl Poller {
         ctx.spawn(panics::caught(round).into_actor(self).map(|alone, this, ctx| {
             this.alone = alone.unwrap_or_default();
             this.busy = false;
-            this.ask_about_changed(ctx);
+            // Whoever is spoken of all the time must not keep the others from being asked about.
+            if std::mem::take(&mut this.missed) {
+                this.tick(ctx);
+            } else {
+                this.ask_about_changed(ctx);
+            }
         }));
     }
 }
@@ -117,13 +137,14 @@ impl Handler<Changed> for Poller {
     }
 }
 
-/// Deletes a few of our files that have had their time. One that cannot be deleted now is tried again; one that the
-/// provider refuses to delete a day later, so that it is in no other's way.
+/// Deletes a few of our files that have had their time. One that the provider does not delete is tried again later, so
+/// that it is in no other's way.
 async fn delete_due_files(shared: &Arc<Shared>) {
     const AT_ONCE: usize = 10;
     const REFUSED_FOR: Duration = Duration::from_secs(24 * 3600);
-    let (reader, now) = (shared.reader.clone(), shared.clock.now());
-    let due = blocking(move || reader.due_deletions(now, AT_ONCE)).await.unwrap_or_default();
+    const TROUBLED_FOR: Duration = Duration::from_secs(600);
+    let (reader, now, provider) = (shared.reader.clone(), shared.clock.now(), shared.identity.clone());
+    let due = blocking(move || reader.due_deletions(&provider, now, AT_ONCE)).await.unwrap_or_default();
     for (key, file) in due {
         let noted = match shared.provider.delete_file(&file).await {
             Ok(()) => {
@@ -132,16 +153,19 @@ async fn delete_due_files(shared: &Arc<Shared>) {
                 crash_point!("deletion.after_commit");
                 noted
             }
-            Err(ProviderError::Refused { status, code, .. }) => {
-                tracing::warn!(file = %file, status, code, "the provider refuses to delete an old file; trying again in a day");
-                crash_point!("put_off.before_commit");
-                let noted = shared.store.put_off_deletion(key, file.clone(), now.plus(REFUSED_FOR)).await;
-                crash_point!("put_off.after_commit");
-                noted
-            }
-            Err(err) => {
+            Err(err @ (ProviderError::NotSent { .. } | ProviderError::Account { .. })) => {
                 tracing::warn!(file = %file, error = %err, "an old file could not be deleted yet");
                 return;
+            }
+            Err(err) => {
+                let refused = matches!(err, ProviderError::Refused { .. });
+                let pause = if refused { REFUSED_FOR } else { TROUBLED_FOR };
+                let until = now.plus(pause);
+                tracing::warn!(file = %file, error = %err, "the provider does not delete an old file; trying again at {until}");
+                crash_point!("put_off.before_commit");
+                let noted = shared.store.put_off_deletion(key, file.clone(), until).await;
+                crash_point!("put_off.after_commit");
+                noted
             }
         };
         if let Err(err) = noted {

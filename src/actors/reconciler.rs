@@ -425,10 +425,12 @@ impl Look {
             batch = shared.store.take_over_members(id, batch.revision, chunk.to_vec()).await?;
             crash_point!("adopt.members.after_commit");
         }
+        // Its file bears the name of a batch that is not known here: this is how it is deleted in its time.
+        let input = found.input_file_id.clone().map(Change::Input);
         // Only now is it known as taken over: a kill before this gives its requests back, and it is found again.
         let step = Step {
             next: observing(intent, found),
-            changes: vec![Change::Adopt(found.id.clone())],
+            changes: input.into_iter().chain([Change::Adopt(found.id.clone())]).collect(),
             effects: vec![Effect::Observe],
             story: Some(format!(
                 "taken over as {} with {} requests that waited here",

@@ -7,16 +7,29 @@ use sha2::{Digest, Sha256};
 
 /// From so many digits on a reader of JSON may round: what is written is what counts then.
 const DIGITS_EXACT: usize = 15;
+/// Of a longer text what is written counts: to take it apart would hold up everybody else.
+const BYTES_MAX: usize = 64 << 10;
 
-/// A SHA-256 that is the same for the same JSON. Texts that are no JSON, and those with numbers that a reader would round,
-/// are taken as they are written. Of a member that is there twice both count.
+/// A SHA-256 that is the same for the same JSON. Texts that are no JSON, long ones, and those with numbers that a reader
+/// would round are taken as they are written. Of a member that is there twice both count.
 pub fn of_json(json: &str) -> [u8; 32] {
-    if !has_long_number(json)
-        && let Ok(Print(print)) = serde_json::from_str(json)
-    {
-        return print;
+    let canonical = if json.len() > BYTES_MAX || has_long_number(json) {
+        None
+    } else {
+        serde_json::from_str::<Canonical>(json).ok()
+    };
+    let mut hash = Sha256::new();
+    match &canonical {
+        Some(Canonical(bytes)) => {
+            hash.update(b"c");
+            hash.update(bytes);
+        }
+        None => {
+            hash.update(b"w");
+            hash.update(json);
+        }
     }
-    tagged(b'w', [json.as_bytes()])
+    hash.finalize().into()
 }
 
 fn has_long_number(json: &str) -> bool {
@@ -27,77 +40,74 @@ fn has_long_number(json: &str) -> bool {
     })
 }
 
-fn tagged<'a>(tag: u8, pieces: impl IntoIterator<Item = &'a [u8]>) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    hash.update([tag]);
-    for piece in pieces {
-        hash.update((piece.len() as u64).to_be_bytes());
-        hash.update(piece);
+/// A value in the one form that it has here: what it is, how long it is, and its parts; members in order.
+struct Canonical(Vec<u8>);
+
+impl Canonical {
+    fn of<E>(kind: u8, content: &[u8]) -> Result<Self, E> {
+        let mut bytes = Vec::with_capacity(9 + content.len());
+        bytes.push(kind);
+        bytes.extend_from_slice(&(content.len() as u64).to_be_bytes());
+        bytes.extend_from_slice(content);
+        Ok(Self(bytes))
     }
-    hash.finalize().into()
 }
 
-/// The print of one value, made of those in it.
-struct Print([u8; 32]);
-
-impl<'de> Deserialize<'de> for Print {
+impl<'de> Deserialize<'de> for Canonical {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Printing)
+        deserializer.deserialize_any(Reading)
     }
 }
 
-struct Printing;
+struct Reading;
 
-impl<'de> Visitor<'de> for Printing {
-    type Value = Print;
+impl<'de> Visitor<'de> for Reading {
+    type Value = Canonical;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("JSON")
     }
 
-    fn visit_unit<E>(self) -> Result<Print, E> {
-        Ok(Print(tagged(b'n', [])))
+    fn visit_unit<E>(self) -> Result<Canonical, E> {
+        Canonical::of(b'n', &[])
     }
 
-    fn visit_bool<E>(self, truth: bool) -> Result<Print, E> {
-        Ok(Print(tagged(b'b', [[u8::from(truth)].as_slice()])))
+    fn visit_bool<E>(self, truth: bool) -> Result<Canonical, E> {
+        Canonical::of(b'b', &[u8::from(truth)])
     }
 
-    fn visit_u64<E>(self, number: u64) -> Result<Print, E> {
-        Ok(Print(tagged(b'u', [number.to_be_bytes().as_slice()])))
+    fn visit_u64<E>(self, number: u64) -> Result<Canonical, E> {
+        Canonical::of(b'u', &number.to_be_bytes())
     }
 
-    fn visit_i64<E>(self, number: i64) -> Result<Print, E> {
-        Ok(Print(tagged(b'i', [number.to_be_bytes().as_slice()])))
+    fn visit_i64<E>(self, number: i64) -> Result<Canonical, E> {
+        Canonical::of(b'i', &number.to_be_bytes())
     }
 
-    fn visit_f64<E>(self, number: f64) -> Result<Print, E> {
-        Ok(Print(tagged(b'f', [number.to_bits().to_be_bytes().as_slice()])))
+    fn visit_f64<E>(self, number: f64) -> Result<Canonical, E> {
+        Canonical::of(b'f', &number.to_bits().to_be_bytes())
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<Print, E> {
-        Ok(Print(tagged(b's', [text.as_bytes()])))
+    fn visit_str<E>(self, text: &str) -> Result<Canonical, E> {
+        Canonical::of(b's', text.as_bytes())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Print, A::Error> {
-        let mut hash = Sha256::new();
-        hash.update(b"l");
-        while let Some(Print(entry)) = seq.next_element()? {
-            hash.update(entry);
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Canonical, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(Canonical(entry)) = seq.next_element()? {
+            entries.extend_from_slice(&entry);
         }
-        Ok(Print(hash.finalize().into()))
+        Canonical::of(b'l', &entries)
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Print, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Canonical, A::Error> {
         let mut members = Vec::new();
-        while let Some((Print(name), Print(value))) = map.next_entry()? {
-            members.push([name, value]);
+        while let Some((Canonical(mut member), Canonical(value))) = map.next_entry()? {
+            member.extend_from_slice(&value);
+            members.push(member);
         }
         members.sort_unstable();
-        let mut hash = Sha256::new();
-        hash.update(b"o");
-        members.iter().flatten().for_each(|part| hash.update(part));
-        Ok(Print(hash.finalize().into()))
+        Canonical::of(b'o', &members.concat())
     }
 }
 

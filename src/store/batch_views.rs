@@ -4,7 +4,7 @@ use super::batches::{Fate, GroupWaiting, StoryLine};
 use super::keys::{self, Key, Tree};
 use super::requests::GroupStat;
 use super::{StoreError, StoreReader, codec};
-use crate::domain::batch::{Batch, BatchStatus};
+use crate::domain::batch::{Batch, BatchStatus, ProviderIdentity};
 use crate::domain::cut;
 use crate::domain::id::{BatchId, CompanyId, FileId, ProviderBatchId, RequestId, Timestamp};
 use crate::domain::request::Group;
@@ -179,11 +179,37 @@ impl StoreReader {
         }
     }
 
-    /// At most `limit` files of ours whose deletion at the provider is due, each with the key to forget it by.
-    pub fn due_deletions(&self, now: Timestamp, limit: usize) -> Result<Vec<(Vec<u8>, FileId)>, StoreError> {
-        let end = Key::new().time(now).done();
-        let entries = self.engine.scan(Tree::Deletions, &[], Some(&end), limit)?;
-        let file = |key: &[u8]| String::from_utf8(key.get(10..)?.to_vec()).ok().map(FileId::new);
-        Ok(entries.into_iter().filter_map(|(key, _)| file(&key).map(|file| (key, file))).collect())
+    /// At most `limit` files of ours whose deletion at this provider is due, each with the key to forget it by. Those at
+    /// another one wait until that is configured again.
+    pub fn due_deletions(
+        &self,
+        provider: &ProviderIdentity,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, FileId)>, StoreError> {
+        const PAGE: usize = 250;
+        /// So many of another provider's are passed over.
+        const PAGES_MAX: usize = 40;
+        let (end, of) = (Key::new().time(now).done(), provider.key().into_bytes());
+        let (mut from, mut due) = (Vec::new(), Vec::new());
+        for _ in 0..PAGES_MAX {
+            let page = self.engine.scan(Tree::Deletions, &from, Some(&end), PAGE)?;
+            let is_last = page.len() < PAGE;
+            for (key, value) in page {
+                from = [key.as_slice(), &[0]].concat();
+                let file = key.get(10..).and_then(|file| String::from_utf8(file.to_vec()).ok());
+                // What an older version noted says nothing of it.
+                if (value.is_empty() || value == of)
+                    && due.len() < limit
+                    && let Some(file) = file
+                {
+                    due.push((key, FileId::new(file)));
+                }
+            }
+            if is_last || due.len() >= limit {
+                break;
+            }
+        }
+        Ok(due)
     }
 }

@@ -318,8 +318,10 @@ impl Store {
     ) -> Result<(), StoreError> {
         self.committer
             .commit(1, move |tx| {
+                if let Some(of) = tx.get(Tree::Deletions, &key)? {
+                    tx.put(Tree::Deletions, deletion(until, &file), of);
+                }
                 tx.remove(Tree::Deletions, key);
-                tx.put(Tree::Deletions, deletion(until, &file), Vec::new());
                 Ok(())
             })
             .await
@@ -368,7 +370,7 @@ fn cut_chunk(tx: &mut Tx<'_>, id: BatchId, revision: Revision, limits: &Limits) 
     let room = rooms::read(tx, &batch)?;
     let (mut from, mut looked_at, mut moved, mut done) = (prefix, 0, 0, false);
     // Those that are passed over must not hold what lies behind them.
-    while moved == 0 && !done && looked_at < LOOKED_AT_MAX {
+    while moved < CHUNK && !done && looked_at < LOOKED_AT_MAX {
         let waiting = tx.scan(Tree::Pending, &from, end.as_deref(), CHUNK)?;
         done = waiting.len() < CHUNK;
         looked_at += waiting.len();
@@ -376,6 +378,10 @@ fn cut_chunk(tx: &mut Tx<'_>, id: BatchId, revision: Revision, limits: &Limits) 
             from = [last.as_slice(), &[0]].concat();
         }
         for (key, _) in &waiting {
+            if moved == CHUNK {
+                done = false;
+                break;
+            }
             let request = keys::request_at_end(key)
                 .ok_or_else(|| StoreError::Codec("a pending key is too short".to_owned()))?;
             let mut request = requests::load(tx, request)?;
@@ -400,6 +406,9 @@ fn cut_chunk(tx: &mut Tx<'_>, id: BatchId, revision: Revision, limits: &Limits) 
                     &limits,
                 )
             {
+                if budgets::is_too_dear(tx, &batch, &room, &request)? {
+                    continue;
+                }
                 done = true;
                 break;
             }
@@ -490,7 +499,7 @@ pub(super) fn take_step(
             Change::Input(file) => {
                 // An upload before this one is of no use any more.
                 if let Some(old) = batch.input.replace(file.clone()).filter(|old| old != file) {
-                    delete_later(tx, now, &old);
+                    delete_later(tx, batch, now, &old);
                 }
             }
             Change::Adopt(provider_batch) => adopt(tx, batch, provider_batch)?,
@@ -521,13 +530,13 @@ pub(super) fn take_step(
                 batch.closed_at = Some(*at);
                 budgets::release(tx, batch)?;
                 tx.remove(Tree::LiveBatches, batch.id.as_bytes().to_vec());
-                if let Some(input) = &batch.input {
-                    delete_later(tx, *at, input);
+                if let Some(input) = batch.input.clone() {
+                    delete_later(tx, batch, *at, &input);
                 }
                 for file in [&batch.output, &batch.error].into_iter().flatten() {
                     if tx.has(Tree::Deletions, &deletion(AFTER_THE_CLOSE, file))? {
                         tx.remove(Tree::Deletions, deletion(AFTER_THE_CLOSE, file));
-                        tx.put(Tree::Deletions, deletion(*at, file), Vec::new());
+                        tx.put(Tree::Deletions, deletion(*at, file), batch.provider.key().into_bytes());
                     }
                 }
                 outbox::batch_finished(tx, batch, now)?;
@@ -542,15 +551,15 @@ pub(super) fn take_step(
 }
 
 /// Has a file of ours deleted at the provider, once nothing can come of it any more.
-fn delete_later(tx: &mut Tx<'_>, at: Timestamp, file: &FileId) {
-    tx.put(Tree::Deletions, deletion(at.plus(KEEP_INPUT), file), Vec::new());
+fn delete_later(tx: &mut Tx<'_>, batch: &Batch, at: Timestamp, file: &FileId) {
+    tx.put(Tree::Deletions, deletion(at.plus(KEEP_INPUT), file), batch.provider.key().into_bytes());
 }
 
 /// Has the result files of a batch deleted once it is closed: they hold an answer to what was removed here. Before that
 /// they are still read.
 pub(super) fn delete_results(tx: &mut Tx<'_>, batch: &Batch) {
     for file in [&batch.output, &batch.error].into_iter().flatten() {
-        tx.put(Tree::Deletions, deletion(AFTER_THE_CLOSE, file), Vec::new());
+        tx.put(Tree::Deletions, deletion(AFTER_THE_CLOSE, file), batch.provider.key().into_bytes());
     }
 }
 

@@ -43,6 +43,19 @@ pub(super) enum Reserved {
     TooDear,
 }
 
+/// Whether a request costs more than a whole month may.
+pub(super) fn is_too_dear(
+    tx: &Tx<'_>,
+    batch: &Batch,
+    room: &Room,
+    request: &Request,
+) -> Result<bool, StoreError> {
+    let company: Option<Company> =
+        tx.read(Tree::Companies, &Key::new().company(&batch.group.company).done())?;
+    let limit = company.and_then(|company| company.budget_micros);
+    Ok(matches!((limit, estimate(batch, room, request)), (Some(limit), Some(cost)) if cost > limit))
+}
+
 /// Sets aside what one more request of a batch is thought to cost, if the company's month has room for it.
 pub(super) fn reserve(
     tx: &mut Tx<'_>,
@@ -138,7 +151,9 @@ impl StoreReader {
         let room = self.room(batch)?;
         let (mut from, mut looked_at, mut dear) = (prefix, 0, None);
         // As the cut does, which passes over as many.
-        while looked_at < LOOKED_AT_MAX {
+        // Where nothing may be spent a few tell as much as all.
+        let looked_at_max = if limit == 0 { 1 } else { LOOKED_AT_MAX };
+        while looked_at < looked_at_max {
             let page = self.engine.scan(Tree::Pending, &from, end.as_deref(), CHUNK)?;
             looked_at += page.len();
             for (key, _) in &page {

@@ -137,6 +137,14 @@ impl Store {
                     }
                     released += 1;
                     dequeue(tx, &request)?;
+                    if has_no_room(tx, &request.group)? {
+                        // Behind the others, so that those go on.
+                        request.not_before = Some(now.plus(NO_ROOM_FOR));
+                        let since = request.pending_since;
+                        enqueue(tx, &mut request, since)?;
+                        save(tx, &request)?;
+                        continue;
+                    }
                     let since = request.not_before.take().unwrap_or(now);
                     enqueue(tx, &mut request, since)?;
                     save(tx, &request)?;
@@ -173,6 +181,9 @@ fn accept(tx: &mut Tx<'_>, new: NewRequest, now: Timestamp) -> Result<Accepted, 
     }
     insert(tx, new, now).map(Accepted::New)
 }
+
+/// One that may wait for a batch, but not beside so many other models and endpoints, is looked at again so much later.
+const NO_ROOM_FOR: Duration = Duration::from_secs(600);
 
 /// Whether nothing waits for this model and endpoint yet, and for as many others as may be.
 fn has_no_room(tx: &Tx<'_>, group: &Group) -> Result<bool, StoreError> {

@@ -102,7 +102,7 @@ fn accept(tx: &mut Tx<'_>, new: SessionIn, now: Timestamp) -> Result<SessionTake
     }
     if let Some(line) = &new.line {
         // What came since is newer than a call that is only repeated.
-        match client_keys::use_for_session(tx, &new.company, line, whole_hash(&new)?, now)? {
+        match client_keys::use_for_session(tx, &new.company, line, whole_hash(tx, &new)?, now)? {
             Before::Never => {}
             Before::Same => return Ok(SessionTaken::Unchanged),
             Before::Other => return Ok(SessionTaken::Conflict),
@@ -170,9 +170,11 @@ fn accept(tx: &mut Tx<'_>, new: SessionIn, now: Timestamp) -> Result<SessionTake
     Ok(taken)
 }
 
-/// SHA-256 of all that a line says of a session.
-fn whole_hash(session: &SessionIn) -> Result<[u8; 32], StoreError> {
-    let said = (&session.external_id, &session.facts, session.messages.is_some(), session.content_hash);
+/// SHA-256 of all that a line says of a session. The store's own id goes in: what was erased cannot be guessed from it.
+fn whole_hash(tx: &Tx<'_>, session: &SessionIn) -> Result<[u8; 32], StoreError> {
+    let instance: Option<uuid::Uuid> = tx.read(Tree::Meta, super::INSTANCE)?;
+    let said =
+        (instance, &session.external_id, &session.facts, session.messages.is_some(), session.content_hash);
     Ok(Sha256::digest(codec::encode(&said)?).into())
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use nightshift::domain::batch::ProviderIdentity;
+
 use crate::harness::{good_line, polling, until};
 use crate::trouble::bench::Provider;
 
@@ -23,10 +25,20 @@ fn a_file_that_the_provider_refuses_to_delete_is_in_no_others_way() {
         }
         let due = || {
             let reader = nightshift.store().reader();
-            let due = reader.due_deletions(nightshift.now().plus(Duration::from_secs(72 * 3600)), 9).unwrap();
+            let due = reader
+                .due_deletions(
+                    &nightshift.shared.identity,
+                    nightshift.now().plus(Duration::from_secs(72 * 3600)),
+                    9,
+                )
+                .unwrap();
             due.into_iter().map(|(_, file)| file.to_string()).collect::<Vec<_>>()
         };
         assert_eq!(due(), ["file-input-1", "file-input-2"]);
+        // They are not looked for where they never were.
+        let later = nightshift.now().plus(Duration::from_secs(72 * 3600));
+        let elsewhere = ProviderIdentity { kind: "openai".to_owned(), ..ProviderIdentity::default() };
+        assert_eq!(nightshift.store().reader().due_deletions(&elsewhere, later, 9).unwrap(), []);
         let hours = async |hours: u64| {
             for _ in 0..hours * 30 {
                 nightshift.clock.advance(Duration::from_secs(120));

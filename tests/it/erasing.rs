@@ -323,7 +323,7 @@ fn the_files_of_a_shadow_batch_that_had_an_answer_to_what_is_erased_are_deleted_
         // The other one ends only now. Its files are needed until it is closed.
         let due = || {
             let end_of_time = nightshift.now().plus(Duration::from_secs(40 * 3600));
-            let due = reader.due_deletions(end_of_time, 9).unwrap();
+            let due = reader.due_deletions(&nightshift.shared.identity, end_of_time, 9).unwrap();
             due.into_iter().map(|(_, file)| file.to_string()).collect::<Vec<_>>()
         };
         later.read(vec![good_line(1, None), good_line(2, None)], Vec::new()).await;

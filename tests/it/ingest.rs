@@ -682,3 +682,26 @@ fn requests_wait_for_a_hundred_models_and_not_for_more() {
         assert_eq!(counts(&nightshift.call(other).await.good()), [1, 0, 0]);
     });
 }
+
+#[test]
+fn what_waits_for_its_time_comes_in_for_no_more_models_than_may_wait() {
+    with_actors(async |nightshift| {
+        let at = nightshift.now().plus(Duration::from_secs(60)).to_string();
+        let of = |model: usize| {
+            let body =
+                json!({ "model": format!("m{model}"), "messages": [{ "role": "user", "content": "x" }] });
+            json!({ "body": body, "notBefore": at }).to_string()
+        };
+        let lines: Vec<String> = (1..=130).map(of).collect();
+        assert_eq!(counts(&send_lines(&nightshift, REQUESTS, lines.join("\n")).await), [130, 0, 0]);
+        let (store, groups) = (nightshift.store(), || nightshift.shared.reader.waiting().unwrap().len());
+        nightshift.clock.advance(Duration::from_secs(61));
+        while store.release_due(nightshift.now()).await.unwrap() > 0 {}
+        assert_eq!((groups(), pending(&nightshift).await), (100, 130));
+        assert!(store.verify().await.unwrap().is_whole());
+        // The others are looked at again, without end and without haste.
+        nightshift.clock.advance(Duration::from_secs(601));
+        while store.release_due(nightshift.now()).await.unwrap() > 0 {}
+        assert_eq!((groups(), pending(&nightshift).await), (100, 130));
+    });
+}
