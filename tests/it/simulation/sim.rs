@@ -72,11 +72,15 @@ impl Broken {
                 plan.rates.lists = 100;
                 plan.rates.uncertain = 60;
             }
+            // Only a run with a restore can break it.
+            Self::SendsBeforeComparing => {
+                plan.restores = true;
+                plan.drops_metadata = false;
+            }
             Self::Nothing
             | Self::ResendsWithoutSearch
             | Self::ForgetsIntents
             | Self::TakesLinesOfOthers
-            | Self::SendsBeforeComparing
             | Self::TakesStrangersForShadows
             | Self::RetriesWhatIsFinal
             | Self::TakesOverTheOldestFirst

@@ -52,6 +52,11 @@ pub fn plan(seed: u64, dice: &mut Dice) -> Plan {
             json!({"fault": "status", "status": 500}),
             json!({"fault": "status", "status": 502, "effect": true}),
             json!({"fault": "status", "status": 429, "retry_after": {"seconds": 30}}),
+            json!({"fault": "status", "status": 429, "retry_after": {"date_in": 400}}),
+            json!({"fault": "status", "status": 503, "retry_after": {"milliseconds": 1500}}),
+            json!({"fault": "status", "status": 408}),
+            json!({"fault": "status", "status": 409}),
+            json!({"fault": "status", "status": 403, "code": "unsupported_country_region_territory"}),
             json!({"fault": "status", "status": 429, "code": "insufficient_quota"}),
             json!({"fault": "status", "status": 401, "code": "invalid_api_key"}),
         ];
