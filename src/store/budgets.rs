@@ -43,6 +43,13 @@ pub(super) enum Reserved {
     TooDear,
 }
 
+/// What a batch's company may spend in a month.
+fn limit_of(tx: &Tx<'_>, batch: &Batch) -> Result<Option<u64>, StoreError> {
+    let company = Key::new().company(&batch.group.company).done();
+    let company: Option<Company> = tx.read(Tree::Companies, &company)?;
+    Ok(company.and_then(|company| company.budget_micros))
+}
+
 /// Whether a request costs more than a whole month may.
 pub(super) fn is_too_dear(
     tx: &Tx<'_>,
@@ -50,9 +57,7 @@ pub(super) fn is_too_dear(
     room: &Room,
     request: &Request,
 ) -> Result<bool, StoreError> {
-    let company: Option<Company> =
-        tx.read(Tree::Companies, &Key::new().company(&batch.group.company).done())?;
-    let limit = company.and_then(|company| company.budget_micros);
+    let limit = limit_of(tx, batch)?;
     Ok(matches!((limit, estimate(batch, room, request)), (Some(limit), Some(cost)) if cost > limit))
 }
 
@@ -63,9 +68,7 @@ pub(super) fn reserve(
     room: &Room,
     request: &Request,
 ) -> Result<Reserved, StoreError> {
-    let company: Option<Company> =
-        tx.read(Tree::Companies, &Key::new().company(&batch.group.company).done())?;
-    let limit = company.and_then(|company| company.budget_micros);
+    let limit = limit_of(tx, batch)?;
     let money: Money = tx.read(Tree::Budgets, &key_of(batch))?.unwrap_or_default();
     let cost = estimate(batch, room, request);
     match (limit, cost) {

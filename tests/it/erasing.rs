@@ -312,9 +312,8 @@ fn the_files_of_a_shadow_batch_that_had_an_answer_to_what_is_erased_are_deleted_
         batch.send().await;
         batch.finish(vec![good_line(1, None), good_line(2, None)], Vec::new()).await;
         let store = nightshift.store();
-        let (first, mut later) =
-            (nightshift.shadow(2, &batch.batch).await, nightshift.shadow(3, &batch.batch).await);
-        let mut first = first;
+        let mut first = nightshift.shadow(2, &batch.batch).await;
+        let mut later = nightshift.shadow(3, &batch.batch).await;
         first.finish(vec![good_line(1, None), good_line(2, None)], Vec::new()).await;
         let id = erase_session(&nightshift, 1).await;
         assert!(erase_all(store, id, nightshift.now()).await.gone);

@@ -68,6 +68,18 @@ fn request(number: u8) -> NewRequest {
     }
 }
 
+/// The company of the group, with a budget for each month.
+fn acme_with(micros: u64) -> Company {
+    Company {
+        id: group().company,
+        name: String::new(),
+        model: "m".to_owned(),
+        suspended: false,
+        budget_micros: Some(micros),
+        retention: Default::default(),
+    }
+}
+
 fn sound(store: &Store) {
     assert_eq!(store.reader().verify().unwrap().violations, []);
 }
@@ -460,14 +472,7 @@ async fn room_is_held_from_the_cut_until_ten_minutes_after_the_end() {
 #[tokio::test]
 async fn a_batch_takes_no_more_than_its_companys_month_allows_and_what_it_does_not_cost_is_given_back() {
     let (store, _) = store_with(10).await;
-    let company = Company {
-        id: "acme".parse().unwrap(),
-        name: String::new(),
-        model: "m".to_owned(),
-        suspended: false,
-        budget_micros: Some(4200),
-        retention: Default::default(),
-    };
+    let company = acme_with(4200);
     store.put_companies(vec![company.clone()]).await.unwrap();
     // A thousand tokens of an unknown answer come to 1,000 millionths, ten of the input to ten.
     let million = 1_000_000;
@@ -493,14 +498,7 @@ async fn a_batch_takes_no_more_than_its_companys_month_allows_and_what_it_does_n
 #[tokio::test]
 async fn requests_that_cost_more_than_a_months_budget_hold_nothing_that_lies_behind_them() {
     let (store, _) = store_with(0).await;
-    let company = Company {
-        id: "acme".parse().unwrap(),
-        name: String::new(),
-        model: "m".to_owned(),
-        suspended: false,
-        budget_micros: Some(5000),
-        retention: Default::default(),
-    };
+    let company = acme_with(5000);
     store.put_companies(vec![company]).await.unwrap();
     let waits = |number: u64, priority, output_max| NewRequest {
         id: RequestId::from_bytes(u128::from(number).to_be_bytes()),
