@@ -192,7 +192,9 @@ pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Ap
     std::fs::create_dir_all(&spool)
         .and_then(|()| disk::check_writable(&spool))
         .map_err(|source| AppError::Folder { path: spool.clone(), source })?;
+    crash_point!("configure.before_commit");
     store.configure_companies(settings.companies.clone()).await?;
+    crash_point!("configure.after_commit");
     let address = settings.server.bind;
     let listener = TcpListener::bind(address).await.map_err(|source| AppError::Bind { address, source })?;
     let address = listener.local_addr().map_err(|source| AppError::Bind { address, source })?;
@@ -517,7 +519,9 @@ pub async fn new_admin_token(
     write_secret(&path, &token).map_err(|source| AppError::Folder { path: path.clone(), source })?;
     let (id, hash) = (KeyId::new(ids.next()), http::auth::hash(&token));
     let stored = StoredToken::new(id, hash, Role::Admin, "first admin".to_owned(), clock.now());
+    crash_point!("token.admin.before_commit");
     store.put_token(stored, true).await?;
+    crash_point!("token.admin.after_commit");
     Ok((token, path))
 }
 

@@ -14,6 +14,19 @@ pub const CRASH_POINTS: &[&str] = &[
     "anchor.after_tmp",
     "anchor.after_fsync",
     "anchor.after_rename",
+    // That it cannot be believed, whoever found it out.
+    "doubt.before_write",
+    "doubt.after_write",
+    // What a start makes and writes of the configuration, and `nightshift token`.
+    "store.before_name",
+    "instance.before_commit",
+    "instance.after_commit",
+    "configure.before_commit",
+    "configure.after_commit",
+    "token.admin.before_commit",
+    "token.admin.after_commit",
+    "token.create.before_commit",
+    "token.create.after_commit",
     // What comes in.
     "ingest.before_commit",
     "ingest.after_commit_before_ack",
@@ -165,7 +178,6 @@ pub const CRASH_POINTS: &[&str] = &[
     "deliveries.after_commit",
     // Leaving.
     "drain.before_anchor",
-    "store.before_name",
 ];
 
 /// Passes a point: nothing, unless the feature `crash-points` is on and the environment names it.

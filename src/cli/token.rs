@@ -70,8 +70,10 @@ pub fn run(command: &Token, settings: &Settings, json: bool) -> Result<(), CliEr
                 let name = role.label();
                 let (id, hash) = (KeyId::new(ids.next()), auth::hash(&token));
                 let stored = StoredToken::new(id, hash, role, label.clone(), clock.now());
+                crash_point!("token.create.before_commit");
                 let stored = store.create_token(stored, clock.now()).await;
                 stored.map_err(|err| CliError::Failed(err.to_string()))?;
+                crash_point!("token.create.after_commit");
                 (token, name)
             }
         };

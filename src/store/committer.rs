@@ -348,11 +348,13 @@ impl Writer {
 
     /// Puts the store in doubt for this reason, for good.
     pub fn raise_doubt(&mut self, why: &str) -> Result<(), StoreError> {
+        crash_point!("doubt.before_write");
         *self.doubt.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
-        match &self.anchor {
-            Some((anchor, _)) => anchor.write_doubt(why),
-            None => Ok(()),
+        if let Some((anchor, _)) = &self.anchor {
+            anchor.write_doubt(why)?;
         }
+        crash_point!("doubt.after_write");
+        Ok(())
     }
 
     /// What is known of the store and its anchor.

@@ -270,20 +270,20 @@ impl Store {
 
     async fn with(committer: Committer, reader: StoreReader, new_instance: Uuid) -> Result<Self, StoreError> {
         let revision = committer.alone(|writer| Ok(writer.standing().revision)).await?;
-        if revision > 0 && reader.engine.get(Tree::Meta, INSTANCE)?.is_none() {
-            // Under another name it would not know its own batches and files again.
-            let what = "its instance id is missing".to_owned();
-            return Err(StoreError::Corrupt { path: "store".to_owned(), what });
-        }
-        let instance = committer
-            .commit(1, move |tx| match tx.read::<Uuid>(Tree::Meta, INSTANCE)? {
-                Some(instance) => Ok(instance),
-                None => {
-                    tx.write(Tree::Meta, INSTANCE.to_vec(), &new_instance)?;
-                    Ok(new_instance)
-                }
-            })
-            .await?;
+        let instance = match reader.read::<Uuid>(Tree::Meta, INSTANCE)? {
+            Some(instance) => instance,
+            None if revision > 0 => {
+                // Under another name it would not know its own batches and files again.
+                let what = "its instance id is missing".to_owned();
+                return Err(StoreError::Corrupt { path: "store".to_owned(), what });
+            }
+            None => {
+                crash_point!("instance.before_commit");
+                committer.commit(1, move |tx| tx.write(Tree::Meta, INSTANCE.to_vec(), &new_instance)).await?;
+                crash_point!("instance.after_commit");
+                new_instance
+            }
+        };
         Ok(Self { committer, reader, instance, checking: Arc::default(), bell: Arc::default() })
     }
 

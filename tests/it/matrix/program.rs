@@ -54,6 +54,8 @@ pub struct Process {
     lines: Receiver<String>,
     pub seen: Vec<String>,
     pub url: String,
+    /// What it is called with.
+    pub token: String,
 }
 
 impl Process {
@@ -69,7 +71,7 @@ impl Process {
         std::thread::spawn(move || {
             BufReader::new(err).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
         });
-        Self { child, lines, seen: Vec::new(), url: String::new() }
+        Self { child, lines, seen: Vec::new(), url: String::new(), token: TOKEN.to_owned() }
     }
 
     /// Reads on until a line has `part`, or until the process has ended.
@@ -104,7 +106,7 @@ impl Process {
     }
 
     pub fn call(&self, method: &str, path: &str, content_type: &str, body: String) -> Option<Value> {
-        self.call_as(TOKEN, method, path, &[("content-type", content_type)], body)
+        self.call_as(&self.token, method, path, &[("content-type", content_type)], body)
     }
 
     /// The same with another token and these headers.
@@ -132,7 +134,7 @@ impl Process {
     /// What an export has, line by line.
     pub fn lines(&self, path: &str) -> Option<Vec<Value>> {
         let (runtime, client) = http();
-        let asked = client.get(format!("{}{path}", self.url)).bearer_auth(TOKEN);
+        let asked = client.get(format!("{}{path}", self.url)).bearer_auth(&self.token);
         let text = runtime.block_on(async { asked.send().await.ok()?.text().await.ok() })?;
         text.lines().map(|line| serde_json::from_str(line).ok()).collect()
     }

@@ -5,8 +5,24 @@ use serde_json::{Value, json};
 /// Passed when the process is told to stop, once a process.
 pub const ON_STOP: &[&str] = &["drain.before_anchor"];
 
-/// Passed once in the life of a data folder.
-pub const ONCE: &[&str] = &["store.before_name"];
+/// What a start in a new folder passes, once, or one that cannot believe its store, and `nightshift token`.
+const STARTING: &[&str] = &[
+    "store.before_name",
+    "instance.before_commit",
+    "instance.after_commit",
+    "configure.before_commit",
+    "configure.after_commit",
+    "token.admin.before_commit",
+    "token.admin.after_commit",
+    "token.create.before_commit",
+    "token.create.after_commit",
+    "doubt.before_write",
+    "doubt.after_write",
+];
+/// Those of them that a start passes which finds no anchor; where a backup was put back they are passed later on.
+pub const DOUBTED: &[&str] = &["doubt.before_write", "doubt.after_write"];
+/// Those of them that `nightshift token create` passes.
+pub const CREATED: &[&str] = &["token.create.before_commit", "token.create.after_commit"];
 
 /// What only some work passes.
 const ROUGH: &[&str] = &[
@@ -131,13 +147,21 @@ pub fn is_alike(point: &str) -> bool {
     let webhooks = ["make", "change", "rotate", "test", "redeliver", "delete"];
     kinds.iter().any(|kind| point.starts_with(kind))
         || webhooks.iter().any(|kind| point.strip_prefix("webhook.").is_some_and(|at| at.starts_with(kind)))
-        || [SHADOWED, RESTORED, OLD, AGED].iter().any(|points| points.contains(&point))
+        || [STARTING, SHADOWED, RESTORED, OLD, AGED].iter().any(|points| points.contains(&point))
 }
 
 /// A panic here ends the process by design, with this code: the store cannot go on, or a part that nothing replaces.
 pub const ENDS_THE_PROCESS: &[(&str, i32)] = &[
-    // First of all: it is passed in a new folder only.
+    // A start that does not come through.
     ("store.before_name", 1),
+    ("instance.before_commit", 1),
+    ("instance.after_commit", 1),
+    ("configure.before_commit", 1),
+    ("configure.after_commit", 1),
+    ("token.admin.before_commit", 1),
+    ("token.admin.after_commit", 1),
+    ("doubt.before_write", 1),
+    ("doubt.after_write", 1),
     ("commit.before_apply", 74),
     ("commit.after_apply_before_sync", 74),
     ("commit.after_sync_before_anchor", 74),
@@ -174,6 +198,8 @@ pub const OFTEN: &[&str] = &[
 /// A kind of work, and what goes wrong with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
+    /// The first start in a new folder, one that finds no anchor, and `nightshift token`.
+    Starting,
     /// Two batches a wave, nothing goes wrong.
     Calm,
     /// One batch a wave.
@@ -201,7 +227,8 @@ pub enum Work {
 }
 
 impl Work {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
+        Self::Starting,
         Self::Calm,
         Self::Rough,
         Self::Alone,
@@ -228,7 +255,7 @@ impl Work {
             | Self::Restored
             | Self::Old
             | Self::Aged => 2,
-            Self::Alone | Self::Failing | Self::Shadowed => 1,
+            Self::Starting | Self::Alone | Self::Failing | Self::Shadowed => 1,
         }
     }
 
@@ -239,6 +266,7 @@ impl Work {
 
     pub fn of(point: &str) -> Self {
         let kinds = [
+            (STARTING, Self::Starting),
             (ROUGH, Self::Rough),
             (ALONE, Self::Alone),
             (CANCELLED, Self::Cancelled),
@@ -259,7 +287,8 @@ impl Work {
     pub fn faults(self) -> Value {
         let every = |from: u64, step: usize| (from..2000).step_by(step).collect::<Vec<_>>();
         match self {
-            Self::Calm
+            Self::Starting
+            | Self::Calm
             | Self::Alone
             | Self::Import
             | Self::Told
@@ -294,7 +323,8 @@ impl Work {
     pub const fn turnaround(self) -> &'static str {
         match self {
             Self::Shadowed => "12s",
-            Self::Calm
+            Self::Starting
+            | Self::Calm
             | Self::Alone
             | Self::Rough
             | Self::Failing
@@ -311,7 +341,7 @@ impl Work {
     pub const fn wave(self) -> usize {
         match self {
             Self::Calm | Self::Rough | Self::Cancelled | Self::Failing | Self::Told => 10,
-            Self::Alone => 3,
+            Self::Starting | Self::Alone => 3,
             Self::Office | Self::Shadowed | Self::Restored | Self::Old | Self::Aged => 4,
             Self::Import => 2,
         }
