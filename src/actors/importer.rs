@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{Notify, mpsc};
 
 use super::download::{self, DownloadError, Downloaded};
-use super::intake::{AcceptSessions, CHUNK, ChatSession, Intake, IntakeError};
+use super::intake::{AcceptSessions, CHUNK, CHUNK_BYTES, ChatSession, Intake, IntakeError};
 use super::registry::blocking;
 use super::{Shared, every, later};
 use crate::condition::Hindrance;
@@ -375,7 +375,7 @@ async fn take_in(
 /// Reads the export on a blocking thread, chunk by chunk.
 fn read(source: &Source, csv: &Path, chunks: &mpsc::Sender<Vec<ChatSession>>) -> std::io::Result<ReadCounts> {
     let mut counts = ReadCounts::default();
-    let mut chunk = Vec::with_capacity(CHUNK);
+    let (mut chunk, mut bytes) = (Vec::with_capacity(CHUNK), 0);
     let open = |reference: &str| source.open(reference);
     for session in export::sessions(File::open(csv)?, &source.options, open) {
         crash_point!("import.mid_read");
@@ -386,6 +386,7 @@ fn read(source: &Source, csv: &Path, chunks: &mpsc::Sender<Vec<ChatSession>>) ->
                 }
                 counts.to_fetch += u64::from(session.fetch.is_some());
                 counts.without_transcript += u64::from(session.messages.is_none() && session.fetch.is_none());
+                bytes += session.messages.iter().flatten().map(|message| message.text.len()).sum::<usize>();
                 chunk.push(ChatSession {
                     external_id: session.external_id,
                     facts: session.facts,
@@ -402,8 +403,11 @@ fn read(source: &Source, csv: &Path, chunks: &mpsc::Sender<Vec<ChatSession>>) ->
                 }
             }
         }
-        if chunk.len() >= CHUNK && chunks.blocking_send(std::mem::take(&mut chunk)).is_err() {
-            return Ok(counts);
+        if chunk.len() >= CHUNK || bytes >= CHUNK_BYTES {
+            bytes = 0;
+            if chunks.blocking_send(std::mem::take(&mut chunk)).is_err() {
+                return Ok(counts);
+            }
         }
     }
     if !chunk.is_empty() {

@@ -25,6 +25,8 @@ use crate::store::{
 
 /// How many requests or sessions one message may carry.
 pub const CHUNK: usize = 250;
+/// A message with so many bytes of text takes no more.
+pub const CHUNK_BYTES: usize = 8 << 20;
 
 /// Why nothing was stored of what came in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

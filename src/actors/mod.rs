@@ -25,6 +25,7 @@ pub mod deliverer;
 mod download;
 mod effects;
 pub mod eraser;
+mod erasing;
 mod finding;
 pub mod importer;
 pub mod intake;

@@ -17,7 +17,7 @@ use super::lines::{self, Body, JSON_BYTES_MAX, Json, Line, Lines, Shape};
 use super::reply::{Answer, ApiError};
 use super::request_body::{Checked, check};
 use super::{csv, encoding};
-use crate::actors::intake::{AcceptRequests, AcceptSessions, CHUNK, ChatSession, RequestIn};
+use crate::actors::intake::{AcceptRequests, AcceptSessions, CHUNK, CHUNK_BYTES, ChatSession, RequestIn};
 use crate::domain::id::{CompanyId, Timestamp};
 use crate::domain::request::Endpoint;
 use crate::domain::session::{Message, Role, SessionFacts};
@@ -29,8 +29,6 @@ use crate::store::{Accepted, CallLine, ClientKey, GROUPS_OF_ONE_MAX, SessionTake
 const ERRORS_MAX: usize = 1000;
 /// Accepted lines that a reply names with their ids.
 const IDS_MAX: usize = 1000;
-/// Bytes that wait for the store at most.
-const CHUNK_BYTES: usize = 8 << 20;
 const ID_CHARS_MAX: usize = 256;
 /// It lies in one value with everything else that is known of a request or session.
 const METADATA_BYTES_MAX: usize = 4 << 10;
