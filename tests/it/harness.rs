@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::Actor;
+use hyper::service::Service as _;
+use hyper_util::service::TowerToHyperService;
 use nightshift::actors::creator::Creator;
 use nightshift::actors::eraser::Eraser;
 use nightshift::actors::intake::Intake;
@@ -308,20 +310,22 @@ impl Nightshift {
 
     /// The same where the body is no JSON, or of many lines.
     pub async fn raw(&self, call: Call) -> Raw {
-        let mut request = warp::test::request()
+        let mut request = warp::http::Request::builder()
             .method(call.method)
-            .path(&call.path)
-            .extension(SocketAddr::from((call.peer, 40_000)))
-            .body(call.body);
+            .uri(call.path)
+            .extension(SocketAddr::from((call.peer, 40_000)));
         for (name, value) in call.headers {
             request = request.header(name, value);
         }
         if let Some(token) = call.token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
-        let reply = request.reply(&self.routes).await;
-        let body = String::from_utf8(reply.body().to_vec()).unwrap();
-        Raw { status: reply.status().as_u16(), headers: reply.headers().clone(), body }
+        let request = request.body(reqwest::Body::from(call.body)).unwrap();
+        let service = TowerToHyperService::new(warp::service(self.routes.clone()));
+        let reply = reqwest::Response::from(service.call(request).await.unwrap().map(reqwest::Body::wrap));
+        let (status, headers) = (reply.status().as_u16(), reply.headers().clone());
+        let body = String::from_utf8(reply.bytes().await.unwrap().to_vec()).unwrap();
+        Raw { status, headers, body }
     }
 
     pub async fn get(&self, path: &str) -> Value {
