@@ -84,7 +84,8 @@ pub enum OptionsError {
 /// The client.
 pub struct OpenAi {
     client: Client,
-    /// By which pauses between two calls are made; how long one call may take is the network's time.
+    /// By which pauses between two calls are made, and how long a download may stand still; how long one call may take
+    /// is the network's time.
     clock: SharedClock,
     base: Url,
     /// Sent to the base's own origin only; the key in it is marked sensitive.

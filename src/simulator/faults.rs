@@ -131,6 +131,8 @@ pub(super) enum CallFault {
     },
     /// A list answers an empty page that claims that there is more.
     EmptyPage {},
+    /// What was asked is done, and the answer is a page of HTML with status 200, as of a proxy in between.
+    Garbled {},
 }
 
 /// How an error says when to come again.
@@ -176,6 +178,8 @@ pub(super) enum LineFault {
     NotUtf8 {},
     /// The body is nested deeper than readers of JSON follow.
     Deep {},
+    /// The line is longer than readers of result files take: 100 MB.
+    Oversized {},
     /// Blank lines stand before the line, and every line end is CRLF.
     Blank {},
     /// The answer is text that does not fit the schema.
@@ -334,7 +338,8 @@ fn call_rule(mut rule: Value) -> Result<CallRule, String> {
         CallFault::DropBefore {}
         | CallFault::DropAfter {}
         | CallFault::Status { .. }
-        | CallFault::EmptyPage {} => {}
+        | CallFault::EmptyPage {}
+        | CallFault::Garbled {} => {}
     }
     Ok(CallRule { call, when, fault })
 }

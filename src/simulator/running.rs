@@ -198,6 +198,9 @@ struct Run<'a, S> {
     outcome: Outcome,
 }
 
+/// What [`LineFault::Oversized`] puts into the body.
+const OVERSIZED_BYTES: usize = 100_000_000;
+
 /// Which result file.
 const OUTPUT: usize = 0;
 const ERROR: usize = 1;
@@ -236,6 +239,7 @@ impl<S: Sink> Run<'_, S> {
                 | LineFault::BodyText {}
                 | LineFault::NotUtf8 {}
                 | LineFault::Deep {}
+                | LineFault::Oversized {}
                 | LineFault::Blank {}
                 | LineFault::Nonsense {}
                 | LineFault::Stranger {},
@@ -265,6 +269,7 @@ impl<S: Sink> Run<'_, S> {
                 | LineFault::BodyText {}
                 | LineFault::NotUtf8 {}
                 | LineFault::Deep {}
+                | LineFault::Oversized {}
                 | LineFault::Blank {}
                 | LineFault::Stranger {},
             )
@@ -316,6 +321,7 @@ impl<S: Sink> Run<'_, S> {
     ) -> Result<(), SimulatorError> {
         let body = match fault {
             Some(LineFault::BodyText {}) => Value::from(answer.body.to_string()),
+            Some(LineFault::Oversized {}) => Value::from("x".repeat(OVERSIZED_BYTES)),
             Some(LineFault::Deep {}) => (0..200).fold(answer.body, |body, _| json!({ "in": body })),
             Some(_) | None => answer.body,
         };
@@ -369,6 +375,7 @@ impl<S: Sink> Run<'_, S> {
                 | LineFault::Refusal {}
                 | LineFault::BodyText {}
                 | LineFault::Deep {}
+                | LineFault::Oversized {}
                 | LineFault::Nonsense {},
             )
             | None => self.write(file, &bytes),

@@ -161,7 +161,8 @@ async fn checked(engine: &Arc<Engine>, mut request: Request) -> Result<Response,
             CallFault::DropAfter {}
             | CallFault::Status { .. }
             | CallFault::Truncate { .. }
-            | CallFault::Stall { .. },
+            | CallFault::Stall { .. }
+            | CallFault::Garbled {},
         )
         | None => {}
     }
@@ -175,13 +176,17 @@ async fn checked(engine: &Arc<Engine>, mut request: Request) -> Result<Response,
             CallFault::DropBefore {}
             | CallFault::DropAfter {}
             | CallFault::Status { .. }
-            | CallFault::EmptyPage {},
+            | CallFault::EmptyPage {}
+            | CallFault::Garbled {},
         )
         | None => Part::Whole,
     };
     let answer = dispatch(engine, call, &id, request, part).await;
     if fault == Some(CallFault::DropAfter {}) {
         return Ok(serving::severed());
+    }
+    if fault == Some(CallFault::Garbled {}) {
+        return Ok(warp::reply::html("<html><body>Please sign in.</body></html>").into_response());
     }
     planned_status(engine, fault.as_ref(), true).map_or(answer, Ok)
 }

@@ -13,7 +13,7 @@ use crate::trouble::bench::{Provider, assert_once, batches, command, folder, que
 
 const PATH: &str = "/webhooks/openai";
 
-fn event(batch: &str) -> String {
+pub fn event(batch: &str) -> String {
     json!({
         "id": "evt_0001", "object": "event", "created_at": 1_790_000_000, "type": "batch.completed",
         "data": {"id": batch},
@@ -22,7 +22,7 @@ fn event(batch: &str) -> String {
 }
 
 /// The three headers of a message of that time.
-fn signed(id: &str, at: Timestamp, body: &str) -> [(&'static str, String); 3] {
+pub fn signed(id: &str, at: Timestamp, body: &str) -> [(&'static str, String); 3] {
     let secret = SigningSecret::of_provider(PROVIDER_SECRET).unwrap();
     let time = (at.as_millis() / 1000).to_string();
     let signature = sign([&secret].into_iter(), id, &time, body.as_bytes());

@@ -3,13 +3,14 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use reqwest::header::LOCATION;
+use reqwest::header::{CONTENT_TYPE, LOCATION};
 use reqwest::{Method, Response, Url};
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
 
 use super::OpenAi;
 use super::exchange::{Answer, Call, Repeat, lost, read_answer};
+use crate::clock::within;
 use crate::disk::sync_failed;
 use crate::provider::{Downloaded, ProviderError};
 
@@ -102,6 +103,10 @@ impl OpenAi {
             .await
             .map_err(|_| uncertain("timed out"))??;
         if response.status().is_success() {
+            // Of a proxy that wants something first. Taken for the file, all of its lines would be missing, and bought again.
+            if is_html(&response) {
+                return Err(uncertain("a page of HTML came instead of the file"));
+            }
             return Ok(Opened::Content(response));
         }
         let read = read_answer(CALL, 0, response);
@@ -118,9 +123,9 @@ impl OpenAi {
         let mut hasher = Sha256::new();
         let mut bytes = 0_u64;
         loop {
-            let chunk = tokio::time::timeout(self.options.idle_timeout, response.chunk())
+            let chunk = within(&*self.clock, self.options.idle_timeout, response.chunk())
                 .await
-                .map_err(|_| uncertain("the download stands still"))?
+                .ok_or_else(|| uncertain("the download stands still"))?
                 .map_err(|error| lost(CALL, error))?;
             let Some(chunk) = chunk else { break };
             hasher.update(&chunk);
@@ -138,6 +143,11 @@ impl OpenAi {
 /// Never from https to something that others can read.
 pub(super) fn is_allowed(from: &Url, to: &Url) -> bool {
     to.scheme() == "https" || (to.scheme() == "http" && from.scheme() == "http")
+}
+
+fn is_html(response: &Response) -> bool {
+    let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    kind.is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/html"))
 }
 
 fn uncertain(what: &str) -> ProviderError {

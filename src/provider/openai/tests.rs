@@ -519,6 +519,18 @@ async fn a_download_that_breaks_off_or_stands_still_leaves_nothing() {
     }
 }
 
+/// Otherwise each line would count as missing, and be bought again.
+#[tokio::test]
+async fn a_page_of_html_is_not_taken_for_the_file() {
+    let page = reply(200, "<html>Please sign in</html>\n").with("content-type", "Text/HTML; charset=utf-8");
+    let server = Scripted::start([page]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("output.jsonl");
+    let error = server.client().download_file(&FileId::new("f"), &to).await.unwrap_err();
+    assert!(matches!(error, ProviderError::Uncertain { .. }), "{error}");
+    assert_eq!(names(folder.path()), Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn a_download_into_a_folder_that_is_not_there_is_our_own_trouble() {
     let server = Scripted::start([reply(200, "x")]).await;

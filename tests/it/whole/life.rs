@@ -18,12 +18,16 @@ use tokio::sync::oneshot;
 use super::Sum;
 use super::plan::{Plan, plan};
 use super::watched::{Calls, Watched};
+use crate::harness::PROVIDER_SECRET;
+use crate::hints::{event, signed};
 use crate::process::until_it_is_free;
 use crate::simulation::plan::Dice;
 use crate::trouble::bench::Provider;
 
 /// 2026-11-24T08:00:00Z
 const START: i64 = 1_795_507_200_000;
+/// A message that is older is not believed, nor one from so far ahead.
+const BELIEVED_MS: i64 = 300_000;
 const TOKEN: &str = "a-token-for-the-simulation";
 /// More than any seed needs; what is not at its end by then hangs.
 const STEPS_MAX: u64 = 60_000;
@@ -63,6 +67,8 @@ pub struct Seed {
     /// What our wall clock is ahead of the provider's.
     ahead: i64,
     sent: usize,
+    /// Messages of the provider's.
+    told: usize,
     lives: u64,
     steps: u64,
     turned: u64,
@@ -132,6 +138,7 @@ impl Seed {
             theirs,
             ahead: 0,
             sent: 0,
+            told: 0,
             lives: 0,
             steps: 0,
             turned: 0,
@@ -308,6 +315,9 @@ impl Seed {
                 let (status, _) = life.post("/api/admin/legacy/provider/resume", Value::Null).await?;
                 self.note(format_args!("an operator resumes: {status}"));
             }
+            if self.dice.chance(self.plan.messages) {
+                self.tell(life).await?;
+            }
             if self.sent == self.plan.requests && life.is_done()? && !self.requeue(life).await? {
                 return Ok(End::Done);
             }
@@ -369,6 +379,35 @@ impl Seed {
         if matches!(status, 200 | 202 | 404 | 409) { Ok(()) } else { Err(format!("{status} {answer}")) }
     }
 
+    /// A message of the provider's by its own clock, about a batch of ours or of nobody's: new, a second time, too late, or
+    /// of somebody who does not have its secret.
+    async fn tell(&mut self, life: &Life) -> Result<(), String> {
+        let reader = &life.shared.reader;
+        let live = reader.live_batches().map_err(text)?;
+        let mut about = "batch_of_nobody".to_owned();
+        if !live.is_empty()
+            && let Some(batch) = reader.batch(live[self.dice.below(live.len())]).map_err(text)?
+            && let Some(remote) = batch.provider_batch
+        {
+            about = remote.to_string();
+        }
+        let kind = ["new", "again", "late", "forged"][self.dice.below(4)];
+        let number = if kind == "again" { self.told } else { self.told + 1 };
+        self.told = number;
+        let body = event(&about);
+        let late = if kind == "late" { BELIEVED_MS + 1000 } else { 0 };
+        let sent = Timestamp::from_millis(self.theirs.now().as_millis() - late);
+        let mut headers = signed(&format!("wh_{number}"), sent, &body);
+        if kind == "forged" {
+            headers[2].1.replace_range(3..7, "AAAA");
+        }
+        let (status, answer) = life.deliver(&headers, body).await?;
+        self.note(format_args!("a message about {about}, {kind}: {status} {}", answer["heeded"]));
+        let far = (life.clock.now().as_millis() - sent.as_millis()).abs() > BELIEVED_MS;
+        let expected = if far || kind == "forged" { 400 } else { 200 };
+        if status == expected { Ok(()) } else { Err(format!("a message, {kind}: {status} {answer}")) }
+    }
+
     /// Takes failed requests up again, a few times; says whether there were any.
     async fn requeue(&mut self, life: &Life) -> Result<bool, String> {
         if self.requeues >= 3 {
@@ -396,6 +435,7 @@ fn settings(folder: &Path, url: &str, plan: &Plan) -> Settings {
     let env = move |name: &str| match name {
         "OPENAI_API_KEY" => Some("a-key".to_owned()),
         "OPENAI_BASE_URL" => Some(url.clone()),
+        "OPENAI_WEBHOOK_SECRET" => Some(PROVIDER_SECRET.to_owned()),
         "NIGHTSHIFT_ADMIN_TOKEN" => Some(TOKEN.to_owned()),
         _ => None,
     };
@@ -505,6 +545,24 @@ impl Life {
         if let Some((kind, body)) = body {
             request = request.header("content-type", kind).body(body);
         }
+        Self::answered(path, request).await
+    }
+
+    /// A message of the provider's.
+    async fn deliver(
+        &self,
+        headers: &[(&'static str, String)],
+        body: String,
+    ) -> Result<(u16, Value), String> {
+        let path = "/webhooks/openai";
+        let mut request = self.http.post(format!("{}{path}", self.url)).timeout(Duration::from_secs(30));
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        Self::answered(path, request.body(body)).await
+    }
+
+    async fn answered(path: &str, request: reqwest::RequestBuilder) -> Result<(u16, Value), String> {
         let response = request.send().await.map_err(|err| format!("{path}: {err:?}"))?;
         let status = response.status().as_u16();
         let body = response.text().await.map_err(text)?;

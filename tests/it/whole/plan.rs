@@ -20,6 +20,8 @@ pub struct Plan {
     /// And those on which the wall clock jumps.
     pub turns: usize,
     pub cancels: usize,
+    /// And those on which the provider says something by itself, or somebody in its name.
+    pub messages: usize,
     pub max_requests: usize,
 }
 
@@ -49,6 +51,7 @@ pub fn plan(seed: u64, dice: &mut Dice) -> Plan {
         let mut kinds = vec![
             json!({"fault": "drop_before"}),
             json!({"fault": "drop_after"}),
+            json!({"fault": "garbled"}),
             json!({"fault": "status", "status": 500}),
             json!({"fault": "status", "status": 502, "effect": true}),
             json!({"fault": "status", "status": 429, "retry_after": {"seconds": 30}}),
@@ -62,6 +65,7 @@ pub fn plan(seed: u64, dice: &mut Dice) -> Plan {
         ];
         if call == "files.content" {
             kinds.push(json!({"fault": "truncate", "share": 0.6}));
+            kinds.push(json!({"fault": "stall", "share": 0.3}));
         }
         if call.ends_with("list") {
             kinds.push(json!({"fault": "empty_page"}));
@@ -100,6 +104,8 @@ pub fn plan(seed: u64, dice: &mut Dice) -> Plan {
         rule(json!({"fault": "deep"}), 10, None),
         rule(json!({"fault": "blank"}), 20, None),
         rule(json!({"fault": "stranger"}), 20, None),
+        // It takes its time, so it is rare.
+        rule(json!({"fault": "oversized", "batches": [1, 2]}), 10, None),
     ];
     let batches = vec![
         rule(json!({"fault": "invisible", "lists": 1}), 60, None),
@@ -130,6 +136,7 @@ pub fn plan(seed: u64, dice: &mut Dice) -> Plan {
         kills: [0, 1, 3, 10][dice.below(4)],
         turns: [0, 0, 1, 4][dice.below(4)],
         cancels: [0, 1, 3][dice.below(3)],
+        messages: [0, 2, 10][dice.below(3)],
         max_requests: [5, 20, 1000][dice.below(3)],
     }
 }
