@@ -79,6 +79,8 @@ pub fn plan(seed: u64, dice: &mut Dice) -> Plan {
             }
         }
     }
+    // 100 MB take their time: it is rare.
+    let oversized = if dice.chance(10) { 0.03 } else { 0.0 };
     let mut rule = |mut fault: Value, most: usize, times: Option<usize>| {
         fault["probability"] = json!(if dice.chance(30) { percent(most, dice) } else { 0.0 });
         if let Some(times) = times {
@@ -104,8 +106,7 @@ pub fn plan(seed: u64, dice: &mut Dice) -> Plan {
         rule(json!({"fault": "deep"}), 10, None),
         rule(json!({"fault": "blank"}), 20, None),
         rule(json!({"fault": "stranger"}), 20, None),
-        // It takes its time, so it is rare.
-        rule(json!({"fault": "oversized", "batches": [1, 2]}), 10, None),
+        json!({"fault": "oversized", "batches": [1, 2], "probability": oversized}),
     ];
     let batches = vec![
         rule(json!({"fault": "invisible", "lists": 1}), 60, None),
