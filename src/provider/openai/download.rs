@@ -103,10 +103,6 @@ impl OpenAi {
             .await
             .map_err(|_| uncertain("timed out"))??;
         if response.status().is_success() {
-            // Of a proxy that wants something first. Taken for the file, all of its lines would be missing, and bought again.
-            if is_html(&response) {
-                return Err(uncertain("a page of HTML came instead of the file"));
-            }
             return Ok(Opened::Content(response));
         }
         let read = read_answer(CALL, 0, response);
@@ -122,12 +118,18 @@ impl OpenAi {
         let mut file = tokio::fs::File::create(part).await.map_err(local)?;
         let mut hasher = Sha256::new();
         let mut bytes = 0_u64;
+        let is_html = is_html(&response);
         loop {
             let chunk = within(&*self.clock, self.options.idle_timeout, response.chunk())
                 .await
                 .ok_or_else(|| uncertain("the download stands still"))?
                 .map_err(|error| lost(CALL, error))?;
             let Some(chunk) = chunk else { break };
+            // Of a proxy that wants something first: taken for the file, all of its lines would be missing, and bought
+            // again. What a server merely calls HTML may well be the lines.
+            if bytes == 0 && is_html && chunk.trim_ascii_start().starts_with(b"<") {
+                return Err(uncertain("a page of HTML came instead of the file"));
+            }
             hasher.update(&chunk);
             bytes += chunk.len() as u64;
             file.write_all(&chunk).await.map_err(local)?;
