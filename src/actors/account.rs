@@ -97,6 +97,8 @@ struct Paused {
 struct State {
     paused: Option<Paused>,
     trusted_until: u64,
+    /// That known batches are gone. It stands beside the pause: a key that is refused and taken again says nothing of them.
+    gone: Option<Pause>,
     /// What create calls were made with that are looked for, and that may be of another project. It stands beside the
     /// pause: neither ends the other.
     unproven: BTreeMap<Credentials, Pause>,
@@ -125,21 +127,26 @@ impl Account {
     pub fn pause(&self, clock: &dyn Clock, cause: Cause, why: &str) {
         let now = clock.monotonic_ms();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let why: String = why.chars().take(300).collect();
+        if cause == Cause::Gone {
+            state.gone.get_or_insert_with(|| {
+                tell(cause, &why);
+                Pause { cause, why, since: clock.now(), tried: 0 }
+            });
+            return;
+        }
         let before = state.paused.as_ref();
         // Calls that were under way when it began to fail are no tries.
         let tried = before.map_or(0, |paused| paused.shown.tried + u32::from(paused.probing));
         if before.is_none_or(|paused| paused.shown.cause != cause) {
-            tracing::error!(
-                cause = cause.label(),
-                "the account at the provider is paused: {why}. Nothing is failed; it goes on by itself when that is mended, or with `nightshift resume`"
-            );
+            tell(cause, &why);
         }
         let since = before.map_or_else(|| clock.now(), |paused| paused.shown.since);
         let probe_at = match before {
             Some(paused) if !paused.probing => paused.probe_at,
             _ => now.saturating_add(u64::try_from(self.wait(tried).as_millis()).unwrap_or(u64::MAX)),
         };
-        let shown = Pause { cause, why: why.chars().take(300).collect(), since, tried };
+        let shown = Pause { cause, why, since, tried };
         state.paused = Some(Paused { shown, probe_at, probing: false });
     }
 
@@ -171,13 +178,13 @@ impl Account {
 
     fn may(&self, now: u64, call: Call) -> Result<(), Duration> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if call == Call::Send && !state.unproven.is_empty() {
+        // Whether they are there again is seen by asking for them, not by sending more.
+        if call == Call::Send && (state.gone.is_some() || !state.unproven.is_empty()) {
             return Err(PROBE_WAIT_MAX);
         }
         let Some(paused) = &mut state.paused else { return Ok(()) };
         match (paused.shown.cause, call) {
             (Cause::Money | Cause::Admission | Cause::Gone | Cause::Unproven, Call::Read) => return Ok(()),
-            // Whether they are there again is seen by asking for them, not by sending more.
             (Cause::Gone | Cause::Unproven, Call::Send) => return Err(PROBE_WAIT_MAX),
             (Cause::Key, _) | (Cause::Money | Cause::Admission, Call::Send) => {}
         }
@@ -193,13 +200,17 @@ impl Account {
     /// Something went well: the pause ends if that proves that its cause is gone.
     pub fn succeeded(&self, success: Success) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if success == Success::Known && state.gone.take().is_some() {
+            tracing::info!(cause = Cause::Gone.label(), "the provider shows our batches again");
+            self.changes.send_modify(|changes| *changes += 1);
+        }
         let Some(paused) = &mut state.paused else { return };
         let over = match paused.shown.cause {
             Cause::Key => true,
             Cause::Money => matches!(success, Success::Created | Success::Admitted),
             Cause::Admission => success == Success::Admitted,
-            Cause::Gone => success == Success::Known,
-            Cause::Unproven => false,
+            // They stand beside the pause and never in it.
+            Cause::Gone | Cause::Unproven => false,
         };
         if over {
             tracing::info!(cause = paused.shown.cause.label(), "the account at the provider works again");
@@ -220,12 +231,13 @@ impl Account {
     pub fn resume(&self, clock: &dyn Clock) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let paused = state.paused.take();
-        if paused.as_ref().is_some_and(|paused| paused.shown.cause == Cause::Gone) {
+        let gone = state.gone.take();
+        if gone.is_some() {
             let trust = u64::try_from(TRUST.as_millis()).unwrap_or(u64::MAX);
             state.trusted_until = clock.monotonic_ms().saturating_add(trust);
         }
         let unproven = std::mem::take(&mut state.unproven);
-        let was = paused.is_some() || !unproven.is_empty();
+        let was = paused.is_some() || gone.is_some() || !unproven.is_empty();
         state.proven.extend(unproven.into_keys());
         drop(state);
         self.changes.send_modify(|changes| *changes += 1);
@@ -263,8 +275,7 @@ impl Account {
     /// Whether what is sent now might go to another project.
     pub fn is_in_doubt(&self) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_gone = |paused: &Paused| paused.shown.cause == Cause::Gone;
-        !state.unproven.is_empty() || state.paused.as_ref().is_some_and(is_gone)
+        !state.unproven.is_empty() || state.gone.is_some()
     }
 
     /// Whether an operator has lately said that what is gone is gone.
@@ -277,8 +288,15 @@ impl Account {
     pub fn paused(&self) -> Option<Pause> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let paused = state.paused.as_ref().map(|paused| &paused.shown);
-        paused.or_else(|| state.unproven.values().next()).cloned()
+        paused.or(state.gone.as_ref()).or_else(|| state.unproven.values().next()).cloned()
     }
+}
+
+fn tell(cause: Cause, why: &str) {
+    tracing::error!(
+        cause = cause.label(),
+        "the account at the provider is paused: {why}. Nothing is failed; it goes on by itself when that is mended, or with `nightshift resume`"
+    );
 }
 
 #[cfg(test)]
@@ -321,6 +339,20 @@ mod tests {
         assert!(!ends(Cause::Money, Success::Read) && ends(Cause::Money, Success::Created));
         assert!(!ends(Cause::Admission, Success::Created) && ends(Cause::Admission, Success::Admitted));
         assert!(!ends(Cause::Gone, Success::Admitted) && ends(Cause::Gone, Success::Known));
+    }
+
+    #[test]
+    fn a_key_that_is_taken_again_does_not_bring_back_batches_that_are_gone() {
+        let (account, clock) = account();
+        account.pause(&clock, Cause::Gone, "batches are gone");
+        account.pause(&clock, Cause::Key, "401");
+        account.succeeded(Success::Read);
+        assert_eq!(account.paused().unwrap().cause, Cause::Gone);
+        assert!(account.is_in_doubt());
+        assert_eq!(account.may(clock.monotonic_ms(), Call::Send), Err(PROBE_WAIT_MAX));
+        account.pause(&clock, Cause::Key, "401");
+        assert!(account.resume(&clock) && account.is_trusted(&clock), "it is said of both");
+        assert!(account.paused().is_none() && !account.is_in_doubt());
     }
 
     #[test]

@@ -81,10 +81,10 @@ async fn try_upload(
     look: bool,
 ) -> Result<InputFile, Trouble> {
     let name = finding::file_name(shared, batch.id, upload);
-    let input = |file: FileObject| InputFile {
+    let input = |file: FileObject, bytes: u64| InputFile {
         id: file.id,
         upload,
-        bytes: batch.input_bytes,
+        bytes,
         // Without the provider's word the batch's own time is the earliest that is certain.
         created_at: file.created_at.unwrap_or_else(|| batch.created_at.minus(SKEW)),
     };
@@ -96,12 +96,12 @@ async fn try_upload(
     if look {
         let found = finding::find_file(shared, batch.created_at.minus(SKEW), is_it).await;
         if let Some(file) = found.map_err(|err| trouble(shared, err))? {
-            return Ok(input(file));
+            return Ok(input(file, batch.input_bytes));
         }
     }
     shared.account.pass(shared.clock.as_ref(), Call::Send).await;
     let path = input_path(shared, batch);
-    prepare_input(shared, batch, &path)
+    let bytes = prepare_input(shared, batch, &path)
         .await
         .map_err(|err| Trouble::Local { why: format!("{}: {err}", path.display()) })?;
     let _slot = loop {
@@ -117,15 +117,20 @@ async fn try_upload(
     };
     let sent = shared.provider.upload_file(&path, &name).await.map_err(|err| trouble(shared, err))?;
     shared.account.succeeded(Success::Uploaded);
-    Ok(input(sent))
+    Ok(input(sent, bytes))
 }
 
-/// Sees to it that the whole input file lies in the spool; waits while there is no room for it.
-async fn prepare_input(shared: &Arc<Shared>, batch: &Batch, path: &Path) -> io::Result<()> {
+/// Sees to it that the whole input file lies in the spool, and says how long it is; waits while there is no room for it. A
+/// request whose text is lost is left out: it holds up no other.
+async fn prepare_input(shared: &Arc<Shared>, batch: &Batch, path: &Path) -> io::Result<u64> {
+    let mut batch = batch.clone();
     loop {
+        if batch.counts.outstanding() == 0 {
+            return Err(io::Error::other("nothing of it is left to be sent"));
+        }
         let checked = path.to_owned();
         if beside(move || spool::check(&checked)).await?.is_some_and(|file| file.len() == batch.input_bytes) {
-            return Ok(());
+            return Ok(batch.input_bytes);
         }
         let room = shared.disk.room_for(batch.input_bytes).await;
         let (worker, owned) = (shared.clone(), batch.clone());
@@ -134,11 +139,24 @@ async fn prepare_input(shared: &Arc<Shared>, batch: &Batch, path: &Path) -> io::
         match written {
             Ok(()) => {
                 shared.disk.written();
-                return Ok(());
+                return Ok(batch.input_bytes);
             }
             Err(err) => {
                 // Half a file only takes room.
                 remove(&spool::names(path)).await;
+                let lost = err.get_ref().and_then(|err| err.downcast_ref::<LineLost>());
+                if let Some(LineLost { request, why }) = lost {
+                    tracing::error!(batch.id = %batch.id, request.id = %request, "request {request} fails alone: {why}");
+                    let noted =
+                        shared.store.lose_input(batch.id, *request, why.to_string(), shared.clock.now());
+                    noted.await.map_err(io::Error::other)?;
+                    let stored = as_stored(shared, &batch).await;
+                    if stored.counts == batch.counts {
+                        return Err(err);
+                    }
+                    batch = stored;
+                    continue;
+                }
                 if !shared.disk.is_to_be_tried_again(path, &err).await {
                     return Err(err);
                 }
@@ -165,14 +183,32 @@ fn write_input(shared: &Shared, batch: &Batch) -> io::Result<()> {
     spool::write(&input_path(shared, batch), |file| {
         let mut after: Option<RequestId> = None;
         loop {
-            let page = shared.reader.members(batch.id, after, CHUNK_LINES).map_err(io::Error::other)?;
+            let page = shared.reader.outstanding(batch.id, after, CHUNK_LINES).map_err(io::Error::other)?;
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(*last);
             for id in page {
-                file.write_all(&line_of(shared, id).map_err(io::Error::other)?)?;
+                file.write_all(&line_of(shared, id).map_err(|err| lost_line(id, err))?)?;
             }
         }
     })
+}
+
+/// The line of a request cannot be made: its text is gone, or another one than was taken in.
+#[derive(Debug, thiserror::Error)]
+#[error("its line cannot be made: {why}")]
+struct LineLost {
+    request: RequestId,
+    why: StoreError,
+}
+
+/// Whether it is only this line, or the store that cannot be read.
+fn lost_line(request: RequestId, err: StoreError) -> io::Error {
+    match err {
+        why @ (StoreError::NotFound { .. } | StoreError::Broken(_) | StoreError::Codec(_)) => {
+            io::Error::other(LineLost { request, why })
+        }
+        err => io::Error::other(err),
+    }
 }
 
 fn line_of(shared: &Shared, id: RequestId) -> Result<Vec<u8>, StoreError> {
@@ -337,8 +373,16 @@ pub async fn download(shared: &Shared, batch: &Batch, kind: ResultKind, file: Fi
     let to = result_path(shared, batch, kind);
     loop {
         shared.account.pass(shared.clock.as_ref(), Call::Read).await;
-        // A server that cannot say how long it is does not make the copy at home worse.
-        let said = shared.provider.get_file(&file).await.ok().flatten().and_then(|file| file.bytes);
+        let said = match shared.provider.get_file(&file).await {
+            Ok(found) => found.and_then(|file| file.bytes),
+            // A server that cannot say how long it is does not make the copy at home worse.
+            Err(ProviderError::Refused { .. }) => None,
+            // Without its length half a file might be taken for all of it.
+            Err(err) => {
+                let trouble = trouble(shared, err);
+                return Event::DownloadFailed { kind, trouble, at: shared.clock.now() };
+            }
+        };
         let room = shared.disk.room_for(said.unwrap_or(0)).await;
         let slot = shared.pace.download(shared.clock.as_ref(), Some(&batch.group.company)).await;
         let fetched = tokio::select! {

@@ -289,10 +289,14 @@ impl Intents {
     pub fn new(noted: Vec<NotedIntent>) -> Self {
         Self(noted.into_iter().map(|noted| (noted.intent.nonce, noted)).collect())
     }
+}
 
-    fn given_up_with(&self, file: &FileId) -> Option<&NotedIntent> {
-        self.0.values().find(|noted| noted.superseded && noted.intent.input.id == *file)
-    }
+/// Whether a call has its batch, and none is looked for that would be of the same file: then another one of that file is
+/// one too many.
+fn has_another(reader: &StoreReader, noted: &NotedIntent) -> Result<bool, StoreError> {
+    let Some(here) = reader.batch(noted.batch)? else { return Ok(false) };
+    let is_looked_for = !matches!(here.state, BatchState::Observing { .. }) && here.state.intent().is_some();
+    Ok(here.provider_batch.is_some() && !is_looked_for)
 }
 
 /// What a batch in the provider's list is to the store behind `reader`, by our wall clock.
@@ -309,11 +313,13 @@ pub fn judge(
     let nonce = mark(batch, "ns_nonce").and_then(|nonce| nonce.parse::<Nonce>().ok());
     let Some(nonce) = nonce else {
         // Some servers drop metadata; then the file tells.
-        let of = batch.input_file_id.as_ref().and_then(|file| intents.given_up_with(file));
-        return Ok(of.map_or(Finding::Nothing, |noted| Finding::Shadow {
-            of: noted.batch,
-            intent: noted.intent.clone(),
-        }));
+        let Some(file) = &batch.input_file_id else { return Ok(Finding::Nothing) };
+        for noted in intents.0.values().filter(|noted| noted.intent.input.id == *file) {
+            if noted.superseded || has_another(reader, noted)? {
+                return Ok(Finding::Shadow { of: noted.batch, intent: noted.intent.clone() });
+            }
+        }
+        return Ok(Finding::Nothing);
     };
     if mark(batch, "ns_instance") != Some(&instance.to_string()) {
         return Ok(Finding::Nothing);

@@ -18,7 +18,7 @@ pub async fn named_lines(
     batch: &Batch,
 ) -> Result<HashMap<RequestId, Failure>, StoreError> {
     let Some(ended) = ended(batch) else { return Ok(HashMap::new()) };
-    if batch.counts.erased > 0 {
+    if has_moved(batch) {
         // Which line of the file was whose is not known any more; without names the batch is tried again.
         return Ok(HashMap::new());
     }
@@ -39,11 +39,15 @@ pub async fn named_lines(
                 }
             }
         }
-        // One that was erased meanwhile has moved the others up.
-        let erased = shared.reader.batch(id)?.is_none_or(|batch| batch.counts.erased > 0);
-        Ok(if erased { HashMap::new() } else { named })
+        let moved = shared.reader.batch(id)?.is_none_or(|batch| has_moved(&batch));
+        Ok(if moved { HashMap::new() } else { named })
     })
     .await
+}
+
+/// Whether a member was erased, or answered from elsewhere after it was sent: it may have been in the file, or not.
+fn has_moved(batch: &Batch) -> bool {
+    batch.counts.erased > 0 || batch.counts.completed > 0
 }
 
 fn ended(batch: &Batch) -> Option<&Ended> {

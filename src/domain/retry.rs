@@ -72,7 +72,16 @@ const PERMANENT_CODES: [&str; 5] =
     ["model_not_found", "invalid_request", "invalid_request_error", "not_found_error", "badrequesterror"];
 
 /// Codes of a batch that speak of a line, whether or not it is named, and that no line has by itself.
-const LINE_CODES: [&str; 4] = ["invalid_json_line", "duplicate_custom_id", "invalid_method", "invalid_url"];
+const LINE_CODES: [&str; 8] = [
+    "invalid_json_line",
+    "duplicate_custom_id",
+    "missing_custom_id",
+    "invalid_method",
+    "invalid_url",
+    "url_mismatch",
+    "mismatched_model",
+    "model_mismatch",
+];
 
 fn listed(list: &[&str], word: &str) -> bool {
     list.iter().any(|entry| entry.eq_ignore_ascii_case(word))
@@ -497,7 +506,9 @@ mod tests {
     fn a_line_that_is_not_named_is_told_from_words_that_may_mean_the_account() {
         let judged =
             |code| BatchFailure::from_faults(&[BatchFault { code: Some(code), ..Default::default() }]);
-        for code in ["invalid_json_line", "missing_required_parameter", "content_policy_violation"] {
+        for code in
+            ["invalid_json_line", "missing_required_parameter", "content_policy_violation", "model_mismatch"]
+        {
             assert!(matches!(judged(code), BatchFailure::SomeLine(_)), "{code}");
         }
         for code in ["invalid_request", "server_error", "something_new"] {

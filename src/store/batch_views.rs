@@ -100,6 +100,26 @@ impl StoreReader {
         after: Option<RequestId>,
         limit: usize,
     ) -> Result<Vec<RequestId>, StoreError> {
+        self.members_of(id, after, limit, |fate| !matches!(fate, Fate::Erased | Fate::Left))
+    }
+
+    /// Those of them that have no end yet: whose lines are to be sent, in the order in which they are sent.
+    pub fn outstanding(
+        &self,
+        id: BatchId,
+        after: Option<RequestId>,
+        limit: usize,
+    ) -> Result<Vec<RequestId>, StoreError> {
+        self.members_of(id, after, limit, |fate| fate == Fate::Outstanding)
+    }
+
+    fn members_of(
+        &self,
+        id: BatchId,
+        after: Option<RequestId>,
+        limit: usize,
+        is_meant: impl Fn(Fate) -> bool,
+    ) -> Result<Vec<RequestId>, StoreError> {
         let mut from = match after {
             // The first key that is greater than the member's own.
             Some(request) => Key::new().bytes(&keys::member(id, request)).byte(0).done(),
@@ -108,10 +128,11 @@ impl StoreReader {
         let end = keys::after_prefix(id.as_bytes());
         loop {
             let entries = self.engine.scan(Tree::Members, &from, end.as_deref(), limit)?;
-            let gone = [[Fate::Erased as u8], [Fate::Returned as u8]];
-            let kept = entries.iter().filter(|(_, fate)| !gone.iter().any(|gone| fate == gone));
+            let kept = entries
+                .iter()
+                .filter(|(_, fate)| fate.first().copied().and_then(Fate::from_byte).is_some_and(&is_meant));
             let kept: Vec<RequestId> = kept.filter_map(|(key, _)| keys::request_at_end(key)).collect();
-            // An empty page means the end, so one of erased members alone is passed over.
+            // An empty page means the end, so one of others alone is passed over.
             let Some((last, _)) = entries.last().filter(|_| kept.is_empty()) else { return Ok(kept) };
             from = Key::new().bytes(last).byte(0).done();
         }

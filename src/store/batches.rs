@@ -44,6 +44,9 @@ pub enum Fate {
     Failed = 2,
     Returned = 3,
     Erased = 4,
+    /// It was taken out before it was sent, so its line is in no file of this batch: its result came from elsewhere, or its
+    /// text is lost.
+    Left = 5,
 }
 
 impl Fate {
@@ -54,6 +57,7 @@ impl Fate {
             2 => Some(Self::Failed),
             3 => Some(Self::Returned),
             4 => Some(Self::Erased),
+            5 => Some(Self::Left),
             _ => None,
         }
     }
@@ -325,6 +329,18 @@ impl Store {
                 Ok(())
             })
             .await
+    }
+
+    /// Fails a request whose line cannot be made any more, and takes it out of its batch, which is not sent yet. Nothing
+    /// where it is not outstanding there, as one that was erased meanwhile.
+    pub async fn lose_input(
+        &self,
+        id: BatchId,
+        request: RequestId,
+        why: String,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.committer.commit(1, move |tx| outcomes::lose_input(tx, id, request, &why, now)).await
     }
 
     /// Forgets a file of ours that is deleted at the provider.

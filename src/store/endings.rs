@@ -21,6 +21,8 @@ pub(super) enum Kind {
     Failure = 1,
     /// Why a line cannot be read.
     Unreadable = 2,
+    /// The same of a line that does not even say whose it is.
+    Nameless = 3,
 }
 
 /// Counts one more.
@@ -36,6 +38,12 @@ pub(super) fn note(tx: &mut Tx<'_>, batch: BatchId, kind: Kind, word: &str) -> R
     let before = tx::number(tx.get(Tree::Endings, &place)?.as_deref())?;
     tx.put(Tree::Endings, place, before.saturating_add(1).to_be_bytes().to_vec());
     Ok(())
+}
+
+/// Whether a line cannot be read that may be anybody's.
+pub(super) fn has_nameless(tx: &Tx<'_>, batch: BatchId) -> Result<bool, StoreError> {
+    let prefix = Key::new().bytes(batch.as_bytes()).byte(Kind::Nameless as u8).done();
+    Ok(!tx.scan_prefix(Tree::Endings, &prefix, 1)?.is_empty())
 }
 
 /// How members of a batch ended without a result, and why lines cannot be read.

@@ -252,6 +252,20 @@ impl Store {
         Self::with(committer, StoreReader { engine }, new_instance).await
     }
 
+    /// Opens the store below `data` and makes none: for commands that look at one. [`StoreError::Folder`] where there is none.
+    pub async fn open_existing(
+        data: &Path,
+        new_instance: Uuid,
+        on_fatal: OnFatal,
+    ) -> Result<Self, StoreError> {
+        if ["store", "ANCHOR", "DOUBT"].iter().any(|name| data.join(name).exists()) {
+            return Self::open(data, new_instance, on_fatal).await;
+        }
+        let why =
+            "there is no store in it: look at data.path in the configuration, or at --config".to_owned();
+        Err(StoreError::Folder { path: data.display().to_string(), why })
+    }
+
     /// A store in memory whose changes are made in the caller's thread, for simulations.
     pub async fn in_memory(instance: Uuid) -> Result<Self, StoreError> {
         let engine = Arc::new(Engine::memory());

@@ -41,7 +41,9 @@ pub(super) fn apply_line(
         AppliedLine::Unreadable { request, reason } => {
             batch.anomalies.unreadable += 1;
             endings::note(tx, batch.id, endings::Kind::Unreadable, reason)?;
-            let Some(request) = request else { return Ok(()) };
+            let Some(request) = request else {
+                return endings::note(tx, batch.id, endings::Kind::Nameless, reason);
+            };
             let detail = format!("its line in the result file cannot be read: {reason}");
             let failure = Failure::new(FailureClass::Lost, "result_lost", &detail);
             let outcome = Outcome { answered: Answered::default(), result: Err(failure) };
@@ -207,18 +209,43 @@ fn complete(
 fn leave(tx: &mut Tx<'_>, batch: BatchId, request: RequestId) -> Result<(), StoreError> {
     let Some(mut other) = tx.read::<Batch>(Tree::Batches, batch.as_bytes())? else { return Ok(()) };
     if tx.has(Tree::Outstanding, &keys::member(batch, request))? {
-        if other.state.is_unsent() {
-            // Its line is left out of the file that is still to be sent: it would be bought again.
-            let line_bytes = requests::load(tx, request)?.line_bytes;
-            other.input_bytes = other.input_bytes.saturating_sub(u64::from(line_bytes));
-            settle(tx, &mut other, request, Fate::Returned);
-        } else {
-            settle(tx, &mut other, request, Fate::Completed);
-        }
+        // Its line is left out of a file that is still to be sent, or is sent anew since nothing came of the first: it
+        // would be bought again.
+        let line_bytes = requests::load(tx, request)?.line_bytes;
+        other.input_bytes = other.input_bytes.saturating_sub(u64::from(line_bytes));
+        let fate = if other.state.is_unsent() { Fate::Left } else { Fate::Completed };
+        settle(tx, &mut other, request, fate);
         // Its revision stays: its actor has read nothing of what changes here.
         tx.write(Tree::Batches, batch.as_bytes().to_vec(), &other)?;
     }
     Ok(())
+}
+
+/// A request whose text is lost fails alone: its batch goes without it.
+pub(super) fn lose_input(
+    tx: &mut Tx<'_>,
+    batch: BatchId,
+    request: RequestId,
+    why: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    if !tx.has(Tree::Outstanding, &keys::member(batch, request))? {
+        return Ok(());
+    }
+    let mut request = requests::load(tx, request)?;
+    let failure = Failure::new(FailureClass::Permanent, "input_lost", why);
+    request.remember(Attempt { number: 0, batch, failure: Some(failure.clone()), at: now });
+    request.failure = Some(failure);
+    leave(tx, batch, request.id)?;
+    requests::move_to(tx, &mut request, RequestStatus::ProcessingFailed)?;
+    request.completed_at = Some(now);
+    sessions::note_request(tx, &request, SessionState::AnalysisFailed)?;
+    if let Some(batch) = tx.read::<Batch>(Tree::Batches, batch.as_bytes())? {
+        let mut finished = Finished::begin(tx, &batch)?;
+        finished.note(tx, &request, now)?;
+        finished.tell(tx, &batch, now)?;
+    }
+    requests::save(tx, &request)
 }
 
 /// Gives a member its fate.
@@ -240,13 +267,14 @@ pub(super) fn close_chunk(
 ) -> Result<Closed, StoreError> {
     let mut batch = batches::load(tx, id, revision)?;
     let outstanding = tx.scan_prefix(Tree::Outstanding, id.as_bytes(), CHUNK)?;
+    let nameless = endings::has_nameless(tx, id)?;
     let mut finished = Finished::begin(tx, &batch)?;
     for (key, value) in &outstanding {
         let request = keys::request_at_end(key)
             .ok_or_else(|| StoreError::Codec("an outstanding key is too short".to_owned()))?;
         let Provisional(read) = codec::decode(value)?;
         let mut request = requests::load(tx, request)?;
-        let end = ending(&batch, named, request.id, read);
+        let end = ending(&batch, named, request.id, read, nameless);
         if end.failure.code == "missing_result" {
             batch.anomalies.missing += 1;
         }
@@ -293,6 +321,7 @@ fn ending(
     named: &HashMap<RequestId, Failure>,
     request: RequestId,
     read: Option<Read>,
+    nameless: bool,
 ) -> Ending {
     if let BatchState::Dissolving { failure, .. } = &batch.state {
         return Ending::not_run(failure.clone());
@@ -313,6 +342,10 @@ fn ending(
     }
     if ended.ran_nothing() {
         return not_admitted(batch, ended, named, request);
+    }
+    if nameless {
+        let detail = "a line of its batch cannot be read and does not say whose it is; it may be this one's, and paid for";
+        return Ending::run(Failure::new(FailureClass::Lost, "result_lost", detail));
     }
     let code = match ended.how {
         Terminal::Expired => "batch_expired",

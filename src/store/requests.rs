@@ -460,7 +460,7 @@ pub(super) fn counted(counts: &mut Counts, fate: super::batches::Fate) {
         Fate::Outstanding => {}
         Fate::Completed => counts.completed += 1,
         Fate::Failed => counts.failed += 1,
-        Fate::Returned => counts.returned += 1,
+        Fate::Returned | Fate::Left => counts.returned += 1,
         Fate::Erased => counts.erased += 1,
     }
 }

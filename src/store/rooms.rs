@@ -64,6 +64,10 @@ pub(super) fn follow(
 ) -> Result<(), StoreError> {
     let (from, to) = (hold(before), hold(&batch.state));
     let (id, tokens) = (batch.id, batch.held_tokens);
+    if matches!(batch.state, BatchState::Parked { .. }) && !matches!(before, BatchState::Parked { .. }) {
+        // It waits for an operator: the gate may be tried by another.
+        change(tx, batch, |room| room.gave_up(id))?;
+    }
     if from == to {
         return Ok(());
     }

@@ -163,6 +163,7 @@ async fn every_record_that_does_not_fit_the_others_breaks_its_invariant() {
         (1, Tree::ByStatus, at(listed(pending)), none.clone()),
         (1, Tree::ByStatus, at(unlisted), some(b"")),
         (1, Tree::ByCompany, at(of_company), none.clone()),
+        (1, Tree::Bodies, at(keys::part(request_id(3).as_bytes(), 0)), none.clone()),
         (1, Tree::Counters, at(counter.clone()), some(&7u64.to_be_bytes())),
         (1, Tree::Counters, at(counter), none.clone()),
         (1, Tree::Groups, Box::new(key_of(Tree::Groups)), none.clone()),
@@ -287,7 +288,8 @@ async fn a_check_beside_writes_raises_no_alarm_and_still_finds_what_is_wrong() {
         }
         assert!(pages > 100, "only {pages} pages");
         let found: Vec<_> = report.unwrap().violations.into_iter().map(|violation| violation.place).collect();
-        assert_eq!(found, if broken { vec!["bodies".to_owned()] } else { vec![] });
+        let request = format!("requests/{}", "03".repeat(16));
+        assert_eq!(found, if broken { vec![request, "bodies".to_owned()] } else { vec![] });
     }
 }
 
@@ -380,8 +382,9 @@ async fn what_was_accepted_is_not_found_again_and_another_loss_is() {
     let again = store.check().await.unwrap();
     assert!(again.is_whole() && again.accepted > 0, "{again:?}");
     damage(&store, Tree::Bodies, body(5), None);
-    assert_eq!(store.check().await.unwrap().violations.len(), 1);
-    assert!(store.doubt().unwrap().contains("bodies"));
+    // Its request is told, too.
+    assert_eq!(store.check().await.unwrap().violations.len(), 2);
+    assert!(store.doubt().unwrap().contains("body"));
 }
 
 /// Takes the one batch to the provider, which has no room for it until it is given back.

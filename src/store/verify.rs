@@ -234,7 +234,7 @@ struct Tally {
     booked: BTreeMap<Vec<u8>, i64>,
     aside: BTreeMap<Vec<u8>, i64>,
     /// The batch whose members are being read, and how many of each fate they are.
-    batch: Option<(BatchId, [i64; 5])>,
+    batch: Option<(BatchId, [i64; 6])>,
 }
 
 impl Tally {
@@ -539,7 +539,7 @@ impl Scan {
         if current == next {
             return Ok(());
         }
-        let ended = std::mem::replace(&mut self.tally.batch, next.map(|id| (id, [0; 5])));
+        let ended = std::mem::replace(&mut self.tally.batch, next.map(|id| (id, [0; 6])));
         let Some((id, fates)) = ended else { return Ok(()) };
         let place = format!("{}/{}", Tree::Members.name(), super::engine::hex(id.as_bytes()));
         let batch: Option<Batch> = match get(engine, Tree::Batches, id.as_bytes()) {
@@ -550,14 +550,14 @@ impl Scan {
             self.blame(4, place, format!("batch {id} has members but is not there"));
             return Ok(());
         };
-        let [outstanding, completed, failed, returned, erased] =
+        let [outstanding, completed, failed, returned, erased, left] =
             fates.map(|count| u64::try_from(count).unwrap_or(u64::MAX));
         let members = fates.iter().sum::<i64>();
         let full = Counts {
             members: u64::try_from(members).unwrap_or(u64::MAX),
             completed,
             failed,
-            returned,
+            returned: returned.saturating_add(left),
             erased,
         };
         if full != batch.counts {

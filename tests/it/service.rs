@@ -272,3 +272,15 @@ fn a_sender_that_stops_in_the_midst_is_told_so_and_what_it_had_sent_is_stored() 
     assert_eq!(server.summary(), [250, 0, 0, 0]);
     assert!(server.terminate().success());
 }
+
+#[test]
+fn a_folder_without_a_store_is_not_said_to_be_whole_and_gets_none() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in [&["verify"][..], &["store", "accept", "--yes"], &["store", "compact"]] {
+        let ended = run(nightshift(folder.path()).args(command));
+        let said = text(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(78), "{command:?}: {said}");
+        assert!(said.contains("there is no store in it") && said.contains("data.path"), "{said}");
+    }
+    assert!(!folder.path().join("data/store").exists());
+}

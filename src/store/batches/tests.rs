@@ -611,6 +611,71 @@ async fn what_was_answered_elsewhere_is_not_sent_with_a_batch_that_is_still_to_b
     sound(&store);
 }
 
+fn good_line(request: RequestId) -> AppliedLine {
+    let outcome = Outcome { answered: Answered::default(), result: Ok("{}".to_owned()) };
+    AppliedLine::Line { repair: None, request, outcome, analysis: None, cost: None }
+}
+
+#[tokio::test]
+async fn what_was_answered_elsewhere_is_not_sent_again_with_a_batch_that_came_to_nothing() {
+    let (store, ids) = store_with(2).await;
+    let batch = sent(&store, 1).await;
+    let ended = seen(1, ObservedStatus::Ended(Terminal::Expired));
+    let first = take(&store, &batch, &Event::Observed { seen: ended, at: NOW }).await;
+    let first = close(&store, first, HashMap::new()).await;
+    while store.release_due(NOW).await.unwrap() > 0 {}
+    let second = sent(&store, 2).await;
+    assert_eq!((second.counts.members, second.input_bytes), (2, 200));
+    let step = Step { next: first.state.clone(), changes: Vec::new(), effects: Vec::new(), story: None };
+    store.apply_lines(first.id, first.revision, step, vec![good_line(ids[0])], NOW).await.unwrap();
+    // It was in the file that was sent, and must not be in the next one.
+    assert_eq!(store.reader().members(second.id, None, 10).unwrap(), ids);
+    assert_eq!(store.reader().outstanding(second.id, None, 10).unwrap(), [ids[1]]);
+    let left = store.reader().batch(second.id).unwrap().unwrap();
+    assert_eq!((left.counts.completed, left.counts.outstanding(), left.input_bytes), (1, 1, 100));
+    sound(&store);
+}
+
+#[tokio::test]
+async fn the_lines_of_a_refused_batch_keep_their_numbers_while_it_is_closed_piece_by_piece() {
+    let (store, ids) = store_with(255).await;
+    let id = batch_id(1);
+    store.open_batch(Batch::open(id, group(), ProviderIdentity::default(), NOW)).await.unwrap();
+    let limits = Limits { requests_max: 255, ..LIMITS };
+    let batch = store.cut_chunk(id, Revision(0), limits).await.unwrap().batch;
+    let batch = store.cut_chunk(id, batch.revision, limits).await.unwrap().batch;
+    let batch = send(&store, 1, batch).await;
+    let problem =
+        Problem { code: Some("invalid_json_line".to_owned()), line: Some(253), ..Problem::default() };
+    let ended = seen(1, ObservedStatus::Ended(Terminal::Failed));
+    let seen = Observation { problems: vec![problem], ..ended };
+    let batch = take(&store, &batch, &Event::Observed { seen, at: NOW }).await;
+    let closed = store.close_chunk(id, batch.revision, HashMap::new(), RETRY, POLICY, NOW).await.unwrap();
+    // A kill comes here, and which line is whose is counted anew.
+    assert_eq!((closed.batch.counts.returned, closed.batch.counts.outstanding()), (250, 5));
+    assert_eq!(store.reader().members(id, None, 1000).unwrap(), ids);
+}
+
+#[tokio::test]
+async fn who_has_no_line_beside_one_that_is_nobodys_is_not_bought_again() {
+    let (store, ids) = store_with(2).await;
+    let batch = sent(&store, 1).await;
+    let ended = seen(1, ObservedStatus::Ended(Terminal::Completed));
+    let seen = Observation { output: Some(FileId::new("out")), ..ended };
+    let kind = crate::domain::batch::ResultKind::Output;
+    let batch = take(&store, &batch, &Event::Observed { seen, at: NOW }).await;
+    let batch = take(&store, &batch, &Event::Downloaded { kind, torn: false }).await;
+    let event = Event::LinesRead { kind, from: 0, to: 1, end: true };
+    let step = step::step(&batch.state, batch.orders(), &event, &POLICY).unwrap();
+    let lines = vec![good_line(ids[0]), AppliedLine::Unreadable { request: None, reason: "it is not JSON" }];
+    let batch = store.apply_lines(batch.id, batch.revision, step, lines, NOW).await.unwrap();
+    close(&store, batch, HashMap::new()).await;
+    let lost = store.reader().request(ids[1]).unwrap().unwrap();
+    assert_eq!(lost.status, RequestStatus::ProcessingFailed);
+    assert_eq!(lost.failure.unwrap().code, "result_lost");
+    sound(&store);
+}
+
 /// Changes a batch's record behind everybody's back, as a bug would.
 async fn tamper(store: &Store, id: BatchId, change: impl FnOnce(&mut Batch) + Send + 'static) {
     let op = move |tx: &mut Tx<'_>| {

@@ -52,6 +52,14 @@ pub(super) fn request(
         }
         RequestStatus::PendingBatching | RequestStatus::ProcessingFailed => {}
     }
+    let to_be_sent =
+        matches!(request.status, RequestStatus::PendingBatching | RequestStatus::BatchingInProgress);
+    if to_be_sent
+        && matches!(request.source, Source::Generic { .. })
+        && engine.get(Tree::Bodies, &keys::part(id.as_bytes(), 0))?.is_none()
+    {
+        wrong.push((1, format!("request {id} is to be sent and has no body")));
+    }
     if let Source::Session { session, .. } = &request.source
         && engine.get(Tree::SessionRequests, &keys::session_request(*session, id))?.is_none()
     {

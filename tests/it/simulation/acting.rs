@@ -166,7 +166,7 @@ impl Sim {
     fn input_of(&self, batch: &Batch) -> Result<Vec<u8>, String> {
         let reader = self.store.reader();
         let mut content = Vec::new();
-        for member in reader.members(batch.id, None, 1000).map_err(text)? {
+        for member in reader.outstanding(batch.id, None, 1000).map_err(text)? {
             let body = reader.body(member).map_err(text)?.ok_or("a body is gone")?;
             let body = String::from_utf8(body).map_err(text)?;
             content.extend(jsonl::input_line(member, batch.group.endpoint, &body));
@@ -514,6 +514,7 @@ impl Sim {
         let mut named = Named::new();
         if let BatchState::Closing { ended, .. } = &batch.state
             && let BatchFailure::Lines(faults) = ended.refusal()
+            && (batch.counts.erased, batch.counts.completed) == (0, 0)
         {
             let members = self.store.reader().members(id, None, 1000).map_err(text)?;
             for fault in faults {
