@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use crate::actors::account::Account;
 use crate::actors::creator::{Creator, Nudge};
 use crate::actors::deliverer::Deliverer;
+use crate::actors::download;
 use crate::actors::eraser::Eraser;
 use crate::actors::importer::{Importer, Place, Remote, Source};
 use crate::actors::intake::Intake;
@@ -192,6 +193,7 @@ pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Ap
     std::fs::create_dir_all(&spool)
         .and_then(|()| disk::check_writable(&spool))
         .map_err(|source| AppError::Folder { path: spool.clone(), source })?;
+    download::clean(&spool);
     crash_point!("configure.before_commit");
     store.configure_companies(settings.companies.clone()).await?;
     crash_point!("configure.after_commit");

@@ -191,9 +191,15 @@ impl Lane {
     /// Does what there is to do, or waits; says whether there may be more.
     async fn turn(&mut self) -> Result<bool, StoreError> {
         match self.next().await? {
-            Next::Deliver(due) => {
-                let (webhook, delivery) = *due;
-                self.deliver(&webhook, delivery).await?;
+            Next::Deliver(_) => {
+                let (of_company, all) = (self.of_company.clone(), self.all.clone());
+                // Neither is ever closed.
+                let _places = (of_company.acquire().await.ok(), all.acquire().await.ok());
+                // While it waited for its place it may have been changed, disabled or deleted.
+                if let Next::Deliver(due) = self.next().await? {
+                    let (webhook, delivery) = *due;
+                    self.deliver(&webhook, delivery).await?;
+                }
             }
             Next::Wait(length) => {
                 let length = length.unwrap_or(LOOK_AGAIN).min(LOOK_AGAIN);
@@ -243,8 +249,6 @@ impl Lane {
     /// Tells the webhook of one event, and stores what came of it.
     async fn deliver(&mut self, webhook: &Webhook, delivery: Delivery) -> Result<(), StoreError> {
         let shared = self.shared.clone();
-        // Neither is ever closed.
-        let (_one, _another) = (self.of_company.acquire().await.ok(), self.all.acquire().await.ok());
         let (reader, event) = (shared.reader.clone(), delivery.event);
         let text = blocking(move || reader.event_text(event)).await?;
         let (at, began) = (shared.clock.now(), shared.clock.monotonic_ms());

@@ -40,7 +40,7 @@ pub struct Downloaded {
 
 impl Drop for Downloaded {
     fn drop(&mut self) {
-        // What is left over is overwritten by the next reading.
+        // What is left over is overwritten by the next reading, or removed with the next start.
         let _ = std::fs::remove_file(&self.path);
     }
 }
@@ -50,9 +50,22 @@ fn path_of(shared: &Shared, company: &CompanyId, source: SourceId) -> PathBuf {
     shared.spool.join(format!("export-{company}-{source}.part"))
 }
 
-/// Removes what a kill left over.
-pub fn clean(shared: &Shared, company: &CompanyId, source: SourceId) {
-    let _ = std::fs::remove_file(path_of(shared, company, source));
+/// Removes what a kill left over: before anything is read, and also of sources that are not configured any more, whose
+/// companies may be erased by now.
+pub fn clean(spool: &Path) {
+    let is_export = |path: &Path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with("export-") && name.ends_with(".part"))
+    };
+    let removed = std::fs::read_dir(spool).and_then(|mut entries| {
+        entries.try_for_each(|entry| {
+            let path = entry?.path();
+            if is_export(&path) { std::fs::remove_file(path) } else { Ok(()) }
+        })
+    });
+    if let Err(err) = removed {
+        tracing::warn!(path = %spool.display(), error = %err, "an export that a kill left in the spool stays");
+    }
 }
 
 /// Fetches the export, unless it is as `have` says.

@@ -180,7 +180,6 @@ impl Actor for Importer {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        download::clean(&self.shared, &self.source.company, self.source.id);
         self.read(ctx);
         self.listen(ctx);
         every(ctx, &self.shared.clock, self.source.every, Self::read);

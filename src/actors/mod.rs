@@ -22,7 +22,7 @@ pub mod aging;
 pub mod batch;
 pub mod creator;
 pub mod deliverer;
-mod download;
+pub(crate) mod download;
 mod effects;
 pub mod eraser;
 mod erasing;

@@ -10,6 +10,7 @@ use warp::http::header::{
 use warp::http::{Response as Plain, StatusCode};
 use warp::reply::Response;
 
+use super::unknown_company;
 use crate::actors::intake::IntakeError;
 use crate::store::StoreError;
 
@@ -83,6 +84,10 @@ impl ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(err: StoreError) -> Self {
+        if let StoreError::NotFound { what: "company", id } = &err {
+            // It was erased while the call was under way.
+            return unknown_company(id);
+        }
         if err.is_fatal() {
             return Self::unavailable("the store does not take anything at the moment");
         }

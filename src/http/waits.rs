@@ -16,7 +16,7 @@ use crate::domain::id::Timestamp;
 use crate::domain::request::{Request, RequestStatus};
 use crate::domain::room::{Admission, LOOK_AGAIN, Room};
 use crate::domain::session::{Session, SessionState};
-use crate::store::{Anomaly, GroupWaiting};
+use crate::store::{Anomaly, GROUPS_OF_ONE_MAX, GroupWaiting};
 
 /// What it waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub enum For {
     NotBefore,
     /// The end of a pause after a failure.
     Backoff,
+    /// Requests for fewer other models of its company.
+    TooManyModels,
     /// Room for tokens at the provider.
     Room,
     /// Money that may be spent.
@@ -62,6 +64,7 @@ impl For {
             Self::Interval => "interval",
             Self::NotBefore => "not_before",
             Self::Backoff => "backoff",
+            Self::TooManyModels => "too_many_models",
             Self::Room => "room",
             Self::Budget => "budget",
             Self::PausedProvider => "paused_provider",
@@ -231,6 +234,12 @@ fn pending(request: &Request, group: &GroupNow, around: &Around) -> Waiting {
                 let detail = format!("its time has come; that is looked at every {every}");
                 Waiting::new(For::Interval, detail).since(at).until(Some(at.plus(around.creation_interval)))
             }
+            _ if is_put_off(request) => {
+                let detail = format!(
+                    "its time came while requests for {GROUPS_OF_ONE_MAX} other models and endpoints of its company waited; it is looked at again then"
+                );
+                Waiting::new(For::TooManyModels, detail).since(since).until(Some(at))
+            }
             Some(failure) => {
                 let detail = format!("a pause after its last failure ({})", failure.code);
                 Waiting::new(For::Backoff, detail).since(since).until(Some(at))
@@ -257,6 +266,13 @@ fn pending(request: &Request, group: &GroupNow, around: &Around) -> Waiting {
         return room.since(since);
     }
     due_now(waits, due, around).since(since)
+}
+
+/// Whether its time has come once, but nothing more could wait beside so many others: who waits for the first time does so
+/// since it came in, or since its last attempt.
+fn is_put_off(request: &Request) -> bool {
+    let began = request.history.last().map_or(request.requested_at, |attempt| attempt.at);
+    request.pending_since > began
 }
 
 fn not_due(waits: &GroupWaiting, around: &Around) -> Waiting {
@@ -390,10 +406,9 @@ fn ready(now: &BatchNow, around: &Around) -> Waiting {
     }
     match around.pace {
         Some(pace) => {
-            let detail = format!(
-                "{} batches wait for our own limit of {} an hour toward the provider",
-                pace.batches, pace.per_hour
-            );
+            // How many of others wait, too, is not a company's matter.
+            let detail =
+                format!("our own limit of {} batches an hour toward the provider is reached", pace.per_hour);
             // The first of them may go then; whether it is this one is not known.
             Waiting::new(For::HourlyLimit, detail).until(Some(around.now.plus(pace.left)))
         }

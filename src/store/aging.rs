@@ -7,7 +7,8 @@
 
 use super::keys::{self, Key, Tree};
 use super::tx::Tx;
-use super::{Store, StoreError, StoreReader, requests, sessions};
+use super::{Store, StoreError, StoreReader, batches, erasing, requests, sessions};
+use crate::domain::batch::Batch;
 use crate::domain::id::{CompanyId, RequestId, SessionId, Timestamp};
 use crate::domain::request::{Request, RequestStatus, Source};
 use crate::domain::retention::Kind;
@@ -159,10 +160,21 @@ fn remove_request(
 ) -> Result<(), StoreError> {
     let Some(request) = tx.read::<Request>(Tree::Requests, id.as_bytes())? else { return Ok(()) };
     if is_due_request(&request, status, limit) && !had_by_a_live_batch(tx, &request)? {
-        requests::remove(tx, request, now)?;
+        remove(tx, request, now)?;
         removed.requests += 1;
     }
     Ok(())
+}
+
+/// Removes a request, and has the provider's files deleted that have something of it: an erasure that comes later does not
+/// know any more which those are.
+fn remove(tx: &mut Tx<'_>, request: Request, now: Timestamp) -> Result<(), StoreError> {
+    for batch in erasing::batches_that_had(tx, &request)? {
+        if let Some(batch) = tx.read::<Batch>(Tree::Batches, batch.as_bytes())? {
+            batches::delete_files(tx, &batch)?;
+        }
+    }
+    requests::remove(tx, request, now)
 }
 
 /// Whether a batch that is not over has, or had, a request: it may have something to say of it yet.
@@ -198,7 +210,7 @@ fn expire(
     // The session's last request tells what became of it: the others go first.
     let all = over.len() <= REQUESTS;
     for request in over.into_iter().take(REQUESTS) {
-        requests::remove(tx, request, now)?;
+        remove(tx, request, now)?;
         removed.requests += 1;
     }
     if all {

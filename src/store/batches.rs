@@ -579,6 +579,27 @@ pub(super) fn delete_results(tx: &mut Tx<'_>, batch: &Batch) {
     }
 }
 
+/// Has the files of a batch deleted that had what is removed here. Those of a closed one are due at once: nobody reads
+/// them any more, and of an old create call only something unpaid can come without the input file.
+pub(super) fn delete_files(tx: &mut Tx<'_>, batch: &Batch) -> Result<(), StoreError> {
+    let Some(closed_at) = batch.closed_at else {
+        delete_results(tx, batch);
+        return Ok(());
+    };
+    // Due since the close, for each of its requests: so a file is noted once, however many of them are removed.
+    for file in [&batch.output, &batch.error].into_iter().flatten() {
+        tx.put(Tree::Deletions, deletion(closed_at, file), batch.provider.key().into_bytes());
+    }
+    if let Some(input) = &batch.input {
+        let later = deletion(closed_at.plus(KEEP_INPUT), input);
+        if tx.has(Tree::Deletions, &later)? {
+            tx.remove(Tree::Deletions, later);
+            tx.put(Tree::Deletions, deletion(closed_at, input), batch.provider.key().into_bytes());
+        }
+    }
+    Ok(())
+}
+
 fn deletion(due: Timestamp, file: &FileId) -> Vec<u8> {
     Key::new().time(due).text(file.as_str()).done()
 }

@@ -3,6 +3,8 @@
 //! What is left: the erasure itself, what each request cost (`gone`), which batches it was in (its id, as a member),
 //! and a tombstone by which the session, or the company, is known when it comes again. None of it has content.
 
+use std::collections::BTreeSet;
+
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -284,8 +286,7 @@ fn remove_request(
     let id: RequestId = keys::request_at_end(key)
         .ok_or_else(|| StoreError::Codec("the key of a request is too short".to_owned()))?;
     let request: Request = requests::load(tx, id)?;
-    let batches = request.batch.into_iter().chain(request.history.iter().map(|attempt| attempt.batch));
-    for batch in batches.chain(batches_that_answered(tx, id)?) {
+    for batch in batches_that_had(tx, &request)? {
         tx.put(Tree::Erasing, of_batch(erasure.id, batch), Vec::new());
     }
     if let (RequestStatus::BatchingInProgress, Some(batch)) = (request.status, request.batch) {
@@ -314,11 +315,13 @@ fn remove_request(
     Ok(())
 }
 
-/// The batches whose result files had a line for a request: also those that it was never in, as far as was known.
-fn batches_that_answered(tx: &Tx<'_>, id: RequestId) -> Result<Vec<BatchId>, StoreError> {
-    let mut batches = Vec::new();
-    for (key, _) in tx.scan_prefix(Tree::Bookings, id.as_bytes(), BOOKINGS)? {
-        let Some(provider_batch) = key.get(id.as_bytes().len()..) else { continue };
+/// The batches whose files have something of a request: those that it was in, and those whose result files had a line
+/// for it although it was never in them, as far as was known.
+pub(super) fn batches_that_had(tx: &Tx<'_>, request: &Request) -> Result<BTreeSet<BatchId>, StoreError> {
+    let was_in = request.history.iter().map(|attempt| attempt.batch).chain(request.batch);
+    let mut batches: BTreeSet<_> = was_in.collect();
+    for (key, _) in tx.scan_prefix(Tree::Bookings, request.id.as_bytes(), BOOKINGS)? {
+        let Some(provider_batch) = key.get(request.id.as_bytes().len()..) else { continue };
         batches.extend(tx.read::<BatchId>(Tree::ProviderBatches, provider_batch)?);
     }
     Ok(batches)

@@ -138,10 +138,10 @@ impl Store {
                     released += 1;
                     dequeue(tx, &request)?;
                     if has_no_room(tx, &request.group)? {
-                        // Behind the others, so that those go on.
+                        // Behind the others, so that those go on. It waits anew: so it is told from one whose own time
+                        // has not come.
                         request.not_before = Some(now.plus(NO_ROOM_FOR));
-                        let since = request.pending_since;
-                        enqueue(tx, &mut request, since)?;
+                        enqueue(tx, &mut request, now)?;
                         save(tx, &request)?;
                         continue;
                     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::keys::{Key, Tree};
 use super::tx::Tx;
-use super::{Store, StoreError, StoreReader, codec};
+use super::{Store, StoreError, StoreReader, codec, erasing};
 use crate::domain::id::{CompanyId, KeyId, Timestamp};
 
 /// Tokens that may be good at a time, for one company and for those of no company.
@@ -128,6 +128,13 @@ impl Store {
     pub async fn create_token(&self, token: StoredToken, now: Timestamp) -> Result<(), TokenError> {
         self.committer
             .commit(1, move |tx| {
+                if let Some(company) = token.role.company()
+                    && erasing::is_erased(tx, company)?
+                {
+                    // Whoever asked looked before that: the key would outlive what it is for.
+                    let id = company.to_string();
+                    return Err(StoreError::NotFound { what: "company", id });
+                }
                 if !make_room(tx, token.role.company(), now)? {
                     return Ok(Err(TokenError::TooMany));
                 }
@@ -277,6 +284,8 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::domain::company::Company;
+    use crate::domain::id::ErasureId;
 
     const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
 
@@ -298,5 +307,37 @@ mod tests {
         }
         let new = store.reader().token(&[9; 32]).unwrap().unwrap();
         assert!(new.is_live(NOW), "{new:?}");
+    }
+
+    #[tokio::test]
+    async fn a_company_that_is_being_erased_has_no_new_key() {
+        let store = Store::in_memory(Uuid::nil()).await.unwrap();
+        let company = |id: &str| Company {
+            id: id.parse().unwrap(),
+            name: id.to_owned(),
+            model: "gpt-4o-mini".to_owned(),
+            suspended: false,
+            budget_micros: None,
+            retention: Default::default(),
+        };
+        store.put_companies(vec![company("goes"), company("stays")]).await.unwrap();
+        let goes = company("goes").id;
+        let (erasure, by) = (ErasureId::from_bytes([1; 16]), "a test".to_owned());
+        store.erase_company(goes.clone(), erasure, by, NOW).await.unwrap().unwrap();
+        let create = async |id: &str, number: u8| {
+            let (key, role) = (KeyId::from_bytes([number; 16]), Role::Company(id.parse().unwrap()));
+            let token = StoredToken::new(key, [number; 32], role, String::new(), NOW);
+            store.create_token(token, NOW).await
+        };
+        let refused = TokenError::Store(StoreError::NotFound { what: "company", id: "goes".to_owned() });
+        assert_eq!(create("goes", 1).await, Err(refused));
+        assert_eq!(store.reader().tokens(Some(&goes)).unwrap(), []);
+        create("stays", 2).await.unwrap();
+        // Begun anew it is like any other.
+        while !store.erase_chunk(erasure, NOW).await.unwrap().gone {}
+        store.note_records_erased(erasure).await.unwrap();
+        store.finish_erasures(vec![erasure], NOW).await.unwrap();
+        assert!(store.create_company(company("goes")).await.unwrap());
+        create("goes", 3).await.unwrap();
     }
 }

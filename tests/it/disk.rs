@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nightshift::disk::{BALLAST, Space};
 use serde_json::Value;
 
+use crate::harness::body_in_pieces;
 use crate::process::{PATIENCE, Server, TOKEN, call, free_port, nightshift, read, run, text};
 
 /// Everything happens at once, and nothing is analysed.
@@ -224,7 +225,7 @@ fn a_disk_at_its_floor_stops_everything_and_room_lets_it_go_on_without_a_restart
 
     let mut server = provider.server(folder.path(), port, &["creation.enabled=false"]);
     // A stream that is under way: its first chunk is stored, then the disk is full, then the rest comes.
-    let (chunks, body) = futures_channel();
+    let (chunks, body) = body_in_pieces();
     let answer = stream(&server.url, body);
     chunks.send(Ok(lines(300, 250))).unwrap();
     until(&mut server, "the first chunk is stored", |server| server.summary()[0] == 550);
@@ -268,16 +269,6 @@ fn a_disk_at_its_floor_stops_everything_and_room_lets_it_go_on_without_a_restart
     server.wait_until_done(572, Duration::from_secs(60));
     assert!(server.terminate().success());
     verify(folder.path());
-}
-
-type Piece = Result<String, std::io::Error>;
-
-fn futures_channel() -> (tokio::sync::mpsc::UnboundedSender<Piece>, reqwest::Body) {
-    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel::<Piece>();
-    let pieces = futures_util::stream::unfold(receiver, |mut receiver| async move {
-        Some((receiver.recv().await?, receiver))
-    });
-    (sender, reqwest::Body::wrap_stream(pieces))
 }
 
 /// Posts a body that comes in pieces, on a thread of its own.

@@ -16,7 +16,8 @@ use nightshift::store::{AppliedLine, ErasedChunk, Repair, RequestFilter, Session
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Call, Nightshift, batch_id, company, good_line, refused_line, request_id, session_id, until, with_actors,
+    Call, Nightshift, batch_id, body_in_pieces, company, good_line, refused_line, request_id, session_id,
+    until, with_actors,
 };
 use crate::process::{PATIENCE, Server, free_port, nightshift, run, text};
 
@@ -247,6 +248,35 @@ fn a_company_is_erased_with_all_that_it_has_and_nobody_else_is_touched() {
         assert_eq!(cost.unwrap().micros, 18);
         erase_all(nightshift.store(), id, nightshift.now()).await;
         nightshift.eraser.send(Look { compact: true }).await.unwrap();
+    });
+}
+
+#[test]
+fn a_stream_of_a_company_that_is_erased_meanwhile_ends_as_for_one_that_is_not_there() {
+    with_actors(async |nightshift| {
+        let lines = |from: u32| -> String {
+            let body = json!({ "model": "gpt-4o-mini", "messages": [{ "role": "user", "content": "x" }] });
+            (from..from + 250).map(|number| format!("{{\"id\":\"r{number}\",\"body\":{body}}}\n")).collect()
+        };
+        let (pieces, body) = body_in_pieces();
+        pieces.send(Ok(lines(0))).unwrap();
+        let call = Call::streamed("/api/v1/companies/demo/requests", "application/x-ndjson", body);
+        let erase = async {
+            until("the first chunk is stored", async || {
+                let summary = nightshift.get("/api/admin/legacy/summary").await;
+                (summary["summary"]["pending_batching"] == 250).then_some(())
+            })
+            .await;
+            let (id, by) = (ErasureId::from_bytes([1; 16]), "a test".to_owned());
+            let begun = nightshift.store().erase_company(company("demo"), id, by, nightshift.now());
+            begun.await.unwrap().unwrap();
+            pieces.send(Ok(lines(250))).unwrap();
+            drop(pieces);
+        };
+        let (reply, ()) = tokio::join!(nightshift.call(call), erase);
+        assert_eq!(reply.problem(404), "unknown_company");
+        let done = ["accepted", "duplicate", "rejected", "lastLine"].map(|name| reply.body[name].as_u64());
+        assert_eq!(done, [Some(250), Some(0), Some(0), Some(250)], "{:#}", reply.body);
     });
 }
 

@@ -148,6 +148,17 @@ impl Reply {
     }
 }
 
+type Pieces = tokio::sync::mpsc::UnboundedSender<Result<String, std::io::Error>>;
+
+/// A body that comes as it is sent, and ends with its sender.
+pub fn body_in_pieces() -> (Pieces, reqwest::Body) {
+    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+    let pieces = futures_util::stream::unfold(receiver, |mut receiver| async move {
+        Some((receiver.recv().await?, receiver))
+    });
+    (sender, reqwest::Body::wrap_stream(pieces))
+}
+
 /// A reply as it came.
 #[derive(Debug)]
 pub struct Raw {
@@ -163,7 +174,7 @@ pub struct Call {
     token: Option<&'static str>,
     peer: [u8; 4],
     headers: Vec<(&'static str, String)>,
-    body: Vec<u8>,
+    body: reqwest::Body,
 }
 
 impl Call {
@@ -175,7 +186,7 @@ impl Call {
             token: Some(ADMIN),
             peer: [192, 0, 2, 1],
             headers,
-            body: Vec::new(),
+            body: reqwest::Body::default(),
         }
     }
 
@@ -184,8 +195,13 @@ impl Call {
     }
 
     pub fn post(path: impl Into<String>, content_type: &str, body: impl Into<Vec<u8>>) -> Self {
+        Self::streamed(path, content_type, body.into().into())
+    }
+
+    /// The same with a body that comes piece by piece.
+    pub fn streamed(path: impl Into<String>, content_type: &str, body: reqwest::Body) -> Self {
         let call = Self::new("POST", path).header("content-type", content_type);
-        Self { body: body.into(), ..call }
+        Self { body, ..call }
     }
 
     pub fn json(path: impl Into<String>, body: &Value) -> Self {
@@ -320,7 +336,7 @@ impl Nightshift {
         if let Some(token) = call.token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
-        let request = request.body(reqwest::Body::from(call.body)).unwrap();
+        let request = request.body(call.body).unwrap();
         let service = TowerToHyperService::new(warp::service(self.routes.clone()));
         let reply = reqwest::Response::from(service.call(request).await.unwrap().map(reqwest::Body::wrap));
         let (status, headers) = (reply.status().as_u16(), reply.headers().clone());

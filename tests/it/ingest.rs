@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Call, DEMO, Nightshift, golden, with_actors};
+use crate::harness::{Call, DEMO, Nightshift, golden, with_a_creator, with_actors};
 
 const REQUESTS: &str = "/api/v1/companies/demo/requests";
 const SESSIONS: &str = "/api/v1/companies/demo/sessions";
@@ -703,5 +703,40 @@ fn what_waits_for_its_time_comes_in_for_no_more_models_than_may_wait() {
         nightshift.clock.advance(Duration::from_secs(601));
         while store.release_due(nightshift.now()).await.unwrap() > 0 {}
         assert_eq!((groups(), pending(&nightshift).await), (100, 130));
+    });
+}
+
+#[test]
+fn what_is_put_off_for_so_many_models_is_not_told_as_its_clients_wish() {
+    with_a_creator(async |nightshift| {
+        let at = nightshift.now().plus(Duration::from_secs(60)).to_string();
+        let of = |model: usize| {
+            let body =
+                json!({ "model": format!("m{model}"), "messages": [{ "role": "user", "content": "x" }] });
+            json!({ "body": body, "notBefore": at }).to_string()
+        };
+        let lines: Vec<String> = (1..=102).map(of).collect();
+        let reply = send_lines(&nightshift, REQUESTS, lines.join("\n")).await;
+        assert_eq!(counts(&reply), [102, 0, 0]);
+        let waiting = async |number: usize| {
+            let id = reply["requests"][number]["id"].as_str().unwrap();
+            let shown = nightshift.get(&format!("{REQUESTS}/{id}/timeline")).await;
+            shown["timeline"]["waiting"].clone()
+        };
+        let first = waiting(101).await;
+        assert_eq!((&first["for"], &first["until"]), (&json!("not_before"), &json!(at)));
+        nightshift.clock.advance(Duration::from_secs(61));
+        let now = nightshift.now();
+        while nightshift.store().release_due(now).await.unwrap() > 0 {}
+        let mut told = Vec::new();
+        for number in 0..102 {
+            let waiting = waiting(number).await;
+            if waiting["for"] != "count_or_age" {
+                told.push((waiting["for"].clone(), waiting["since"].clone(), waiting["until"].clone()));
+            }
+        }
+        let until = now.plus(Duration::from_secs(600)).to_string();
+        let expected = (json!("too_many_models"), json!(now.to_string()), json!(until));
+        assert_eq!(told, [expected.clone(), expected]);
     });
 }

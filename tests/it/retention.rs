@@ -219,6 +219,54 @@ fn a_session_that_is_gone_is_not_bought_again_and_a_changed_one_is_new() {
 }
 
 #[test]
+fn the_providers_files_of_what_is_gone_for_its_age_are_deleted_and_no_erasure_has_to_find_them() {
+    keeping(kept("1h", "", "1h"), async |nightshift| {
+        for (number, id) in [(1, "demo"), (2, "demo"), (3, "demo"), (4, "acme")] {
+            match number {
+                1 => nightshift.session(number, id).await,
+                _ => nightshift.request(number, id, |_| ()).await,
+            };
+        }
+        // The session had an answer in a batch of an old create call, too.
+        let mut first = nightshift.open_batch(1, "demo", 1).await;
+        first.send().await;
+        first.finish(vec![good_line(1, Some("{}"))], Vec::new()).await;
+        let mut shadow = nightshift.shadow(5, &first.batch).await;
+        shadow.finish(vec![good_line(1, None)], Vec::new()).await;
+        // One of two is removed, and of these neither.
+        let mut second = nightshift.open_batch(2, "demo", 2).await;
+        second.send().await;
+        second.finish(vec![good_line(2, None)], vec![refused_line(3)]).await;
+        let mut others = nightshift.open_batch(4, "acme", 1).await;
+        others.send().await;
+        others.finish(Vec::new(), vec![refused_line(4)]).await;
+        let due = |hours: u32| {
+            let until = nightshift.now().plus(hours * Duration::from_secs(3600));
+            let reader = nightshift.store().reader();
+            let due = reader.due_deletions(&nightshift.shared.identity, until, 99).unwrap();
+            let mut files: Vec<_> = due.into_iter().map(|(_, file)| file.to_string()).collect();
+            files.sort();
+            files
+        };
+        assert_eq!(due(0), Vec::<String>::new());
+        assert_eq!(pass(&nightshift, 2 * Duration::from_secs(3600)).await["requests"], 2);
+        let gone =
+            ["error-1", "error-2", "error-5", "input-1", "input-2", "output-1", "output-2", "output-5"];
+        assert_eq!(due(0), gone.map(|file| format!("file-{file}")));
+        // Once each, and what nobody removed has its time.
+        assert_eq!(due(72).len(), gone.len() + 1, "{:?}", due(72));
+        let erase = Call::json(format!("{SESSIONS}/chat-1/erase"), &json!({}));
+        let erasure = nightshift.call(erase).await.body["erasure"]["id"].as_str().unwrap().to_owned();
+        until("the erasure has nothing to wait for", async || {
+            let path = format!("/api/admin/legacy/erasures/{erasure}");
+            (nightshift.get(&path).await["erasure"]["state"] == "done").then_some(())
+        })
+        .await;
+        assert_eq!(due(0).len(), gone.len());
+    });
+}
+
+#[test]
 fn a_session_with_very_many_requests_goes_over_several_passes() {
     keeping(kept("", "", "10d"), async |nightshift| {
         let (store, reader) = (nightshift.store(), nightshift.store().reader());

@@ -273,6 +273,23 @@ fn an_export_by_address_comes_in_with_its_transcripts_and_changes_with_it() {
 }
 
 #[test]
+fn what_a_kill_left_of_an_export_is_gone_with_the_next_start_although_nobody_reads_its_source_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let spool = folder.path().join("data/spool");
+    std::fs::create_dir_all(&spool).unwrap();
+    let left = spool.join(format!("export-gone-{}.part", "a5".repeat(16)));
+    std::fs::write(&left, "words of a chat").unwrap();
+    let input = spool.join("018f0000-input.part");
+    std::fs::write(&input, "").unwrap();
+    actix::System::new().block_on(async {
+        let web = Files::default().serve().await;
+        let import = format!("csv = \"{}\"", web.url("/export.csv"));
+        Running::start(&settings(folder.path(), &import, &[web.host()])).await;
+        assert!(!left.exists() && input.exists(), "only what is of an export");
+    });
+}
+
+#[test]
 fn an_export_that_cannot_be_had_says_why_and_is_tried_again_soon() {
     let folder = tempfile::tempdir().unwrap();
     actix::System::new().block_on(async {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 /// What was asked.
 #[derive(Debug, Clone)]
@@ -32,6 +33,8 @@ pub enum Shape {
     Half,
     /// Not even a head.
     Silent,
+    /// Nothing until [`Web::open`], and then all.
+    Held,
 }
 
 #[derive(Debug, Clone)]
@@ -69,18 +72,24 @@ type Handler = Arc<dyn Fn(&Asked) -> Answer + Send + Sync>;
 pub struct Web {
     pub address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
+    gate: watch::Sender<bool>,
 }
 
 impl Web {
     pub async fn start(handler: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let web = Self { address: listener.local_addr().unwrap(), asked: Arc::default() };
+        let web = Self {
+            address: listener.local_addr().unwrap(),
+            asked: Arc::default(),
+            gate: watch::Sender::default(),
+        };
+        let gate = web.gate.clone();
         let (asked, handler): (_, Handler) = (web.asked.clone(), Arc::new(handler));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (asked, handler) = (asked.clone(), handler.clone());
+                let (asked, handler, gate) = (asked.clone(), handler.clone(), gate.subscribe());
                 // Who hangs up in the midst is no failure of the server's.
-                tokio::spawn(async move { drop(serve(stream, &asked, &handler).await) });
+                tokio::spawn(async move { drop(serve(stream, &asked, &handler, gate).await) });
             }
         });
         web
@@ -95,6 +104,11 @@ impl Web {
         format!("http://{}{path}", self.address)
     }
 
+    /// Lets go what is held.
+    pub fn open(&self) {
+        self.gate.send_replace(true);
+    }
+
     /// All that was asked so far.
     pub fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
@@ -106,7 +120,12 @@ impl Web {
     }
 }
 
-async fn serve(mut stream: TcpStream, asked: &Mutex<Vec<Asked>>, handler: &Handler) -> std::io::Result<()> {
+async fn serve(
+    mut stream: TcpStream,
+    asked: &Mutex<Vec<Asked>>,
+    handler: &Handler,
+    mut gate: watch::Receiver<bool>,
+) -> std::io::Result<()> {
     let mut bytes = Vec::new();
     let head = loop {
         if let Some(at) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -133,6 +152,10 @@ async fn serve(mut stream: TcpStream, asked: &Mutex<Vec<Asked>>, handler: &Handl
     let request = Asked { method, path, headers, body: bytes[head..].to_vec() };
     asked.lock().unwrap().push(request.clone());
     let answer = handler(&request);
+    if answer.shape == Shape::Held {
+        // The server lives as long as the test.
+        drop(gate.wait_for(|open| *open).await);
+    }
     let mut out = format!("HTTP/1.1 {} Whatever\r\nconnection: close\r\n", answer.status);
     for (name, value) in &answer.headers {
         out.push_str(&format!("{name}: {value}\r\n"));
@@ -140,12 +163,12 @@ async fn serve(mut stream: TcpStream, asked: &Mutex<Vec<Asked>>, handler: &Handl
     match answer.shape {
         Shape::Chunked => out.push_str("transfer-encoding: chunked\r\n\r\n"),
         Shape::Drip => out.push_str("\r\n"),
-        Shape::Whole | Shape::Half | Shape::Silent => {
+        Shape::Whole | Shape::Held | Shape::Half | Shape::Silent => {
             out.push_str(&format!("content-length: {}\r\n\r\n", answer.body.len()));
         }
     }
     match answer.shape {
-        Shape::Whole => {
+        Shape::Whole | Shape::Held => {
             stream.write_all(out.as_bytes()).await?;
             stream.write_all(&answer.body).await?;
         }

@@ -230,6 +230,40 @@ fn a_receiver_that_never_answers_delays_nobody_else() {
 }
 
 #[test]
+fn what_waits_for_its_place_goes_where_its_webhook_is_by_then() {
+    let held = |_: &Asked| Answer::ok("").shape(Shape::Held);
+    with_receivers([held, |_| Answer::ok("")], async |nightshift, [slow, web]| {
+        // All places of the company are taken.
+        for number in 0..4 {
+            let hook = make(&nightshift, &wish(&slow.url(&format!("/{number}")))).await;
+            send_test(&nightshift, &hook).await;
+        }
+        until(async || (slow.asked().len() == 4).then_some(())).await;
+        let moved = make(&nightshift, &wish(&web.url("/moved"))).await;
+        let disabled = make(&nightshift, &wish(&web.url("/disabled"))).await;
+        let put = async |hook: &Value, path: &str, enabled: bool| {
+            let body = json!({ "url": web.url(path), "events": ["batch.finished"], "enabled": enabled });
+            let call = Call::json(format!("{HOOKS}/{}", id(hook)), &body);
+            nightshift.call(call.method("PUT").token(DEMO)).await.good()
+        };
+        for hook in [&moved, &disabled] {
+            send_test(&nightshift, hook).await;
+        }
+        // They would be on their way long before, were there a place.
+        for _ in 0..200 {
+            deliveries(&nightshift, &moved).await;
+        }
+        put(&moved, "/new", true).await;
+        put(&disabled, "/disabled", false).await;
+        slow.open();
+        until(async || (web.count("/new") == 1).then_some(())).await;
+        put(&disabled, "/enabled", true).await;
+        until(async || (web.count("/enabled") == 1).then_some(())).await;
+        assert_eq!((web.count("/moved"), web.count("/disabled")), (0, 0));
+    });
+}
+
+#[test]
 fn after_a_rotation_two_secrets_sign_for_a_day() {
     with_receivers([|_| Answer::ok("")], async |nightshift, [web]| {
         let hook = make(&nightshift, &wish(&web.url("/hook"))).await;

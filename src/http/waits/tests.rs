@@ -98,6 +98,7 @@ fn what_is_pending_waits_for_the_first_thing_that_holds_it_as_the_creator_asks()
     let later = |minutes| Request { not_before: Some(at(minutes)), ..pending.clone() };
     let failure = Failure::new(FailureClass::Transient, "server_error", "");
     let failed = |minutes| Request { failure: Some(failure.clone()), ..later(minutes) };
+    let put_off = |request: Request| Request { pending_since: at(9), ..request };
     let off = Around { creation: false, ..around() };
     let standing = Standing::from([(Hindrance::Disk, "full".to_owned())]);
     let hindered = Around { standing, ..around() };
@@ -118,6 +119,8 @@ fn what_is_pending_waits_for_the_first_thing_that_holds_it_as_the_creator_asks()
         (later(20), plain(), &now, (For::NotBefore, Some(at(20)))),
         (failed(20), plain(), &now, (For::Backoff, Some(at(20)))),
         (failed(5), plain(), &now, (For::Interval, Some(at(15)))),
+        (put_off(later(20)), plain(), &now, (For::TooManyModels, Some(at(20)))),
+        (put_off(failed(20)), plain(), &now, (For::TooManyModels, Some(at(20)))),
         (pending.clone(), plain(), &now, (For::CountOrAge, Some(at(30)))),
         (pending.clone(), plain(), &old, (For::Interval, Some(at(40)))),
         (pending.clone(), plain(), &much_later, (For::Interval, no_end)),
@@ -220,6 +223,12 @@ fn what_is_in_a_batch_waits_for_what_its_batch_waits_for() {
         let found = of_request(&request(RequestStatus::BatchingInProgress), &place, &around).unwrap();
         assert_eq!((found.for_what, found.until), expected, "case {number}: {found:?}");
         assert_eq!(found.since, Some(at(4)), "case {number}");
+        if found.for_what == For::HourlyLimit {
+            assert!(
+                !found.detail.contains("3 "),
+                "how many of all companies wait is nobody's matter: {found:?}"
+            );
+        }
     }
 }
 
