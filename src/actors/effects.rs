@@ -203,11 +203,10 @@ struct LineLost {
 
 /// Whether it is only this line, or the store that cannot be read.
 fn lost_line(request: RequestId, err: StoreError) -> io::Error {
-    match err {
-        why @ (StoreError::NotFound { .. } | StoreError::Broken(_) | StoreError::Codec(_)) => {
-            io::Error::other(LineLost { request, why })
-        }
-        err => io::Error::other(err),
+    if matches!(err, StoreError::NotFound { .. } | StoreError::Broken(_) | StoreError::Codec(_)) {
+        io::Error::other(LineLost { request, why: err })
+    } else {
+        io::Error::other(err)
     }
 }
 
