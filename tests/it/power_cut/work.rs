@@ -139,7 +139,9 @@ async fn accept(store: Store, session: u8, client: u8, end: Instant) {
 /// Fills batches and takes each through its life, as if the provider answered at once.
 async fn work(store: Store, session: u8, end: Instant) {
     let (mut number, mut compacted) = (0_u32, false);
-    while Instant::now() < end {
+    let compacts = session == COMPACTED;
+    // On a machine with much to do the time may be over before there was a compaction.
+    while Instant::now() < end || (compacts && !compacted) {
         for id in store.reader().live_batches().unwrap() {
             let mut batch = store.reader().batch(id).unwrap().unwrap();
             while !matches!(batch.state, BatchState::Closed { .. }) && Instant::now() < end {
@@ -172,7 +174,7 @@ async fn work(store: Store, session: u8, end: Instant) {
         if number.is_multiple_of(5) {
             store.anchor().await.unwrap();
         }
-        if session == COMPACTED && !compacted {
+        if compacts && !compacted {
             // In the midst of it all: clients go on sending.
             acknowledge(COMPACTING);
             store.compact().await.unwrap();
@@ -180,7 +182,6 @@ async fn work(store: Store, session: u8, end: Instant) {
             compacted = true;
         }
     }
-    assert!(compacted || session != COMPACTED, "there was no time for a compaction");
 }
 
 /// The next step of a batch, stored.
