@@ -9,7 +9,7 @@ use super::account::{Call, Cause, Success};
 use super::finding::{self, read};
 use super::registry::blocking;
 use super::spool::{self, Stamp, Sum};
-use super::{Shared, intake};
+use super::{Shared, input, intake};
 use crate::clock::within;
 use crate::domain::analysis::{self, Misfit};
 use crate::domain::batch::{Batch, InputFile, Intent, Problem, ResultKind, Running, Terminal};
@@ -53,7 +53,7 @@ pub async fn upload(shared: &Arc<Shared>, batch: &Batch, upload: u32, look: bool
 }
 
 /// A batch as it is now: members may have left it since its actor read it, erased or answered from elsewhere.
-async fn as_stored(shared: &Shared, batch: &Batch) -> Batch {
+pub(super) async fn as_stored(shared: &Shared, batch: &Batch) -> Batch {
     let (reader, id) = (shared.reader.clone(), batch.id);
     match blocking(move || reader.batch(id)).await {
         Ok(Some(stored)) => stored,
@@ -100,8 +100,8 @@ async fn try_upload(
         }
     }
     shared.account.pass(shared.clock.as_ref(), Call::Send).await;
-    let path = input_path(shared, batch);
-    let bytes = prepare_input(shared, batch, &path)
+    let path = input::path_of(shared, batch);
+    let bytes = input::prepare(shared, batch, &path)
         .await
         .map_err(|err| Trouble::Local { why: format!("{}: {err}", path.display()) })?;
     let _slot = loop {
@@ -120,124 +120,15 @@ async fn try_upload(
     Ok(input(sent, bytes))
 }
 
-/// Sees to it that the whole input file lies in the spool, and says how long it is; waits while there is no room for it. A
-/// request whose text is lost is left out: it holds up no other.
-async fn prepare_input(shared: &Arc<Shared>, batch: &Batch, path: &Path) -> io::Result<u64> {
-    let mut batch = batch.clone();
-    loop {
-        if batch.counts.outstanding() == 0 {
-            return Err(io::Error::other("nothing of it is left to be sent"));
-        }
-        let checked = path.to_owned();
-        if beside(move || spool::check(&checked)).await?.is_some_and(|file| file.len() == batch.input_bytes) {
-            return Ok(batch.input_bytes);
-        }
-        let room = shared.disk.room_for(batch.input_bytes).await;
-        let (worker, owned) = (shared.clone(), batch.clone());
-        let written = beside(move || write_input(&worker, &owned)).await;
-        drop(room);
-        match written {
-            Ok(()) => {
-                shared.disk.written();
-                return Ok(batch.input_bytes);
-            }
-            Err(err) => {
-                // Half a file only takes room.
-                remove(&spool::names(path)).await;
-                let lost = err.get_ref().and_then(|err| err.downcast_ref::<LineLost>());
-                if let Some(LineLost { request, why }) = lost {
-                    tracing::error!(batch.id = %batch.id, request.id = %request, "request {request} fails alone: {why}");
-                    let noted =
-                        shared.store.lose_input(batch.id, *request, why.to_string(), shared.clock.now());
-                    noted.await.map_err(io::Error::other)?;
-                    let stored = as_stored(shared, &batch).await;
-                    if stored.counts == batch.counts {
-                        return Err(err);
-                    }
-                    batch = stored;
-                    continue;
-                }
-                if !shared.disk.is_to_be_tried_again(path, &err).await {
-                    return Err(err);
-                }
-            }
-        }
-    }
-}
-
 /// Runs work on files beside the actors.
-async fn beside<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+pub(super) async fn beside<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|err| io::Error::other(crate::panics::broke_off(&err)))?
-}
-
-fn input_path(shared: &Shared, batch: &Batch) -> PathBuf {
-    shared.spool.join(format!("{}-input.jsonl", batch.id))
 }
 
 fn result_path(shared: &Shared, batch: &Batch, kind: ResultKind) -> PathBuf {
     shared.spool.join(format!("{}-{}.jsonl", batch.id, kind.label()))
-}
-
-/// Writes the input file from the members, byte for byte as they were taken in.
-fn write_input(shared: &Shared, batch: &Batch) -> io::Result<()> {
-    spool::write(&input_path(shared, batch), |file| {
-        let mut after: Option<RequestId> = None;
-        loop {
-            let page = shared.reader.outstanding(batch.id, after, CHUNK_LINES).map_err(io::Error::other)?;
-            let Some(last) = page.last() else { return Ok(()) };
-            after = Some(*last);
-            for id in page {
-                file.write_all(&line_of(shared, id).map_err(|err| lost_line(id, err))?)?;
-            }
-        }
-    })
-}
-
-/// The line of a request cannot be made: its text is gone, or another one than was taken in.
-#[derive(Debug, thiserror::Error)]
-#[error("its line cannot be made: {why}")]
-struct LineLost {
-    request: RequestId,
-    why: StoreError,
-}
-
-/// Whether it is only this line, or the store that cannot be read.
-fn lost_line(request: RequestId, err: StoreError) -> io::Error {
-    if matches!(err, StoreError::NotFound { .. } | StoreError::Broken(_) | StoreError::Codec(_)) {
-        io::Error::other(LineLost { request, why: err })
-    } else {
-        io::Error::other(err)
-    }
-}
-
-fn line_of(shared: &Shared, id: RequestId) -> Result<Vec<u8>, StoreError> {
-    let missing = |what| StoreError::NotFound { what, id: id.to_string() };
-    let request = shared.reader.request(id)?.ok_or_else(|| missing("request"))?;
-    let body = match &request.source {
-        Source::Session { session, version, prompt } => {
-            let content = shared.reader.content(*session, *version)?;
-            let content = content.ok_or_else(|| missing("session content of request"))?;
-            let misfit = match request.repair {
-                Some(number) => Some(
-                    shared
-                        .reader
-                        .misfit(id, number)?
-                        .ok_or_else(|| missing("answer that did not fit of request"))?,
-                ),
-                None => None,
-            };
-            intake::analysis_body(&request.group.model, *prompt, &content, misfit.as_ref())
-        }
-        Source::Generic { .. } => {
-            let body = shared.reader.body(id)?.ok_or_else(|| missing("body of request"))?;
-            String::from_utf8(body).map_err(|err| StoreError::Codec(err.to_string()))?
-        }
-    };
-    let line = jsonl::input_line(id, request.group.endpoint, &body);
-    if crc32c::crc32c(&line) != request.line_crc {
-        return Err(StoreError::Broken(format!("the line of request {id} is not what was taken in")));
-    }
-    Ok(line)
 }
 
 /// A nonce for a create call, once it may be made: there is room, the account works, our own limits allow it. Whether
@@ -610,7 +501,7 @@ fn repair(shared: &Shared, request: &Request, misfit: Misfit) -> Result<Option<R
 /// Removes the local files. One that is not there is fine; one that stays only costs room, and is tried again.
 pub async fn clean(shared: &Arc<Shared>, batch: &Batch) -> Event {
     let paths = [
-        input_path(shared, batch),
+        input::path_of(shared, batch),
         result_path(shared, batch, ResultKind::Output),
         result_path(shared, batch, ResultKind::Error),
     ];
@@ -623,7 +514,7 @@ pub async fn clean(shared: &Arc<Shared>, batch: &Batch) -> Event {
     Event::Cleaned { at: shared.clock.now() }
 }
 
-async fn remove(paths: &[PathBuf]) {
+pub(super) async fn remove(paths: &[PathBuf]) {
     for path in paths {
         match tokio::fs::remove_file(path).await {
             Ok(()) => {}

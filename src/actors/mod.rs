@@ -28,6 +28,7 @@ pub mod eraser;
 mod erasing;
 mod finding;
 pub mod importer;
+mod input;
 pub mod intake;
 mod named;
 pub mod pace;

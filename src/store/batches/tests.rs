@@ -583,51 +583,49 @@ async fn a_late_answer_about_an_older_version_of_a_session_is_not_taken_for_the_
     sound(&store);
 }
 
+fn good_line(request: RequestId) -> AppliedLine {
+    let outcome = Outcome { answered: Answered::default(), result: Ok("{}".to_owned()) };
+    AppliedLine::Line { repair: None, request, outcome, analysis: None, cost: None }
+}
+
+/// Sends a batch of what waits that ends without a result; its requests wait again.
+async fn expired(store: &Store) -> Batch {
+    let batch = sent(store, 1).await;
+    let ended = seen(1, ObservedStatus::Ended(Terminal::Expired));
+    let batch = take(store, &batch, &Event::Observed { seen: ended, at: NOW }).await;
+    let batch = close(store, batch, HashMap::new()).await;
+    while store.release_due(NOW).await.unwrap() > 0 {}
+    batch
+}
+
+/// A batch that is over has an answer after all, as one has that was given up.
+async fn answer_after_all(store: &Store, batch: &Batch, request: RequestId) {
+    let step = Step { next: batch.state.clone(), changes: Vec::new(), effects: Vec::new(), story: None };
+    store.apply_lines(batch.id, batch.revision, step, vec![good_line(request)], NOW).await.unwrap();
+}
+
 #[tokio::test]
 async fn what_was_answered_elsewhere_is_not_sent_with_a_batch_that_is_still_to_be_sent() {
     let (store, ids) = store_with(2).await;
-    let batch = sent(&store, 1).await;
-    let ended = seen(1, ObservedStatus::Ended(Terminal::Expired));
-    let first = take(&store, &batch, &Event::Observed { seen: ended, at: NOW }).await;
-    let first = close(&store, first, HashMap::new()).await;
-    while store.release_due(NOW).await.unwrap() > 0 {}
+    let first = expired(&store).await;
     let id = batch_id(2);
     store.open_batch(Batch::open(id, group(), ProviderIdentity::default(), NOW)).await.unwrap();
     let cut = store.cut_chunk(id, Revision(0), LIMITS).await.unwrap().batch;
     assert_eq!((cut.counts.members, cut.input_bytes), (2, 200));
-    // The first batch has an answer after all.
-    let step = Step { next: first.state.clone(), changes: Vec::new(), effects: Vec::new(), story: None };
-    let line = AppliedLine::Line {
-        repair: None,
-        request: ids[0],
-        outcome: Outcome { answered: Answered::default(), result: Ok("{}".to_owned()) },
-        analysis: None,
-        cost: None,
-    };
-    store.apply_lines(first.id, first.revision, step, vec![line], NOW).await.unwrap();
+    answer_after_all(&store, &first, ids[0]).await;
     assert_eq!(store.reader().members(id, None, 10).unwrap(), [ids[1]]);
     let left = store.reader().batch(id).unwrap().unwrap();
     assert_eq!((left.counts.outstanding(), left.input_bytes), (1, 100));
     sound(&store);
 }
 
-fn good_line(request: RequestId) -> AppliedLine {
-    let outcome = Outcome { answered: Answered::default(), result: Ok("{}".to_owned()) };
-    AppliedLine::Line { repair: None, request, outcome, analysis: None, cost: None }
-}
-
 #[tokio::test]
 async fn what_was_answered_elsewhere_is_not_sent_again_with_a_batch_that_came_to_nothing() {
     let (store, ids) = store_with(2).await;
-    let batch = sent(&store, 1).await;
-    let ended = seen(1, ObservedStatus::Ended(Terminal::Expired));
-    let first = take(&store, &batch, &Event::Observed { seen: ended, at: NOW }).await;
-    let first = close(&store, first, HashMap::new()).await;
-    while store.release_due(NOW).await.unwrap() > 0 {}
+    let first = expired(&store).await;
     let second = sent(&store, 2).await;
     assert_eq!((second.counts.members, second.input_bytes), (2, 200));
-    let step = Step { next: first.state.clone(), changes: Vec::new(), effects: Vec::new(), story: None };
-    store.apply_lines(first.id, first.revision, step, vec![good_line(ids[0])], NOW).await.unwrap();
+    answer_after_all(&store, &first, ids[0]).await;
     // It was in the file that was sent, and must not be in the next one.
     assert_eq!(store.reader().members(second.id, None, 10).unwrap(), ids);
     assert_eq!(store.reader().outstanding(second.id, None, 10).unwrap(), [ids[1]]);

@@ -14,7 +14,7 @@ use super::work::{ACCEPTED, ON_STOP, Work};
 use crate::process::{run, text, turn_clock, with_clock};
 
 /// A point that is not passed in this time is not passed at all.
-const HIT_WITHIN: Duration = Duration::from_secs(80);
+const HIT_WITHIN: Duration = Duration::from_secs(40);
 /// The removal of what is old begins a minute after a start.
 const AGED_WITHIN: Duration = Duration::from_secs(100);
 /// The work of a lane is done in this time once nothing ends it any more.

@@ -205,7 +205,7 @@ pub fn serve(data: &Path, provider: &Provider, port: u16, set: &[&str]) -> Serve
 
 /// Asks until there is an answer.
 pub fn until<T>(server: &mut Server, what: &str, mut look: impl FnMut(&Server) -> Option<T>) -> T {
-    let end = Instant::now() + Duration::from_secs(120);
+    let end = Instant::now() + Duration::from_secs(45);
     loop {
         if let Some(found) = look(server) {
             return found;
