@@ -24,6 +24,7 @@ mod drain;
 mod erasing;
 mod exports;
 mod fetch;
+mod finding;
 mod fuzz_corpus;
 mod harness;
 mod hints;

@@ -370,6 +370,31 @@ async fn intend(store: &Store, number: u8, batch: &Batch) -> Batch {
 }
 
 #[tokio::test]
+async fn a_batch_that_is_parked_leaves_the_gate_to_others() {
+    let (store, _) = store_with(6).await;
+    let first = ready(&store, 1, 2).await;
+    let large = ready(&store, 2, 4).await;
+    let large = intend(&store, 2, &large).await;
+    let running = seen(2, ObservedStatus::Running(Running::Validating));
+    let large = take(&store, &large, &Event::Created(running)).await;
+    let problem = Problem { code: Some("token_limit_exceeded".to_owned()), ..Problem::default() };
+    refused(&store, 2, &large, problem).await;
+    let mut first = intend(&store, 1, &first).await;
+    let probe = |batch: &Batch| store.reader().room(batch).unwrap().closed.unwrap().probe;
+    assert_eq!(probe(&first), Some(first.id), "it tries");
+    while !matches!(first.state, BatchState::Parked { .. }) {
+        let trouble = Trouble::Refused(Failure::new(FailureClass::Permanent, "bad", "no"));
+        let refused = Event::CreateFailed { trouble, input_gone: false, at: NOW };
+        first = take(&store, &first, &refused).await;
+        if matches!(first.state, BatchState::Ready { .. }) {
+            first = intend(&store, 1, &first).await;
+        }
+    }
+    assert_eq!(probe(&first), None);
+    sound(&store);
+}
+
+#[tokio::test]
 async fn of_two_that_saw_the_same_room_one_goes_and_the_other_waits() {
     let (store, _) = store_with(9).await;
     let first = ready(&store, 1, 2).await;

@@ -1,0 +1,38 @@
+//! What a batch in the provider's list is taken for.
+
+use std::time::Duration;
+
+use nightshift::actors::{Finding, Intents, judge};
+use nightshift::provider::wire::BatchObject;
+use serde_json::json;
+
+use crate::harness::with_actors;
+
+#[test]
+fn where_metadata_is_dropped_a_second_batch_of_one_call_is_a_shadow() {
+    with_actors(async |nightshift| {
+        nightshift.request(1, "demo", |_| ()).await;
+        let mut batch = nightshift.open_batch(1, "demo", 1).await;
+        batch.send().await;
+        let (store, now) = (nightshift.store(), nightshift.now());
+        let reader = store.reader();
+        let listed = |id: &str, file: &str| {
+            let object = json!({"id": id, "object": "batch", "status": "in_progress", "input_file_id": file});
+            let object = BatchObject::from_json(object.to_string().as_bytes()).unwrap();
+            let noted = reader.intents_since(now.minus(Duration::from_secs(3600)), 10).unwrap();
+            judge(&reader, store.instance(), now, &object, &Intents::new(noted)).unwrap()
+        };
+        let of = batch.batch.id;
+        let twin = listed("batch_twin", "file-input-1");
+        assert!(
+            matches!(&twin, Finding::Shadow { of: found, .. } if *found == of),
+            "another came of its call"
+        );
+        let own = batch.batch.provider_batch.clone().unwrap();
+        assert!(matches!(listed(own.as_str(), "file-input-1"), Finding::Nothing), "it is known");
+        assert!(
+            matches!(listed("batch_other", "file-input-2"), Finding::Nothing),
+            "nobody here sent that file"
+        );
+    });
+}
