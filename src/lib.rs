@@ -8,6 +8,7 @@
 //! - [`clock`]: the only place that asks the machine for the time, and the source of new ids.
 //! - [`condition`]: what stands in the way of the work just now; every part reports to it and asks it.
 //! - [`disk`]: the room below the data folder, and what is done before there is none.
+//! - [`tls`]: the cryptography below every HTTP client.
 //! - [`fetch`]: what comes from, and goes to, addresses that somebody else may have chosen.
 //! - [`config`]: defaults, file, environment and flags become checked settings.
 //! - [`telemetry`]: how logs leave the process.
@@ -41,3 +42,4 @@ pub mod serving;
 pub mod simulator;
 pub mod store;
 pub mod telemetry;
+pub mod tls;

@@ -366,7 +366,7 @@ mod tests {
     }
 
     async fn post(address: SocketAddr, path: &str, body: &'static str) -> reqwest::Result<String> {
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let client = crate::tls::client_builder().no_proxy().build().unwrap();
         client.post(format!("http://{address}{path}")).body(body).send().await?.text().await
     }
 

@@ -26,7 +26,7 @@ impl Client {
             Some(url) => url.trim_end_matches('/').to_owned(),
             None => format!("http://{}", settings.server.bind),
         };
-        let http = reqwest::Client::builder()
+        let http = crate::tls::client_builder()
             .connect_timeout(Duration::from_secs(5))
             .no_proxy()
             .build()

@@ -238,7 +238,7 @@ impl Fetcher {
 
 fn build_client(resolver: Arc<Checked>) -> Result<Client, reqwest::Error> {
     let builder = || {
-        Client::builder()
+        crate::tls::client_builder()
             .user_agent(concat!("nightshift/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)

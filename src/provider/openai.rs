@@ -206,7 +206,7 @@ fn header_value(what: &'static str, value: &str) -> Result<HeaderValue, OptionsE
 
 fn build_client(base: &Url) -> Result<Client, reqwest::Error> {
     let builder = || {
-        let builder = Client::builder()
+        let builder = crate::tls::client_builder()
             .user_agent(concat!("nightshift/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)

@@ -48,7 +48,7 @@ async fn start_with(folder: &Path, at: u64, change: impl FnOnce(&mut Options)) -
             })
             .await;
     });
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let client = crate::tls::client_builder().no_proxy().build().unwrap();
     Running { address, clock, client, simulator, _stop: stop, served }
 }
 

@@ -277,7 +277,7 @@ fn stream(url: &str, body: reqwest::Body) -> std::thread::JoinHandle<(u16, Value
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+            let client = nightshift::tls::client_builder().no_proxy().timeout(PATIENCE).build().unwrap();
             let request = client.post(url).bearer_auth(TOKEN).header("content-type", "application/x-ndjson");
             let answer = request.body(body).send().await.unwrap();
             (answer.status().as_u16(), answer.json().await.unwrap())

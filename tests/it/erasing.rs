@@ -483,7 +483,7 @@ fn no_file_has_a_word_of_an_erased_session_however_often_the_process_was_killed(
     let line = json!({ "body": body }).to_string();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let status = runtime.block_on(async {
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let client = nightshift::tls::client_builder().no_proxy().build().unwrap();
         let call = client.post(format!("{}/api/v1/companies/secret/requests", server.url));
         let call = call.bearer_auth(crate::process::TOKEN).header("idempotency-key", format!("{CANARY}-key"));
         call.header("content-type", "application/json").body(line).send().await.unwrap().status().as_u16()

@@ -292,7 +292,7 @@ pub fn call_with(
 ) -> Result<(u16, Value), reqwest::Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+        let client = nightshift::tls::client_builder().no_proxy().timeout(PATIENCE).build().unwrap();
         let mut request = client.request(method.parse().unwrap(), format!("{base}{path}")).bearer_auth(TOKEN);
         for (name, value) in headers {
             request = request.header(*name, value);

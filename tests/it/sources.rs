@@ -109,7 +109,7 @@ impl Running {
         let clock = Arc::new(ManualClock::new(Timestamp::from_millis(START)));
         let surroundings = Surroundings { clock: clock.clone(), around_provider: Box::new(|inner| inner) };
         let application = app::start(settings, surroundings).await.unwrap();
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let http = nightshift::tls::client_builder().no_proxy().build().unwrap();
         Self { application, clock, http }
     }
 

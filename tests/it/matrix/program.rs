@@ -43,7 +43,7 @@ fn http() -> &'static (tokio::runtime::Runtime, reqwest::Client) {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let client =
-            reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(20)).pool_max_idle_per_host(0);
+            nightshift::tls::client_builder().no_proxy().timeout(Duration::from_secs(20)).pool_max_idle_per_host(0);
         (runtime, client.build().unwrap())
     })
 }
