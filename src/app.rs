@@ -38,7 +38,7 @@ use crate::provider::Provider;
 use crate::provider::openai::OptionsError;
 use crate::serving;
 use crate::simulator::{PlanError, SimulatorError};
-use crate::store::{Role, Store, StoreError, StoreReader, StoredToken};
+use crate::store::{CHUNK, Role, Store, StoreError, StoreReader, StoredToken};
 
 mod provider;
 
@@ -125,8 +125,11 @@ pub fn run(settings: Settings) -> Result<(), AppError> {
 
 async fn serve(settings: Settings) -> Result<(), AppError> {
     let mut asked_to_stop = signals()?;
-    let surroundings =
-        Surroundings { clock: Arc::new(SystemClock::new()), around_provider: Box::new(in_place) };
+    let surroundings = Surroundings {
+        clock: Arc::new(SystemClock::new()),
+        around_provider: Box::new(in_place),
+        chunk: CHUNK,
+    };
     let application = start(&settings, surroundings).await?;
     let ended = application.run(stop_asked(&mut asked_to_stop), leave_at_last).await;
     System::current().stop();
@@ -142,6 +145,8 @@ pub struct Surroundings {
     pub clock: SharedClock,
     /// What is laid around the provider's client.
     pub around_provider: Around,
+    /// A transaction cuts or closes so many requests.
+    pub chunk: usize,
 }
 
 impl std::fmt::Debug for Surroundings {
@@ -178,7 +183,7 @@ impl std::fmt::Debug for Application {
 
 /// Opens the store and starts everything, within an actix system.
 pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Application, AppError> {
-    let Surroundings { clock, around_provider } = surroundings;
+    let Surroundings { clock, around_provider, chunk } = surroundings;
     let ids = Ids::new(clock.clone());
     let data = settings.data.path.clone();
     let bounds = Bounds {
@@ -189,6 +194,7 @@ pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Ap
     disk::make_openable(&data);
     let leaving = data.clone();
     let store = Store::open(&data, ids.next(), Box::new(move |err| leave(err, &leaving))).await?;
+    let store = store.with_chunk(chunk);
     let spool = data.join("spool");
     std::fs::create_dir_all(&spool)
         .and_then(|()| disk::check_writable(&spool))

@@ -14,15 +14,15 @@ use super::{CreatingOne, Shared, later, named, spool};
 use crate::domain::batch::{Batch, BatchState, Cancel, ResultKind, Then};
 use crate::domain::effect::Effect;
 use crate::domain::event::{Event, Observation};
-use crate::domain::id::{RequestId, Timestamp};
+use crate::domain::id::{BatchId, RequestId, Revision, Timestamp};
 use crate::domain::request::{Failure, FailureClass};
 use crate::domain::step::{self, Change, Step};
-use crate::store::{AppliedLine, StoreError};
+use crate::store::{AppliedLine, Store, StoreError};
 
 /// Tells the registry when the actor is gone, however it went: also by a panic.
 struct Obituary {
     registry: Addr<Registry>,
-    id: crate::domain::id::BatchId,
+    id: BatchId,
     retired: bool,
 }
 
@@ -91,7 +91,9 @@ impl BatchActor {
 
     fn happened(&mut self, event: &Event, ctx: &mut Context<Self>) {
         self.told_unproven |= *event == Event::ListUnproven;
-        match step::step(&self.batch.state, self.batch.orders(), event, &self.shared.policy) {
+        // A store that cannot be read is told where it is written.
+        let orders = self.shared.reader.orders(&self.batch).unwrap_or_else(|_| self.batch.orders());
+        match step::step(&self.batch.state, orders, event, &self.shared.policy) {
             Ok(step) if step.changes_nothing(&self.batch.state) => self.run(step.effects, ctx),
             Ok(step) => self.commit(event.clone(), step, ctx),
             Err(illegal) => {
@@ -169,7 +171,10 @@ impl BatchActor {
             self.told_unproven = false;
         }
         let observed = if batch.state.is_observed() { batch.provider_batch.clone() } else { None };
-        self.creating = None;
+        if !matches!(batch.state, BatchState::Creating { .. }) {
+            // A cancel that is ordered during the call does not end the call.
+            self.creating = None;
+        }
         self.obituary.registry.do_send(Moved { id: batch.id, observed });
         self.run(step.effects, ctx);
     }
@@ -456,12 +461,23 @@ pub enum NotCancelled {
     /// That was ordered before, with another wish for the rest.
     #[error("the batch is being cancelled already, and what it does not finish will {}", .0.label())]
     Ordered(Then),
-    /// Nobody works on it at the moment.
-    #[error("the batch rests: it went to another provider, or failed too often; see the log")]
-    Resting,
     /// It could not be stored.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// Stores an order to cancel: by the batch's actor, or for a batch that has none at the moment.
+pub(super) async fn store_order(
+    store: Store,
+    id: BatchId,
+    revision: Revision,
+    step: Step,
+    now: Timestamp,
+) -> Result<Batch, StoreError> {
+    crash_point!("cancel.order.before_commit");
+    let batch = store.commit_step(id, revision, step, now).await?;
+    crash_point!("cancel.order.after_commit");
+    Ok(batch)
 }
 
 /// Cancel the batch. Answers when the order is stored; the rest follows by itself, also after a crash.
@@ -485,11 +501,8 @@ impl Handler<CancelBatch> for BatchActor {
         };
         let (told, answer) = tokio::sync::oneshot::channel();
         let (store, now) = (self.shared.store.clone(), self.shared.clock.now());
-        let (id, revision, kept) = (self.batch.id, self.batch.revision, step.clone());
-        let commit = async move { store.commit_step(id, revision, kept, now).await };
-        crash_point!("cancel.order.before_commit");
+        let commit = store_order(store, self.batch.id, self.batch.revision, step.clone(), now);
         self.store_then(commit, ctx, move |this, batch, ctx| {
-            crash_point!("cancel.order.after_commit");
             // Whoever asked may be gone; the order stands.
             let _ = told.send(batch.clone());
             this.advance(batch, step, ctx);

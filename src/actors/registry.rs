@@ -9,13 +9,16 @@ use std::time::Duration;
 
 use actix::prelude::*;
 
-use super::batch::{BatchActor, CancelBatch, GiveUp, NotCancelled, NotKnown, Observed, TryAgain};
+use super::batch::{
+    BatchActor, CancelBatch, GiveUp, NotCancelled, NotKnown, Observed, TryAgain, store_order,
+};
 use super::creator::Creator;
 use super::{Shared, later};
 use crate::domain::batch::{Batch, BatchStatus, Cancel};
-use crate::domain::event::Observation;
+use crate::domain::event::{Event, Observation};
 use crate::domain::id::{BatchId, CompanyId, ProviderBatchId, RequestId};
 use crate::domain::request::{Failure, Request};
+use crate::domain::step;
 use crate::store::{Anomaly, Endings, RequestFilter, StoreError, StoreReader, StoryLine};
 
 /// A batch whose actor died this often in a row is left alone for a while.
@@ -210,25 +213,38 @@ pub struct CancelOf {
 impl Handler<CancelOf> for Registry {
     type Result = ResponseFuture<Result<Batch, NotCancelled>>;
 
-    fn handle(&mut self, CancelOf { id, cancel }: CancelOf, _: &mut Context<Self>) -> Self::Result {
-        let (reader, addr) =
-            (self.shared.reader.clone(), self.hosted.get(&id).map(|hosted| hosted.addr.clone()));
-        let then = cancel.then;
+    fn handle(&mut self, CancelOf { id, cancel }: CancelOf, ctx: &mut Context<Self>) -> Self::Result {
+        let (shared, addr) = (self.shared.clone(), self.hosted.get(&id).map(|hosted| hosted.addr.clone()));
+        let registry = ctx.address();
         Box::pin(async move {
             if let Some(addr) = addr
-                && let Ok(answer) = addr.send(CancelBatch(cancel)).await
+                && let Ok(answer) = addr.send(CancelBatch(cancel.clone())).await
             {
                 return answer;
             }
-            match blocking(move || reader.batch(id)).await? {
-                None => Err(NotCancelled::Unknown),
+            let reader = shared.reader.clone();
+            let Some(batch) = blocking(move || reader.batch(id)).await? else {
+                return Err(NotCancelled::Unknown);
+            };
+            match batch.cancel.as_ref().map(|before| before.then) {
                 // Whoever heard no answer asks again, and hears the same although it is carried out.
-                Some(batch) => match batch.cancel.as_ref().map(|before| before.then) {
-                    Some(before) if before == then => Ok(batch),
-                    Some(before) => Err(NotCancelled::Ordered(before)),
-                    None if batch.state.is_live() => Err(NotCancelled::Resting),
-                    None => Err(NotCancelled::Over),
-                },
+                Some(before) if before == cancel.then => return Ok(batch),
+                Some(before) => return Err(NotCancelled::Ordered(before)),
+                None => {}
+            }
+            // It rests: its actor is to be built anew, or it is with another provider. Whoever works on it next finds the
+            // order in the store; one that read it a moment ago fails with its old revision, and is built anew.
+            let event = Event::CancelAsked(cancel.clone());
+            let Ok(step) = step::step(&batch.state, batch.orders(), &event, &shared.policy) else {
+                return Err(NotCancelled::Over);
+            };
+            match store_order(shared.store.clone(), id, batch.revision, step, shared.clock.now()).await {
+                // Its actor was built meanwhile, and may have the order.
+                Err(StoreError::Stale { .. }) => registry
+                    .send(CancelOf { id, cancel })
+                    .await
+                    .map_err(|_| NotCancelled::Store(StoreError::Stopped))?,
+                stored => Ok(stored?),
             }
         })
     }

@@ -26,9 +26,10 @@ impl Client {
             Some(url) => url.trim_end_matches('/').to_owned(),
             None => format!("http://{}", settings.server.bind),
         };
-        let http = crate::tls::client_builder()
-            .connect_timeout(Duration::from_secs(5))
-            .no_proxy()
+        let builder = crate::tls::client_builder().connect_timeout(Duration::from_secs(5)).no_proxy();
+        // Plain http needs no certificates, and the machine may have none.
+        let builder = if base.starts_with("http:") { builder.tls_certs_only([]) } else { builder };
+        let http = builder
             .build()
             .map_err(|err| CliError::Failed(format!("no HTTP client could be made: {err}")))?;
         Ok(Self { http, base, token: token(settings)? })

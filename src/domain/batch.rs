@@ -526,6 +526,9 @@ pub struct Orders {
     pub cancel: Option<Then>,
     /// It may not be sent again: it was not cut here.
     pub never_sent: bool,
+    /// Where the provider refuses it and names neither a line nor a reason that we know, one of its requests is thought
+    /// to be at fault, and not the account.
+    pub at_fault: bool,
 }
 
 /// A batch as stored.
@@ -632,6 +635,8 @@ impl Batch {
         Orders {
             cancel: self.cancel.as_ref().map(|cancel| cancel.then),
             never_sent: self.origin != Origin::Cut,
+            // The first halves are a test: if it is a request, one of them is admitted.
+            at_fault: self.counts.members > 1 && self.members_max.is_none(),
         }
     }
 

@@ -196,8 +196,8 @@ pub enum BatchFailure {
     Lines(Vec<LineFault>),
     /// A line is refused and none is named: smaller batches, until the line is alone.
     SomeLine(Failure),
-    /// The provider's own trouble, or words that we do not know and that name no line: a new batch, as often as a
-    /// request may be tried.
+    /// The provider's own trouble, or words that we do not know and that name no line: the same batch a few times, then
+    /// halves of it, as far as others are admitted meanwhile.
     Unknown(Failure),
 }
 

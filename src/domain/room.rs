@@ -76,6 +76,8 @@ pub struct Room {
     pub answers: u64,
     /// The tokens of these answers.
     pub answered: u64,
+    /// When a batch was last admitted.
+    pub admitted_at: Option<Timestamp>,
 }
 
 /// Whether a batch may be created.
@@ -227,8 +229,9 @@ impl Room {
         self.closed = Some(Closed { until, times, probe_max: (tokens / 2).max(1), probe: None });
     }
 
-    /// A batch was admitted: the gate opens, if it was that batch's to open.
-    pub fn admitted(&mut self, batch: BatchId) {
+    /// A batch was admitted at `now`: the gate opens, if it was that batch's to open.
+    pub fn admitted(&mut self, batch: BatchId, now: Timestamp) {
+        self.admitted_at = Some(now);
         if self.closed.is_some_and(|closed| closed.probe == Some(batch)) {
             self.closed = None;
         }
@@ -284,9 +287,9 @@ mod tests {
         assert_eq!(room.closed.unwrap().until, at(180));
         assert_eq!(room.closed.unwrap().probe_max, 100);
         room.trying(batch(4));
-        room.admitted(batch(9));
+        room.admitted(batch(9), at(60));
         assert!(room.closed.is_some());
-        room.admitted(batch(4));
+        room.admitted(batch(4), at(60));
         assert_eq!(room.closed, None);
     }
 

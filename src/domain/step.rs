@@ -105,7 +105,7 @@ pub fn step(
     event: &Event,
     policy: &Policy,
 ) -> Result<Step, IllegalEvent> {
-    let step = decide(state, event, policy)?;
+    let step = decide(state, orders, event, policy)?;
     let cancel = if let Event::CancelAsked(cancel) = event { Some(cancel.then) } else { orders.cancel };
     Ok(honour(Orders { cancel, ..orders }, state, step))
 }
@@ -133,7 +133,7 @@ fn honour(orders: Orders, state: &BatchState, mut step: Step) -> Step {
 }
 
 #[expect(clippy::too_many_lines, reason = "one line a transition: the table is the point")]
-fn decide(state: &BatchState, event: &Event, policy: &Policy) -> Result<Step, IllegalEvent> {
+fn decide(state: &BatchState, orders: Orders, event: &Event, policy: &Policy) -> Result<Step, IllegalEvent> {
     use {BatchState as S, Event as E};
     match (state, event) {
         (S::Filling, E::FillEnded { members, at }) => Ok(submitting::fill_ended(*members, *at)),
@@ -176,7 +176,7 @@ fn decide(state: &BatchState, event: &Event, policy: &Policy) -> Result<Step, Il
         (S::Ready { input, wait }, E::RoomShut { until }) => Ok(submitting::room_shut(input, wait, *until)),
         (S::Ready { input, wait }, E::InputOutdated) => Ok(submitting::outdated(input, wait)),
         (S::Observing { intent, running, wait, .. }, E::Observed { seen, at }) => {
-            Ok(observing::observed(intent, *running, wait, seen, *at, policy))
+            Ok(observing::observed((intent, *running, wait), orders, seen, *at, policy))
         }
         (S::Observing { intent, running, wait, missing }, E::NotKnown { at }) => {
             Ok(observing::not_known(intent, *running, wait, *missing, *at))

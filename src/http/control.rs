@@ -43,7 +43,6 @@ pub async fn cancel(api: &Api, id: &str, body: &[u8], by: &str) -> Result<Value,
         Err(NotCancelled::Store(err)) => Err(err.into()),
         Err(err @ NotCancelled::Over) => Err(conflict("batch_over", &err)),
         Err(err @ NotCancelled::Ordered(_)) => Err(conflict("already_cancelled", &err)),
-        Err(err @ NotCancelled::Resting) => Err(conflict("batch_resting", &err)),
     }
 }
 

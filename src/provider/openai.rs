@@ -216,10 +216,13 @@ fn build_client(base: &Url) -> Result<Client, reqwest::Error> {
         // A proxy for the outside does not know the way to this machine itself.
         if is_loopback(base) { builder.no_proxy() } else { builder }
     };
-    match builder().build() {
-        // A plain http provider needs no certificates, so a machine without any is no hindrance.
-        Err(_) if base.scheme() == "http" => builder().tls_certs_only([]).build(),
-        built => built,
+    // A plain http provider needs no certificates, so a machine without any is no hindrance; for one on this machine, to
+    // which no proxy leads either, they are not even read.
+    let plain = || builder().tls_certs_only([]).build();
+    match base.scheme() {
+        "http" if is_loopback(base) => plain(),
+        "http" => builder().build().or_else(|_| plain()),
+        _ => builder().build(),
     }
 }
 

@@ -208,14 +208,15 @@ impl Store {
             .await
     }
 
-    /// Moves at most 250 requests of the batch's group into it.
+    /// Moves the next requests of the batch's group into it, at most 250.
     pub async fn cut_chunk(
         &self,
         id: BatchId,
         revision: Revision,
         limits: Limits,
     ) -> Result<Cut, StoreError> {
-        self.committer.commit(CHUNK, move |tx| cut_chunk(tx, id, revision, &limits)).await
+        let chunk = self.chunk;
+        self.committer.commit(chunk, move |tx| cut_chunk(tx, id, revision, &limits, chunk)).await
     }
 
     /// Stores a step.
@@ -304,9 +305,12 @@ impl Store {
         policy: Policy,
         now: Timestamp,
     ) -> Result<Closed, StoreError> {
+        let chunk = self.chunk;
         let stored = self
             .committer
-            .commit(CHUNK, move |tx| outcomes::close_chunk(tx, id, revision, &named, &retry, &policy, now))
+            .commit(chunk, move |tx| {
+                outcomes::close_chunk(tx, (id, revision), chunk, &named, &retry, &policy, now)
+            })
             .await;
         let closed = self.noting(id, stored, now).await?;
         self.bell.ring(closed.batch.group.company.clone());
@@ -376,7 +380,13 @@ pub(super) fn save(tx: &mut Tx<'_>, batch: &mut Batch) -> Result<(), StoreError>
     tx.write(Tree::Batches, batch.id.as_bytes().to_vec(), batch)
 }
 
-fn cut_chunk(tx: &mut Tx<'_>, id: BatchId, revision: Revision, limits: &Limits) -> Result<Cut, StoreError> {
+fn cut_chunk(
+    tx: &mut Tx<'_>,
+    id: BatchId,
+    revision: Revision,
+    limits: &Limits,
+    chunk: usize,
+) -> Result<Cut, StoreError> {
     let mut batch = load(tx, id, revision)?;
     if batch.state != BatchState::Filling {
         return Err(StoreError::Broken(format!("batch {id} is not filling")));
@@ -386,7 +396,7 @@ fn cut_chunk(tx: &mut Tx<'_>, id: BatchId, revision: Revision, limits: &Limits) 
     let room = rooms::read(tx, &batch)?;
     let (mut from, mut looked_at, mut moved, mut done) = (prefix, 0, 0, false);
     // Those that are passed over must not hold what lies behind them.
-    while moved < CHUNK && !done && looked_at < LOOKED_AT_MAX {
+    while moved < chunk && !done && looked_at < LOOKED_AT_MAX {
         let waiting = tx.scan(Tree::Pending, &from, end.as_deref(), CHUNK)?;
         done = waiting.len() < CHUNK;
         looked_at += waiting.len();
@@ -394,7 +404,7 @@ fn cut_chunk(tx: &mut Tx<'_>, id: BatchId, revision: Revision, limits: &Limits) 
             from = [last.as_slice(), &[0]].concat();
         }
         for (key, _) in &waiting {
-            if moved == CHUNK {
+            if moved == chunk {
                 done = false;
                 break;
             }
@@ -530,7 +540,7 @@ pub(super) fn take_step(
             }
             Change::Admitted => {
                 let id = batch.id;
-                rooms::change(tx, batch, |room| room.admitted(id))?;
+                rooms::change(tx, batch, |room| room.admitted(id, now))?;
             }
             Change::Ended(ended) => {
                 batch.completed_at = Some(ended.at);

@@ -40,7 +40,7 @@ use uuid::Uuid;
 
 pub use aging::{Aged, Removed};
 pub use anomalies::Anomaly;
-pub use batches::{AppliedLine, Closed, Cut, GroupWaiting, Repair, StoryLine};
+pub use batches::{AppliedLine, CHUNK, Closed, Cut, GroupWaiting, Repair, StoryLine};
 pub use client_keys::{CallLine, ClientKey};
 pub use committer::{OnFatal, Standing};
 pub use endings::Endings;
@@ -222,6 +222,8 @@ pub struct Store {
     checking: Arc<tokio::sync::Mutex<()>>,
     /// Rung when a webhook may have to be told of something.
     bell: Arc<outbox::Bell>,
+    /// A transaction cuts or closes so many requests.
+    chunk: usize,
 }
 
 /// Reads the store. Its calls block for a disk read at most; long ones belong on a blocking thread.
@@ -279,7 +281,14 @@ impl Store {
         let Some(engine) = self.reader.engine.copy_of_memory() else { return Ok(None) };
         let engine = Arc::new(engine);
         let committer = Committer::inline(engine.clone())?;
-        Self::with(committer, StoreReader { engine }, self.instance).await.map(Some)
+        let copy = Self::with(committer, StoreReader { engine }, self.instance).await?;
+        Ok(Some(copy.with_chunk(self.chunk)))
+    }
+
+    /// Cuts and closes at most so many requests in a transaction: few, where small batches are to be in several.
+    pub fn with_chunk(mut self, chunk: usize) -> Self {
+        self.chunk = chunk.clamp(1, batches::CHUNK);
+        self
     }
 
     async fn with(committer: Committer, reader: StoreReader, new_instance: Uuid) -> Result<Self, StoreError> {
@@ -298,7 +307,14 @@ impl Store {
                 new_instance
             }
         };
-        Ok(Self { committer, reader, instance, checking: Arc::default(), bell: Arc::default() })
+        Ok(Self {
+            committer,
+            reader,
+            instance,
+            checking: Arc::default(),
+            bell: Arc::default(),
+            chunk: batches::CHUNK,
+        })
     }
 
     /// Moves the anchor to what was stored last, if it is not there.

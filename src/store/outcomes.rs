@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::batches::{self, Again, AppliedLine, CHUNK, Closed, Fate, Provisional, Read, Repair};
+use super::batches::{self, Again, AppliedLine, Closed, Fate, Provisional, Read, Repair};
 use super::keys::{self, Key, Tree};
 use super::outbox::Finished;
 use super::tx::Tx;
@@ -258,15 +258,15 @@ pub(super) fn settle(tx: &mut Tx<'_>, batch: &mut Batch, request: RequestId, fat
 
 pub(super) fn close_chunk(
     tx: &mut Tx<'_>,
-    id: BatchId,
-    revision: Revision,
+    (id, revision): (BatchId, Revision),
+    chunk: usize,
     named: &HashMap<RequestId, Failure>,
     retry: &retry::Policy,
     policy: &Policy,
     now: Timestamp,
 ) -> Result<Closed, StoreError> {
     let mut batch = batches::load(tx, id, revision)?;
-    let outstanding = tx.scan_prefix(Tree::Outstanding, id.as_bytes(), CHUNK)?;
+    let outstanding = tx.scan_prefix(Tree::Outstanding, id.as_bytes(), chunk)?;
     let nameless = endings::has_nameless(tx, id)?;
     let mut finished = Finished::begin(tx, &batch)?;
     for (key, value) in &outstanding {
@@ -386,14 +386,11 @@ fn not_admitted(
         {
             alone(failure)
         }
-        BatchFailure::SomeLine(failure) => {
+        BatchFailure::SomeLine(failure) | BatchFailure::Unknown(failure) => {
             Failure::new(FailureClass::Transient, NOT_NAMED, &failure.to_string())
         }
         BatchFailure::TooLarge(failure) => {
             Failure::new(FailureClass::Transient, TOO_LARGE, &failure.to_string())
-        }
-        BatchFailure::Unknown(failure) => {
-            Failure::new(FailureClass::Transient, REFUSED, &failure.to_string())
         }
     })
 }

@@ -3,7 +3,7 @@
 use super::keys::{self, Key, Tree};
 use super::tx::Tx;
 use super::{Store, StoreError, StoreReader, codec};
-use crate::domain::batch::{Batch, BatchState};
+use crate::domain::batch::{Batch, BatchState, Orders};
 use crate::domain::id::Timestamp;
 use crate::domain::room::{RELEASE_AFTER, Room};
 
@@ -125,6 +125,17 @@ impl Store {
 }
 
 impl StoreReader {
+    /// What holds for a batch, with what is known of others: where the provider admitted one of the same model since
+    /// this one was cut, a refusal without a reason is not the account's.
+    pub fn orders(&self, batch: &Batch) -> Result<Orders, StoreError> {
+        let orders = batch.orders();
+        if orders.at_fault || batch.counts.members < 2 {
+            return Ok(orders);
+        }
+        let at_fault = self.room(batch)?.admitted_at.is_some_and(|at| at >= batch.created_at);
+        Ok(Orders { at_fault, ..orders })
+    }
+
     /// The room for a batch's model at its provider.
     pub fn room(&self, batch: &Batch) -> Result<Room, StoreError> {
         Ok(self.read(Tree::Rooms, &key(batch))?.unwrap_or_default())

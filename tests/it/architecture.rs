@@ -14,10 +14,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("disk", &["condition"]),
     ("config", &["domain", "fetch"]),
     ("telemetry", &[]),
-    ("serving", &[]),
-    ("fetch", &[]),
+    ("serving", &["tls"]),
+    ("tls", &[]),
+    ("fetch", &["tls"]),
     ("store", &["domain"]),
-    ("provider", &["domain", "disk", "clock"]),
+    ("provider", &["domain", "disk", "clock", "tls"]),
     ("import", &["domain"]),
     ("actors", &["domain", "store", "provider", "import", "fetch", "clock", "condition", "disk", "panics"]),
     (
@@ -35,7 +36,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "panics",
         ],
     ),
-    ("simulator", &["clock", "serving", "domain::id"]),
+    ("simulator", &["clock", "serving", "domain::id", "tls"]),
     ("app", &[""]),
     ("cli", &[""]),
     ("lib", &[]),
@@ -46,7 +47,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const HOMES: &[(&str, &[&str])] = &[
     ("sled", &["src/store/"]),
     ("bincode", &["src/store/"]),
-    ("reqwest", &["src/provider/", "src/fetch/", "src/cli/client.rs"]),
+    ("reqwest", &["src/provider/", "src/fetch/", "src/cli/client.rs", "src/tls.rs"]),
+    ("rustls", &["src/tls.rs"]),
     ("actix", &["src/actors/", "src/app.rs", "src/http/"]),
     ("warp", &["src/http/", "src/simulator/", "src/serving.rs"]),
 ];
@@ -224,6 +226,19 @@ fn a_dependency_is_seen_wherever_it_stands_in_a_line() {
     assert!(names_crate("use sled::Db;", "sled") && names_crate("-> warp::Reply", "warp"));
     assert!(names_crate("use warp;", "warp") && !names_crate("let warped = 1;", "warp"));
     assert!(!names_crate("super::warp::x()", "warp") && !names_crate("the warp reply", "warp"));
+}
+
+#[test]
+fn every_http_client_begins_with_our_tls() {
+    let begins = |line: &str| {
+        ["Client::builder()", "Client::new()", "reqwest::get("].iter().any(|begin| line.contains(begin))
+    };
+    let mut wrong = Vec::new();
+    for source in sources().iter().filter(|source| source.path != "src/tls.rs") {
+        let found = code(&source.text).filter(|(_, line)| begins(line));
+        wrong.extend(found.map(|(number, line)| format!("{}:{number}: {line}", source.path)));
+    }
+    assert!(wrong.is_empty(), "use tls::client_builder()\n{}", wrong.join("\n"));
 }
 
 #[test]

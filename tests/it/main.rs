@@ -33,7 +33,6 @@ mod legacy_api;
 mod matrix;
 mod power_cut;
 mod process;
-mod properties;
 mod results;
 mod retention;
 mod sdk;

@@ -128,6 +128,11 @@ fn a_list_that_broke_off_and_counts_as_a_search_is_noticed() {
 }
 
 #[test]
+fn an_input_file_that_is_left_for_a_late_call_is_noticed() {
+    is_noticed_within(1000, Broken::SkipsTheFence, "invariant 2");
+}
+
+#[test]
 fn a_batch_without_metadata_that_is_not_told_by_its_file_is_noticed() {
     is_noticed_within(1000, Broken::ForgetsFiles, "invariant 2");
 }

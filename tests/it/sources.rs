@@ -107,7 +107,8 @@ struct Running {
 impl Running {
     async fn start(settings: &Settings) -> Self {
         let clock = Arc::new(ManualClock::new(Timestamp::from_millis(START)));
-        let surroundings = Surroundings { clock: clock.clone(), around_provider: Box::new(|inner| inner) };
+        let surroundings =
+            Surroundings { clock: clock.clone(), around_provider: Box::new(|inner| inner), chunk: 250 };
         let application = app::start(settings, surroundings).await.unwrap();
         let http = nightshift::tls::client_builder().no_proxy().build().unwrap();
         Self { application, clock, http }

@@ -2,7 +2,7 @@
 
 use super::submitting::{next_wait, parked};
 use super::{Change, Policy, Step, applying, go};
-use crate::domain::batch::{BatchState, Ended, Intent, Missing, Problem, Running, Terminal, Wait};
+use crate::domain::batch::{BatchState, Ended, Intent, Missing, Orders, Problem, Running, Terminal, Wait};
 use crate::domain::effect::Effect;
 use crate::domain::event::{Observation, ObservedStatus, Trouble};
 use crate::domain::id::Timestamp;
@@ -10,9 +10,8 @@ use crate::domain::request::{Failure, FailureClass};
 use crate::domain::retry::BatchFailure;
 
 pub(super) fn observed(
-    intent: &Intent,
-    running: Running,
-    wait: &Wait,
+    (intent, running, wait): (&Intent, Running, &Wait),
+    orders: Orders,
     seen: &Observation,
     at: Timestamp,
     policy: &Policy,
@@ -21,7 +20,7 @@ pub(super) fn observed(
         Some(ObservedStatus::Ended(how)) => {
             let ended = ended(how, seen, at);
             if ended.ran_nothing() {
-                turned_away(intent, wait, ended, at, policy)
+                turned_away((intent, wait), orders, ended, at, policy)
             } else {
                 over(ended, at, None).changing(Change::Admitted)
             }
@@ -107,7 +106,13 @@ fn over(ended: Ended, at: Timestamp, since: Option<Timestamp>) -> Step {
 }
 
 /// Validation failed: nothing ran and nothing was billed.
-fn turned_away(intent: &Intent, wait: &Wait, ended: Ended, at: Timestamp, policy: &Policy) -> Step {
+fn turned_away(
+    (intent, wait): (&Intent, &Wait),
+    orders: Orders,
+    ended: Ended,
+    at: Timestamp,
+    policy: &Policy,
+) -> Step {
     let words = words(&ended.problems);
     match ended.refusal() {
         BatchFailure::Account(_) => {
@@ -125,8 +130,19 @@ fn turned_away(intent: &Intent, wait: &Wait, ended: Ended, at: Timestamp, policy
         BatchFailure::InputGone(_) => {
             parked(intent.input.upload, Failure::new(FailureClass::Permanent, "input_gone", &words))
         }
-        // The provider's own trouble, or words that we do not know: the same again a few times, then the operator.
-        BatchFailure::Unknown(failure) => tried_again(intent, wait, &Trouble::Refused(failure), at, policy),
+        // The provider's own trouble, or words that we do not know: the same again a few times. Then smaller batches, if
+        // it is one of its requests, and the operator, if it is not.
+        BatchFailure::Unknown(failure) => {
+            let step = tried_again(intent, wait, &Trouble::Refused(failure), at, policy);
+            if orders.at_fault && matches!(step.next, BatchState::Parked { .. }) {
+                given_up(
+                    ended,
+                    format!("refused again and again ({words}); its requests are tried in halves"),
+                )
+            } else {
+                step
+            }
+        }
         BatchFailure::Capacity(_) => {
             let first = policy.capacity_backoff;
             let story = format!("the provider has no room ({words}); its requests go back");

@@ -258,6 +258,12 @@ fn words_that_nobody_knows_are_tried_three_times_and_then_wait_for_the_operator(
         state = take(&next, &Event::Created(seen(ObservedStatus::Running(Running::Validating)))).next;
     }
     assert!(matches!(take(&state, &turned_away("something_new")).next, BatchState::Parked { .. }));
+    // Where it is a request and not the account, smaller batches find it.
+    let at_fault = Orders { at_fault: true, ..Orders::default() };
+    let step = step(&state, at_fault, &turned_away("something_new"), &POLICY).unwrap();
+    assert_eq!(step.effects, [Effect::CloseChunk]);
+    let step = super::step(&observing(), at_fault, &turned_away("something_new"), &POLICY).unwrap();
+    assert!(matches!(step.next, BatchState::Ready { .. }), "only after it was refused three times");
 }
 
 #[test]
@@ -295,7 +301,7 @@ fn cancel(then: Then) -> Event {
 }
 
 fn under(then: Then) -> Orders {
-    Orders { cancel: Some(then), never_sent: false }
+    Orders { cancel: Some(then), ..Orders::default() }
 }
 
 #[test]
@@ -400,7 +406,7 @@ fn what_is_over_cannot_be_cancelled() {
 
 #[test]
 fn a_batch_that_was_not_cut_here_is_never_sent_again() {
-    let found = Orders { cancel: None, never_sent: true };
+    let found = Orders { never_sent: true, ..Orders::default() };
     let gone = Problem {
         code: Some("invalid_request".to_owned()),
         param: Some("file_id".to_owned()),

@@ -194,6 +194,68 @@ async fn a_poison_line_that_is_never_named_is_found_by_halves_and_holds_the_othe
     assert!(sizes.len() < 20, "{sizes:?}");
 }
 
+/// Refuses the batch for a reason that nobody knows until it is given up or waits for the operator.
+async fn refused_without_a_reason(store: &Store, number: u8, mut batch: Batch) -> Batch {
+    loop {
+        let problem = Problem { code: Some("odd".to_owned()), ..Problem::default() };
+        let ended = seen(number, ObservedStatus::Ended(Terminal::Failed));
+        let seen_now = Observation { problems: vec![problem], ..ended };
+        let orders = store.reader().orders(&batch).unwrap();
+        let event = Event::Observed { seen: seen_now, at: NOW };
+        let step = step::step(&batch.state, orders, &event, &POLICY).unwrap();
+        batch = store.commit_step(batch.id, batch.revision, step, NOW).await.unwrap();
+        if matches!(batch.state, BatchState::Parked { .. }) {
+            return batch;
+        }
+        if !matches!(batch.state, BatchState::Ready { .. }) {
+            return close(store, batch, HashMap::new()).await;
+        }
+        batch = take(store, &batch, &Event::IntentMade(intent(number))).await;
+        let running = seen(number, ObservedStatus::Running(Running::Validating));
+        batch = take(store, &batch, &Event::Created(running)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_poison_line_that_is_refused_without_a_reason_is_found_by_halves_and_waits_alone() {
+    let (store, ids) = store_with(60).await;
+    let poison = ids[41];
+    let (mut number, mut parked) = (0, None);
+    while store.reader().summary(None).unwrap()[0] > 0 {
+        number += 1;
+        let batch = sent(&store, number).await;
+        if store.reader().members(batch.id, None, 1000).unwrap().contains(&poison) {
+            let batch = refused_without_a_reason(&store, number, batch).await;
+            parked = matches!(batch.state, BatchState::Parked { .. }).then_some(batch);
+        } else {
+            completed(&store, number, &batch).await;
+        }
+        sound(&store);
+    }
+    assert!(number < 14, "{number}");
+    assert_eq!(
+        store.reader().summary(None).unwrap(),
+        [0, 1, 59, 0],
+        "no request failed for words that nobody knows"
+    );
+    let parked = parked.unwrap();
+    assert_eq!(store.reader().members(parked.id, None, 10).unwrap(), [poison]);
+    assert_eq!(store.reader().request(poison).unwrap().unwrap().attempts, 0);
+}
+
+#[tokio::test]
+async fn what_the_account_is_refused_for_without_a_reason_is_halved_once_and_then_waits_for_the_operator() {
+    let (store, _) = store_with(60).await;
+    for (number, members) in [(1, 60), (2, 30), (3, 30)] {
+        let batch = sent(&store, number).await;
+        assert_eq!(batch.counts.members, members);
+        let batch = refused_without_a_reason(&store, number, batch).await;
+        assert_eq!(matches!(batch.state, BatchState::Parked { .. }), number > 1);
+        sound(&store);
+    }
+    assert_eq!(store.reader().summary(None).unwrap(), [0, 60, 0, 0]);
+}
+
 #[tokio::test]
 async fn a_batch_that_is_too_large_is_halved_at_once() {
     let (store, _) = store_with(8).await;

@@ -77,6 +77,13 @@ pub struct Plan {
     pub jumps: bool,
     /// Whether the whole store is checked after every turn.
     pub thorough: bool,
+    /// How many requests a transaction cuts or closes, so that small batches are in several.
+    pub chunk: usize,
+}
+
+/// How many requests a transaction cuts or closes: batches of some requests are in one, or in several.
+pub fn chunk(seed: u64) -> usize {
+    [250, 1, 2, 4][(seed / 3 % 4) as usize]
 }
 
 /// Draws the faults of a run: each kind is there or not, so that the rare ones are not hidden by the frequent ones.
@@ -159,7 +166,8 @@ pub fn plan(seed: u64, dice: &mut Dice) -> Plan {
     // Where metadata is dropped, nothing tells a store from an old backup which batches came after it.
     let restores = restores && !drops_metadata;
     let broken_list = (dice.below(3), dice.below(4));
-    Plan { rates, behaviour, restores, drops_metadata, broken_list, jumps, thorough: seed.is_multiple_of(20) }
+    let (thorough, chunk) = (seed.is_multiple_of(20), chunk(seed));
+    Plan { rates, behaviour, restores, drops_metadata, broken_list, jumps, thorough, chunk }
 }
 
 /// A run in which nothing goes wrong but for the first batch, which may be turned away, and the restore of a backup.
@@ -182,5 +190,6 @@ pub fn calm(turns_away: bool) -> Plan {
         broken_list,
         jumps: false,
         thorough: false,
+        chunk: chunk(1),
     }
 }

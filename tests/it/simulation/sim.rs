@@ -61,6 +61,8 @@ pub enum Broken {
     TakesPartsForWhole,
     /// A batch without metadata is nobody's.
     ForgetsFiles,
+    /// The input file of a call that was not found stays where it is.
+    SkipsTheFence,
 }
 
 impl Broken {
@@ -85,7 +87,8 @@ impl Broken {
             | Self::RetriesWhatIsFinal
             | Self::TakesOverTheOldestFirst
             | Self::LeavesRequestsWhereTheyWere
-            | Self::ForgetsFiles => {}
+            | Self::ForgetsFiles
+            | Self::SkipsTheFence => {}
         }
     }
 }
@@ -193,7 +196,7 @@ impl Sim {
             dice,
             rates: plan.rates,
             broken,
-            store: now(Store::in_memory(uuid::Uuid::from_u128(1))).unwrap(),
+            store: now(Store::in_memory(uuid::Uuid::from_u128(1))).unwrap().with_chunk(plan.chunk),
             clock: ManualClock::new(start),
             ahead: 0,
             remote: Provider::new(plan.behaviour),
@@ -375,7 +378,8 @@ impl Sim {
     pub fn happened(&mut self, id: BatchId, event: Event) -> Checked {
         let at = self.at();
         let Some(actor) = self.actors.get_mut(&id) else { return Ok(()) };
-        let mut step = step::step(&actor.batch.state, actor.batch.orders(), &event, &POLICY).map_err(text)?;
+        let orders = self.store.reader().orders(&actor.batch).map_err(text)?;
+        let mut step = step::step(&actor.batch.state, orders, &event, &POLICY).map_err(text)?;
         if !step.changes_nothing(&actor.batch.state) {
             let revision = actor.batch.revision;
             if let Event::IntentMade(intent) = &event {

@@ -134,7 +134,12 @@ fn with_another_provider_what_is_open_rests_and_the_rest_goes_there() {
     let mut server = serve(folder.path(), &second, port, &set);
     until(&mut server, "the unsent ones", |server| (server.summary() == [0, 5, 5, 0]).then_some(()));
     assert_eq!(batch(&server, &id(&open))["step"], "observing");
-    assert_eq!(super::bench::cancel(&server, &id(&open), "{}"), (409, "batch_resting".to_owned()));
+    // It can be cancelled all the same, and is once its provider is back.
+    assert_eq!(super::bench::cancel(&server, &id(&open), "{}").0, 200);
+    let (status, answer) = super::bench::cancel(&server, &id(&open), r#"{"then": "end"}"#);
+    assert_eq!((status, answer.as_str()), (409, "already_cancelled"));
+    let rests = batch(&server, &id(&open));
+    assert!(rests["step"] == "observing" && rests["cancel"].is_object(), "{rests}");
     assert!(server.terminate().success());
     // Back at the first it goes on by itself.
     let mut server = serve(folder.path(), &first, port, &set);

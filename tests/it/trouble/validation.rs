@@ -39,3 +39,28 @@ fn a_line_that_is_never_named_is_found_by_halving() {
     let faults = r#"{"batches": [{"fault": "refuse", "containing": "poison", "code": "invalid_json_line"}]}"#;
     only_the_bad_ones_fail(faults, &[], 3, 40);
 }
+
+#[test]
+fn a_line_that_is_refused_for_a_reason_that_nobody_knows_holds_up_no_other_and_waits_alone() {
+    let faults = r#"{"batches": [{"fault": "refuse", "containing": "poison", "code": "something_new"}]}"#;
+    let folder = folder();
+    let port = free_port();
+    let provider = Provider::start(&folder.path().join("provider"), faults, |options| {
+        options.turnaround = std::time::Duration::from_millis(300);
+    });
+    let mut server = serve(folder.path(), &provider, port, &[]);
+    send(
+        &server,
+        "demo",
+        8,
+        |number| if number == 3 { "poison".to_owned() } else { format!("good {number}") },
+    );
+    let parked = until(&mut server, "the bad one alone", |server| {
+        let parked = batches(server).into_iter().find(|batch| batch["step"] == "parked");
+        parked.filter(|_| server.summary() == [0, 1, 7, 0])
+    });
+    assert_eq!(parked["counts"]["members"], 1, "{parked}");
+    assert!(server.terminate().success());
+    assert_once(&provider.runs(), 7);
+    assert_whole(folder.path());
+}

@@ -238,7 +238,13 @@ impl Seed {
             || (),
         );
         let mut run = std::pin::pin!(run);
-        let mut life = Life { shared, clock, calls: calls.clone(), http: nightshift::tls::client_builder().build().unwrap(), url };
+        let mut life = Life {
+            shared,
+            clock,
+            calls: calls.clone(),
+            http: nightshift::tls::client_builder().build().unwrap(),
+            url,
+        };
         let end = tokio::select! {
             biased;
             ended = &mut run => return Err(format!("it left by itself: {ended:?}")),
@@ -260,6 +266,7 @@ impl Seed {
         let surroundings = Surroundings {
             clock: clock.clone(),
             around_provider: Box::new(move |inner| Arc::new(Watched::new(inner, calls))),
+            chunk: self.plan.chunk,
         };
         let started = app::start(&self.settings, surroundings).await;
         started.map_err(|err| format!("it does not start: {err}"))

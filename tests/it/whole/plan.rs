@@ -23,6 +23,8 @@ pub struct Plan {
     /// And those on which the provider says something by itself, or somebody in its name.
     pub messages: usize,
     pub max_requests: usize,
+    /// How many requests a transaction cuts or closes, so that small batches are in several.
+    pub chunk: usize,
 }
 
 const CALLS: [&str; 9] = [
@@ -139,5 +141,6 @@ pub fn plan(seed: u64, dice: &mut Dice) -> Plan {
         cancels: [0, 1, 3][dice.below(3)],
         messages: [0, 2, 10][dice.below(3)],
         max_requests: [5, 20, 1000][dice.below(3)],
+        chunk: [250, 1, 7, 30][(seed % 4) as usize],
     }
 }
