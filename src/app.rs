@@ -193,7 +193,7 @@ pub async fn start(settings: &Settings, surroundings: Surroundings) -> Result<Ap
     };
     disk::make_openable(&data);
     let leaving = data.clone();
-    let store = Store::open(&data, ids.next(), Box::new(move |err| leave(err, &leaving))).await?;
+    let store = Store::open(&data, ids.next(), Arc::new(move |err| leave(err, &leaving))).await?;
     let store = store.with_chunk(chunk);
     let spool = data.join("spool");
     std::fs::create_dir_all(&spool)

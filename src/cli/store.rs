@@ -49,7 +49,7 @@ pub fn run(command: &StoreArgs, settings: &Settings, json: bool) -> Result<(), C
 fn compact(settings: &Settings, json: bool) -> Result<(), CliError> {
     block_on(async {
         let ids = Ids::new(Arc::new(SystemClock::new()));
-        let store = Store::open_existing(data_folder(settings), ids.next(), Box::new(|_| {})).await?;
+        let store = Store::open_existing(data_folder(settings), ids.next(), Arc::new(|_| {})).await?;
         let before = store.reader().size_on_disk();
         store.compact().await?;
         let after = store.reader().size_on_disk();
@@ -66,7 +66,7 @@ fn accept(yes: bool, settings: &Settings, json: bool) -> Result<(), CliError> {
     block_on(async {
         let clock: SharedClock = Arc::new(SystemClock::new());
         let ids = Ids::new(clock.clone());
-        let store = Store::open_existing(data_folder(settings), ids.next(), Box::new(|_| {})).await?;
+        let store = Store::open_existing(data_folder(settings), ids.next(), Arc::new(|_| {})).await?;
         let standing = store.standing().await?;
         output::talk("reading the whole store");
         let report = store.verify().await?;

@@ -50,7 +50,7 @@ pub fn run(command: &Token, settings: &Settings, json: bool) -> Result<(), CliEr
         let clock: SharedClock = Arc::new(SystemClock::new());
         let ids = Ids::new(clock.clone());
         disk::make_openable(data_folder(settings));
-        let store = Store::open(data_folder(settings), ids.next(), Box::new(|_| {})).await?;
+        let store = Store::open(data_folder(settings), ids.next(), Arc::new(|_| {})).await?;
         let (token, role) = match &command.what {
             What::Reset => {
                 let (token, path) = app::new_admin_token(data_folder(settings), &store, &clock, &ids).await?;

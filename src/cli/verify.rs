@@ -21,7 +21,7 @@ pub fn run(settings: &Settings, server: Option<&str>, json: bool) -> Result<(), 
         }
         let ids = Ids::new(Arc::new(SystemClock::new()));
         disk::make_openable(data_folder(settings));
-        match Store::open_existing(data_folder(settings), ids.next(), Box::new(|_| {})).await {
+        match Store::open_existing(data_folder(settings), ids.next(), Arc::new(|_| {})).await {
             Ok(store) => Ok(report_view(&store.verify().await?)),
             Err(StoreError::InUse { path, holder }) => {
                 output::talk(&format!("the store is in use by {holder}, so the server is asked"));

@@ -47,7 +47,7 @@ impl Head {
 }
 
 /// Told once when a commit or a sync failed: nothing more is acknowledged after that.
-pub type OnFatal = Box<dyn Fn(&StoreError) + Send + Sync>;
+pub type OnFatal = Arc<dyn Fn(&StoreError) + Send + Sync>;
 
 type Finish = Box<dyn FnOnce(Option<StoreError>) + Send>;
 type Run = Box<dyn FnOnce(&mut Tx<'_>) -> (bool, Finish) + Send>;
@@ -466,7 +466,7 @@ mod tests {
     #[tokio::test]
     async fn an_operation_that_fails_or_panics_leaves_no_trace_and_disturbs_no_other() {
         let engine = Arc::new(Engine::memory());
-        let committer = Committer::start(engine.clone(), Box::new(|_| {}), None).unwrap();
+        let committer = Committer::start(engine.clone(), Arc::new(|_| {}), None).unwrap();
         let bad = committer.commit(1, |tx| {
             tx.put(Tree::Meta, b"bad".to_vec(), b"x".to_vec());
             Err::<(), _>(StoreError::Broken("no".to_owned()))

@@ -5,6 +5,7 @@ mod compaction;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::RwLock;
 
@@ -12,6 +13,7 @@ use sled::transaction::{ConflictableTransactionError, TransactionError};
 use sled::{IVec, Transactional};
 
 use super::StoreError;
+use super::committer::OnFatal;
 use super::keys::Tree;
 use super::lock::FolderLock;
 use super::sums::{self, Print, Sums};
@@ -31,6 +33,8 @@ pub type Entry = (Vec<u8>, Vec<u8>);
 /// early: neither a power cut nor a kill may find one. A page has 20 values at most, each of at most
 /// [`VALUE_BYTES_MAX`](super::codec::VALUE_BYTES_MAX), so none is that large.
 const SEGMENT_BYTES: usize = 8 << 20;
+/// So much of a file is read at once before the database opens it, in bytes.
+const READ_BYTES: usize = 1 << 20;
 /// How long a thread of sled's may still hold its lock.
 const UNLOCKED_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
 /// A change as sled gets it: the key, and the sealed value or none.
@@ -62,6 +66,8 @@ pub struct OnDisk {
     /// None after an exchange that failed half-way: the process must leave.
     open: RwLock<Option<SledEngine>>,
     dir: PathBuf,
+    /// Told where it cannot be read.
+    on_fatal: Option<OnFatal>,
     /// Held as long as anybody can touch the files: dropped after the database.
     _lock: FolderLock,
 }
@@ -81,7 +87,15 @@ impl Engine {
             make(dir)?;
         }
         let open = RwLock::new(Some(SledEngine::open(dir)?));
-        Ok(Self::Sled(OnDisk { open, dir: dir.to_owned(), _lock: lock }))
+        Ok(Self::Sled(OnDisk { open, dir: dir.to_owned(), on_fatal: None, _lock: lock }))
+    }
+
+    /// Whom to tell of an error of the disk that a read meets: no write may follow that would find it.
+    pub fn tell(&mut self, on_fatal: OnFatal) {
+        match self {
+            Self::Sled(disk) => disk.on_fatal = Some(on_fatal),
+            Self::Memory(_) => {}
+        }
     }
 
     /// An empty store in memory.
@@ -102,7 +116,7 @@ impl Engine {
 
     pub fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         match self {
-            Self::Sled(disk) => disk.with(|sled| match sled.tree(tree).get(key).map_err(StoreError::io)? {
+            Self::Sled(disk) => disk.read(|sled| match sled.tree(tree).get(key).map_err(StoreError::io)? {
                 Some(sealed) => Ok(Some(unseal(tree, key, &sealed)?.to_vec())),
                 None => Ok(None),
             }),
@@ -123,7 +137,7 @@ impl Engine {
     ) -> Result<Vec<Entry>, StoreError> {
         match self {
             Self::Sled(disk) => {
-                disk.with(|sled| collect(tree, range(sled.tree(tree), from, end).take(limit)))
+                disk.read(|sled| collect(tree, range(sled.tree(tree), from, end).take(limit)))
             }
             Self::Memory(trees) => Ok(with_memory(trees, tree, |tree| {
                 memory_range(tree, from, end).take(limit).map(|(k, v)| (k.clone(), v.clone())).collect()
@@ -141,7 +155,7 @@ impl Engine {
     ) -> Result<Vec<Entry>, StoreError> {
         match self {
             Self::Sled(disk) => {
-                disk.with(|sled| collect(tree, range(sled.tree(tree), from, end).rev().take(limit)))
+                disk.read(|sled| collect(tree, range(sled.tree(tree), from, end).rev().take(limit)))
             }
             Self::Memory(trees) => Ok(with_memory(trees, tree, |tree| {
                 memory_range(tree, from, end).rev().take(limit).map(|(k, v)| (k.clone(), v.clone())).collect()
@@ -152,7 +166,7 @@ impl Engine {
     /// At most `limit` entries from `from` on as they lie there, damaged ones too.
     pub fn look(&self, tree: Tree, from: &[u8], limit: usize) -> Result<Vec<Found>, StoreError> {
         match self {
-            Self::Sled(disk) => disk.with(|sled| {
+            Self::Sled(disk) => disk.read(|sled| {
                 range(sled.tree(tree), from, None)
                     .take(limit)
                     .map(|entry| {
@@ -271,6 +285,17 @@ impl Engine {
 }
 
 impl OnDisk {
+    /// A read. Where the disk fails, the handle is dead, and the process has to leave.
+    fn read<T>(&self, run: impl FnOnce(&SledEngine) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let read = self.with(run);
+        if let (Err(err @ (StoreError::Io(_) | StoreError::Full(_))), Some(on_fatal)) =
+            (&read, &self.on_fatal)
+        {
+            on_fatal(err);
+        }
+        read
+    }
+
     fn with<T>(&self, run: impl FnOnce(&SledEngine) -> Result<T, StoreError>) -> Result<T, StoreError> {
         match &*self.open.read().unwrap_or_else(std::sync::PoisonError::into_inner) {
             Some(sled) => run(sled),
@@ -282,6 +307,7 @@ impl OnDisk {
 impl SledEngine {
     fn open(dir: &Path) -> Result<Self, StoreError> {
         remove_half_made_snapshots(dir)?;
+        read_through(dir)?;
         let (db, trees) = open_database(dir)?;
         let file = File::open(dir.join("db")).map_err(|err| StoreError::folder(dir, err))?;
         sync(dir, &file)?;
@@ -512,6 +538,27 @@ fn remove_half_made_snapshots(dir: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Reads every file of the database once. To sled a read that fails while it opens is a torn end, and it clears what
+/// lies behind: a disk with a bad moment would lose what was acknowledged. So the disk has to show all of it first; what
+/// sled reads then is in the machine's memory already.
+fn read_through(dir: &Path) -> Result<(), StoreError> {
+    let read = |path: &Path| -> std::io::Result<()> {
+        if path.is_file() {
+            let (mut file, mut buffer) = (File::open(path)?, vec![0; READ_BYTES]);
+            while file.read(&mut buffer)? > 0 {}
+        }
+        Ok(())
+    };
+    for entry in std::fs::read_dir(dir).map_err(|err| StoreError::folder(dir, err))? {
+        let path = entry.map_err(|err| StoreError::folder(dir, err))?.path();
+        read(&path).map_err(|err| match err.kind() {
+            std::io::ErrorKind::PermissionDenied => StoreError::folder(&path, err),
+            _ => StoreError::Io(format!("{} cannot be read: {err}. Nothing was changed", path.display())),
+        })?;
+    }
+    Ok(())
+}
+
 /// The segment size of the store in `dir`: it is fixed when a store is made.
 fn segment_bytes(dir: &Path) -> usize {
     let made_with = std::fs::read_to_string(dir.join("conf")).ok().and_then(|conf| {
@@ -523,6 +570,24 @@ fn segment_bytes(dir: &Path) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_leaves_is_told_of_a_read_that_fails_and_of_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = FolderLock::take(folder.path()).unwrap();
+        let mut engine = Engine::open(&folder.path().join("store"), lock).unwrap();
+        let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let telling = told.clone();
+        engine.tell(std::sync::Arc::new(move |err| telling.lock().unwrap().push(err.to_string())));
+        let Engine::Sled(disk) = &engine else { panic!("it is on disk") };
+        for err in [StoreError::Stopped, StoreError::Broken("a bug".to_owned())] {
+            assert!(disk.read(|_| Err::<(), _>(err)).is_err());
+        }
+        assert!(disk.with(|_| Err::<(), _>(StoreError::Io("a write".to_owned()))).is_err());
+        assert_eq!(*told.lock().unwrap(), [""; 0]);
+        assert!(disk.read(|_| Err::<(), _>(StoreError::Io("a bad sector".to_owned()))).is_err());
+        assert!(told.lock().unwrap().concat().contains("a bad sector"));
+    }
 
     #[test]
     fn no_page_is_so_large_that_it_becomes_a_file_that_is_never_synced() {

@@ -249,7 +249,9 @@ impl Store {
     pub async fn open(data: &Path, new_instance: Uuid, on_fatal: OnFatal) -> Result<Self, StoreError> {
         let lock = FolderLock::take(data)?;
         let folder = data.join("store");
-        let engine = Arc::new(Engine::open(&folder, lock)?);
+        let mut engine = Engine::open(&folder, lock)?;
+        engine.tell(on_fatal.clone());
+        let engine = Arc::new(engine);
         let committer = Committer::start(engine.clone(), on_fatal, Some(data))?;
         Self::with(committer, StoreReader { engine }, new_instance).await
     }

@@ -294,7 +294,7 @@ async fn a_check_beside_writes_raises_no_alarm_and_still_finds_what_is_wrong() {
 }
 
 fn open(folder: &Path) -> impl Future<Output = Result<Store, StoreError>> {
-    Store::open(folder, uuid::Uuid::nil(), Box::new(|_| {}))
+    Store::open(folder, uuid::Uuid::nil(), std::sync::Arc::new(|_| {}))
 }
 
 /// Closes a store and waits until its thread has let go of the files.
@@ -540,7 +540,7 @@ async fn records_are_written_in_the_bytes_that_were_agreed() {
 #[tokio::test]
 async fn a_compaction_that_finds_the_store_damaged_puts_it_in_doubt() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path(), uuid::Uuid::nil(), Box::new(|_| {})).await.unwrap();
+    let store = Store::open(folder.path(), uuid::Uuid::nil(), std::sync::Arc::new(|_| {})).await.unwrap();
     store.compact().await.unwrap();
     assert_eq!(store.doubt(), None);
     // An entry that nobody has stored by the book.

@@ -66,7 +66,7 @@ fn lines(from: usize, count: usize) -> String {
 fn steps_in_store(data: &std::path::Path) -> Vec<&'static str> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let steps = runtime.block_on(async {
-        let store = Store::open(data, uuid::Uuid::nil(), Box::new(|_| {})).await.unwrap();
+        let store = Store::open(data, uuid::Uuid::nil(), std::sync::Arc::new(|_| {})).await.unwrap();
         // An ordinary kill never puts the store in doubt.
         assert!(store.check().await.unwrap().is_whole());
         assert_eq!(store.doubt(), None);

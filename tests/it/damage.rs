@@ -162,7 +162,7 @@ fn digest(store: &Store) -> Result<String, StoreError> {
 }
 
 async fn open(folder: &Path) -> Result<Store, StoreError> {
-    Store::open(folder, uuid::Uuid::nil(), Box::new(|_| {})).await
+    Store::open(folder, uuid::Uuid::nil(), std::sync::Arc::new(|_| {})).await
 }
 
 /// Opens the store and fills it once more, and closes it in order.

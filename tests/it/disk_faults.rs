@@ -157,6 +157,24 @@ fn a_write_of_the_store_without_room_ends_the_process_and_nothing_acknowledged_i
 }
 
 #[test]
+fn a_read_or_write_of_the_store_that_fails_ends_the_process_and_nothing_acknowledged_is_missing() {
+    let mut tried = Tried::new();
+    let db = tried.folder.path().join("data/store/db");
+    // All of it is read before sled does, to which a failing read is a torn end.
+    for nth in [1, 2, 4] {
+        let left = tried.left;
+        tried.with(&inject_at(&db, "read,pread64", &format!("error=EIO:when={nth}+")));
+        assert_eq!(tried.left, left + 1, "{nth}");
+    }
+    for nth in positions(&[1, 2, 4, 7], 40) {
+        tried.with(&inject_at(&db, "pwrite64", &format!("error=EIO:when={nth}")));
+    }
+    println!("left with 74: {}, went on: {}", tried.left, tried.went_on);
+    assert!(tried.left >= 6, "only {} of the faults were met", tried.left);
+    tried.end();
+}
+
+#[test]
 fn an_anchor_without_room_sends_nothing_and_ends_nothing() {
     let mut tried = Tried::new();
     let part = tried.folder.path().join("data/ANCHOR.part");

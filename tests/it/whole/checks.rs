@@ -15,7 +15,8 @@ pub fn all(seed: &Seed) -> Result<(), String> {
     until_it_is_free(&seed.data());
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let store = Store::open(&seed.data(), uuid::Uuid::nil(), Box::new(|_| {})).await.map_err(text)?;
+        let store =
+            Store::open(&seed.data(), uuid::Uuid::nil(), std::sync::Arc::new(|_| {})).await.map_err(text)?;
         let report = store.check().await.map_err(text)?;
         if let Some(violation) = report.violations.first() {
             return Err(format!("invariant {} of the store: {}", violation.invariant, violation.what));
