@@ -42,8 +42,10 @@ fn http() -> &'static (tokio::runtime::Runtime, reqwest::Client) {
     HTTP.get_or_init(|| {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let client =
-            nightshift::tls::client_builder().no_proxy().timeout(Duration::from_secs(20)).pool_max_idle_per_host(0);
+        let client = nightshift::tls::client_builder()
+            .no_proxy()
+            .timeout(Duration::from_secs(20))
+            .pool_max_idle_per_host(0);
         (runtime, client.build().unwrap())
     })
 }

@@ -238,7 +238,13 @@ impl Seed {
             || (),
         );
         let mut run = std::pin::pin!(run);
-        let mut life = Life { shared, clock, calls: calls.clone(), http: nightshift::tls::client_builder().build().unwrap(), url };
+        let mut life = Life {
+            shared,
+            clock,
+            calls: calls.clone(),
+            http: nightshift::tls::client_builder().build().unwrap(),
+            url,
+        };
         let end = tokio::select! {
             biased;
             ended = &mut run => return Err(format!("it left by itself: {ended:?}")),
