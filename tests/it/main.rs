@@ -36,6 +36,7 @@ mod process;
 mod properties;
 mod results;
 mod retention;
+mod running;
 mod sdk;
 mod service;
 mod simulation;
