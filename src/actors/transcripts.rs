@@ -1,7 +1,8 @@
 //! Fetches the transcripts that exports name by their addresses: what is due in the store, a few from each host at
-//! the same time, so that one slow host or one missing file holds up nothing else.
+//! the same time, so that one slow host or one missing file holds up nothing else. The company that has least under way
+//! goes first, so that one's dead addresses do not hold up another's good ones, not even on the same host.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::domain::source::{self, Fetch, FetchState, SourceId, Validators};
 use crate::fetch::{FetchError, Fetched, Get, Limits, Url};
 use crate::import::transcript;
 use crate::panics;
-use crate::store::FetchFailed;
+use crate::store::{Behind, Breadth, FetchFailed, Lane};
 
 /// How often the store is asked for what is due.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -26,8 +27,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const ALL_MAX: usize = 16;
 /// How many from one host.
 const HOST_MAX: usize = 4;
-/// How many hosts a look takes in; the next one goes on behind them.
-const HOSTS_A_LOOK: usize = 64;
+/// How much a look takes in; the next one goes on behind it. What is under way is still listed: as many again may begin.
+const A_LOOK: Breadth = Breadth { companies: 8, hosts: 8, each: 2 * HOST_MAX };
 
 /// Bounds of what is fetched.
 #[derive(Debug, Clone, Copy)]
@@ -61,20 +62,26 @@ struct Way {
     company: CompanyId,
 }
 
+impl Way {
+    fn of(fetch: &Fetch) -> Self {
+        Self { source: fetch.at.source, host: fetch.at.host, company: fetch.company.clone() }
+    }
+}
+
 /// Fetches transcripts.
 pub struct Transcripts {
     intake: Addr<Intake>,
     shared: Arc<Shared>,
     under_way: HashMap<SessionId, Way>,
     looking: bool,
-    /// The host behind which the next look begins.
-    after: Option<[u8; 8]>,
+    /// Behind whom the next look begins.
+    behind: Behind,
 }
 
 impl Transcripts {
     /// One for all sources.
     pub fn new(intake: Addr<Intake>, shared: Arc<Shared>) -> Self {
-        Self { intake, shared, under_way: HashMap::new(), looking: false, after: None }
+        Self { intake, shared, under_way: HashMap::new(), looking: false, behind: Behind::default() }
     }
 
     /// Starts what is due and has a place.
@@ -84,54 +91,82 @@ impl Transcripts {
             return;
         }
         self.looking = true;
-        let (reader, now, after) = (self.shared.reader.clone(), self.shared.clock.now(), self.after);
-        // Those under way are still listed: as many again may begin.
-        let due = blocking(move || reader.fetches_due(now, after, HOSTS_A_LOOK, 2 * HOST_MAX));
+        let (reader, now, behind) =
+            (self.shared.reader.clone(), self.shared.clock.now(), self.behind.clone());
+        let due = blocking(move || reader.fetches_due(now, &behind, A_LOOK));
         ctx.spawn(due.into_actor(self).map(|due, this, ctx| {
             this.looking = false;
             match due {
-                Ok((due, after)) => {
-                    this.after = after;
-                    for (session, fetch) in due {
-                        let host = fetch.at.host;
-                        this.start(session, fetch, ctx);
-                        if this.under_way.len() >= ALL_MAX {
-                            // The next look goes on behind it, or a few slow hosts would have every place for ever.
-                            this.after = Some(host);
-                            break;
-                        }
-                    }
-                }
+                Ok(lanes) => this.start_in_turn(lanes, ctx),
                 Err(err) => tracing::error!(error = %err, "the transcripts that are due could not be read"),
             }
         }));
     }
 
-    fn start(&mut self, session: SessionId, fetch: Fetch, ctx: &mut Context<Self>) {
-        let host = fetch.at.host;
-        let of_host = self.under_way.values().filter(|other| other.host == host).count();
-        let way = Way { source: fetch.at.source, host, company: fetch.company.clone() };
-        let of_company = self.under_way.values().filter(|other| other.company == way.company).count();
+    /// Starts what has a place, one after the other.
+    fn start_in_turn(&mut self, mut lanes: Vec<Lane>, ctx: &mut Context<Self>) {
+        let mut begun = BTreeSet::new();
+        while let Some((lane, place)) = self.next(&lanes) {
+            let Some(due) = lanes.get_mut(lane).map(|lane| &mut lane.due) else { break };
+            let (session, fetch) = due.remove(place);
+            begun.insert(lane);
+            self.start(session, fetch, ctx);
+        }
+        // Where there was a place, nothing of the others was to begin: the next look goes on behind all of these.
+        if self.under_way.len() < ALL_MAX {
+            lanes.iter().for_each(|lane| self.go_on_behind(lane));
+        }
+        // Else behind what began, or a few slow hosts would have every place for ever.
+        begun.into_iter().filter_map(|lane| lanes.get(lane)).for_each(|lane| self.go_on_behind(lane));
+    }
+
+    fn go_on_behind(&mut self, lane: &Lane) {
+        self.behind.company = Some(lane.company.clone());
+        self.behind.hosts.insert(lane.company.clone(), lane.host);
+    }
+
+    /// Whose turn it is, and with which of those that are due. A host's next place is for the company that has least
+    /// there, and of these companies the one goes first that has least in all.
+    fn next(&self, lanes: &[Lane]) -> Option<(usize, usize)> {
+        let mut by_host: BTreeMap<_, (usize, usize, usize, usize)> = BTreeMap::new();
+        for (at, lane) in lanes.iter().enumerate() {
+            let may_start = |(session, fetch): &(SessionId, Fetch)| self.may_start(*session, fetch);
+            let Some(place) = lane.due.iter().position(may_start) else { continue };
+            let here = self.under_way(|way| way.company == lane.company && way.host == lane.host);
+            let turn = (here, self.under_way(|way| way.company == lane.company), at, place);
+            by_host.entry(lane.host).and_modify(|first| *first = turn.min(*first)).or_insert(turn);
+        }
+        let first = by_host.into_values().min_by_key(|(here, all, at, _)| (*all, *here, *at));
+        first.map(|(_, _, at, place)| (at, place))
+    }
+
+    /// How many are under way of those that are `like` this.
+    fn under_way(&self, like: impl Fn(&Way) -> bool) -> usize {
+        self.under_way.values().filter(|way| like(way)).count()
+    }
+
+    fn source(&self, fetch: &Fetch) -> Option<&Arc<Source>> {
+        let is_its = |source: &&Arc<Source>| source.id == fetch.at.source && source.company == fetch.company;
+        self.shared.sources.iter().find(is_its)
+    }
+
+    fn may_start(&self, session: SessionId, fetch: &Fetch) -> bool {
+        let way = Way::of(fetch);
         // However many slow hosts one company's exports name, some places are for the others.
         let shared_with = self.shared.sources.iter().any(|source| source.company != way.company);
         let of_company_max = if shared_with { ALL_MAX - HOST_MAX } else { ALL_MAX };
-        let of_way = self.under_way.values().filter(|other| **other == way).count();
-        let source = self
-            .shared
-            .sources
-            .iter()
-            .find(|source| source.id == fetch.at.source && source.company == fetch.company);
-        let of_way_max = source.map_or(HOST_MAX, |source| source.transcript_concurrency);
-        if self.under_way.len() >= ALL_MAX
-            || of_host >= HOST_MAX
-            || of_way >= of_way_max
-            || of_company >= of_company_max
-            || self.under_way.contains_key(&session)
-        {
-            return;
-        }
-        self.under_way.insert(session, way);
-        let (shared, intake, source) = (self.shared.clone(), self.intake.clone(), source.cloned());
+        let of_way_max = || self.source(fetch).map_or(HOST_MAX, |source| source.transcript_concurrency);
+        self.under_way.len() < ALL_MAX
+            && self.under_way(|other| other.host == way.host) < HOST_MAX
+            && self.under_way(|other| other.company == way.company) < of_company_max
+            && self.under_way(|other| *other == way) < of_way_max()
+            && !self.under_way.contains_key(&session)
+    }
+
+    fn start(&mut self, session: SessionId, fetch: Fetch, ctx: &mut Context<Self>) {
+        self.under_way.insert(session, Way::of(&fetch));
+        let source = self.source(&fetch).cloned();
+        let (shared, intake) = (self.shared.clone(), self.intake.clone());
         let work =
             async move { panics::caught(bring(&shared, &intake, session, fetch, source.as_deref())).await };
         ctx.spawn(work.into_actor(self).map(move |stored, this, ctx| {

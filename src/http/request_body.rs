@@ -13,6 +13,12 @@ use crate::domain::request::Endpoint;
 const MODEL_CHARS_MAX: usize = 128;
 /// Readers of JSON give up at 128, and the line is one deeper than its body.
 const DEPTH_MAX: usize = 100;
+/// Inputs of an embeddings request. The provider takes 2,048, but one line must bring all their vectors home.
+const INPUTS_MAX: usize = 1024;
+/// Tokens of one input, and of all inputs of a request. Only lists of tokens are counted: a text is what its model makes
+/// of it.
+const INPUT_TOKENS_MAX: usize = 8192;
+const TOKENS_MAX: usize = 300_000;
 
 #[derive(serde::Deserialize)]
 struct BodyPeek<'a> {
@@ -90,11 +96,11 @@ fn is_text(value: &RawValue) -> bool {
     value.get().starts_with('"') && value.get() != "\"\""
 }
 
-/// A list of numbers: one input in tokens.
-fn is_tokens(value: &RawValue) -> bool {
-    entries(value).is_some_and(|tokens| {
-        !tokens.is_empty() && tokens.iter().all(|token| token.get().bytes().all(|byte| byte.is_ascii_digit()))
-    })
+/// How many tokens an input has that is a list of numbers; none where it is something else.
+fn tokens(value: &RawValue) -> Option<usize> {
+    let tokens = entries(value).filter(|tokens| !tokens.is_empty())?;
+    let is_number = |token: &&RawValue| token.get().bytes().all(|byte| byte.is_ascii_digit());
+    tokens.iter().all(is_number).then_some(tokens.len())
 }
 
 /// A body that no provider refuses for its shape.
@@ -165,19 +171,37 @@ pub fn check(endpoint: Endpoint, body: &RawValue) -> Result<Checked, LineError> 
 fn count_inputs(input: Option<&RawValue>) -> Result<u32, LineError> {
     let invalid = |detail: String| wrong("invalid_request", detail);
     let Some(input) = input else { return Err(invalid("body.input is missing".to_owned())) };
-    if is_text(input) || is_tokens(input) {
+    let too_long = |place: &str, count: usize| {
+        let tokens = format!("{place} has {count} tokens, and one input may have {INPUT_TOKENS_MAX}");
+        invalid(format!("{tokens}: split it into several inputs"))
+    };
+    if is_text(input) {
         return Ok(1);
     }
-    match entries(input) {
-        // The provider takes 2,048, but one line must bring all their vectors home.
-        Some(items) if (1..=1024).contains(&items.len()) => {
-            if let Some(at) = items.iter().position(|item| !is_text(item) && !is_tokens(item)) {
+    if let Some(count) = tokens(input) {
+        return if count > INPUT_TOKENS_MAX { Err(too_long("body.input", count)) } else { Ok(1) };
+    }
+    let Some(items) = entries(input).filter(|items| (1..=INPUTS_MAX).contains(&items.len())) else {
+        return Err(invalid("body.input must be a text or a list of 1 to 1,024 inputs".to_owned()));
+    };
+    let mut all = 0;
+    for (at, item) in items.iter().enumerate() {
+        match tokens(item) {
+            Some(count) if count > INPUT_TOKENS_MAX => {
+                return Err(too_long(&format!("body.input[{at}]"), count));
+            }
+            Some(count) => all += count,
+            None if is_text(item) => {}
+            None => {
                 return Err(invalid(format!("body.input[{at}] must be a text, or tokens, and not empty")));
             }
-            Ok(u32::try_from(items.len()).unwrap_or(u32::MAX))
         }
-        Some(_) | None => Err(invalid("body.input must be a text or a list of 1 to 1,024 inputs".to_owned())),
     }
+    if all > TOKENS_MAX {
+        let tokens = format!("body.input has {all} tokens in all, and a request may have {TOKENS_MAX}");
+        return Err(invalid(format!("{tokens}: send its inputs as several requests")));
+    }
+    Ok(u32::try_from(items.len()).unwrap_or(u32::MAX))
 }
 
 impl BodyPeek<'_> {

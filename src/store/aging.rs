@@ -166,12 +166,13 @@ fn remove_request(
     Ok(())
 }
 
-/// Removes a request, and has the provider's files deleted that have something of it: an erasure that comes later does not
-/// know any more which those are.
+/// Removes a request, and has the provider's files deleted that have something of it. An erasure that comes later has to
+/// see that they are gone.
 fn remove(tx: &mut Tx<'_>, request: Request, now: Timestamp) -> Result<(), StoreError> {
     for batch in erasing::batches_that_had(tx, &request)? {
         if let Some(batch) = tx.read::<Batch>(Tree::Batches, batch.as_bytes())? {
             batches::delete_files(tx, &batch)?;
+            erasing::note_aged(tx, &request, batch.id);
         }
     }
     requests::remove(tx, request, now)

@@ -551,9 +551,11 @@ fn read_through(dir: &Path) -> Result<(), StoreError> {
     };
     for entry in std::fs::read_dir(dir).map_err(|err| StoreError::folder(dir, err))? {
         let path = entry.map_err(|err| StoreError::folder(dir, err))?.path();
-        read(&path).map_err(|err| match err.kind() {
-            std::io::ErrorKind::PermissionDenied => StoreError::folder(&path, err),
-            _ => StoreError::Io(format!("{} cannot be read: {err}. Nothing was changed", path.display())),
+        read(&path).map_err(|err| {
+            if err.kind() == std::io::ErrorKind::PermissionDenied {
+                return StoreError::folder(&path, err);
+            }
+            StoreError::Io(format!("{} cannot be read: {err}. Nothing was changed", path.display()))
         })?;
     }
     Ok(())

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::batches::Fate;
+use super::engine::Engine;
 use super::keys::{self, Key, Tree};
 use super::tx::Tx;
 use super::{
@@ -19,7 +20,7 @@ use crate::domain::batch::Batch;
 use crate::domain::company::Company;
 use crate::domain::erasure::{Erasure, ErasureState, Subject};
 use crate::domain::id::{BatchId, CompanyId, ErasureId, RequestId, SessionId, Timestamp};
-use crate::domain::request::{Request, RequestStatus};
+use crate::domain::request::{Request, RequestStatus, Source};
 use crate::domain::session::Session;
 
 /// Requests that one transaction removes: each has index entries, texts and a batch to be told.
@@ -28,6 +29,8 @@ const REQUESTS: usize = 50;
 const SESSIONS: usize = 10;
 /// Client keys that one transaction removes.
 const CLIENT_KEYS: usize = 250;
+/// Batches whose files one transaction has deleted because of what was removed for its age.
+const AGED_BATCHES: usize = 100;
 
 /// Answers of one request that are looked for; it has one for each time that it was run.
 const BOOKINGS: usize = 250;
@@ -102,7 +105,9 @@ impl Store {
             .commit(CLIENT_KEYS, move |tx| {
                 let mut erasure = load(tx, id)?;
                 let chunk = match erasure.subject.clone() {
-                    Subject::Session { session, .. } => session_chunk(tx, &mut erasure, session, now)?,
+                    Subject::Session { company, session, .. } => {
+                        session_chunk(tx, &mut erasure, &company, session, now)?
+                    }
                     Subject::Company(company) => company_chunk(tx, &mut erasure, &company, now)?,
                 };
                 if chunk.moved {
@@ -199,6 +204,7 @@ fn known(tx: &Tx<'_>, tombstone: &[u8]) -> Result<Option<Erasure>, StoreError> {
 fn session_chunk(
     tx: &mut Tx<'_>,
     erasure: &mut Erasure,
+    company: &CompanyId,
     id: SessionId,
     now: Timestamp,
 ) -> Result<ErasedChunk, StoreError> {
@@ -208,6 +214,10 @@ fn session_chunk(
         remove_request(tx, erasure, key, &mut chunk, now)?;
     }
     if !found.is_empty() {
+        return Ok(chunk);
+    }
+    if take_over_aged(tx, erasure.id, &aged_of(company, id))? {
+        chunk.moved = true;
         return Ok(chunk);
     }
     // Its last request may have ended before it was gone, and so may have left it behind.
@@ -247,6 +257,7 @@ fn company_chunk(
     }
     if client_keys::forget_keys_of(tx, company, CLIENT_KEYS, now)? > 0
         || webhooks::remove_of(tx, company, now)?
+        || take_over_aged(tx, erasure.id, &prefix)?
     {
         chunk.moved = true;
         return Ok(chunk);
@@ -325,6 +336,43 @@ pub(super) fn batches_that_had(tx: &Tx<'_>, request: &Request) -> Result<BTreeSe
         batches.extend(tx.read::<BatchId>(Tree::ProviderBatches, provider_batch)?);
     }
     Ok(batches)
+}
+
+/// Stands for a session where a request had none.
+const NO_SESSION: SessionId = SessionId::from_bytes([0; 16]);
+
+fn aged_of(company: &CompanyId, session: SessionId) -> Vec<u8> {
+    Key::new().company(company).bytes(session.as_bytes()).done()
+}
+
+/// Notes that the files of a batch have something of a request that is removed for its age: that they are deleted is
+/// only asked for, and an erasure has to know it.
+pub(super) fn note_aged(tx: &mut Tx<'_>, request: &Request, batch: BatchId) {
+    let session = match request.source {
+        Source::Session { session, .. } => session,
+        Source::Generic { .. } => NO_SESSION,
+    };
+    let of = aged_of(&request.group.company, session);
+    tx.put(Tree::AgedBatches, Key::new().bytes(&of).bytes(batch.as_bytes()).done(), Vec::new());
+}
+
+/// Has an erasure see to files that had something of what was removed for its age before; whether there were any.
+fn take_over_aged(tx: &mut Tx<'_>, erasure: ErasureId, prefix: &[u8]) -> Result<bool, StoreError> {
+    let found = tx.scan_prefix(Tree::AgedBatches, prefix, AGED_BATCHES)?;
+    for (key, _) in &found {
+        let batch = keys::batch_at_end(key)
+            .ok_or_else(|| StoreError::Codec("the key of a batch is too short".to_owned()))?;
+        tx.put(Tree::Erasing, of_batch(erasure, batch), Vec::new());
+        tx.remove(Tree::AgedBatches, key.clone());
+    }
+    Ok(!found.is_empty())
+}
+
+/// What had files is a batch that is there.
+pub(super) fn verify_aged(engine: &Engine, key: &[u8]) -> Result<Option<String>, StoreError> {
+    let batch = keys::batch_at_end(key).map(|id| engine.get(Tree::Batches, id.as_bytes())).transpose()?;
+    let is_there = batch.flatten().is_some();
+    Ok((!is_there).then(|| "something was removed of a batch that is not there".to_owned()))
 }
 
 fn of_batch(erasure: ErasureId, batch: BatchId) -> Vec<u8> {
@@ -429,7 +477,7 @@ mod tests {
 
     use super::*;
     use crate::domain::id::{EventId, WebhookId};
-    use crate::domain::request::{Endpoint, Group, Source};
+    use crate::domain::request::{Endpoint, Group};
     use crate::domain::session::SessionFacts;
     use crate::domain::source::{ReadOutcome, SourceId, TranscriptAt};
     use crate::domain::webhook::EventKind;

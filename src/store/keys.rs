@@ -106,7 +106,7 @@ trees! {
     Sources = "sources",
     /// session → the fetching of its transcript
     Fetches = "fetches",
-    /// host, due time, session → nothing
+    /// company, host, due time, session → nothing
     FetchesDue = "fetches_due",
     /// company or nothing, key → the hash of the token
     TokenIds = "token_ids",
@@ -124,6 +124,8 @@ trees! {
     Anomalies = "anomalies",
     /// batch, kind, word → how often
     Endings = "endings",
+    /// company, session or zeros, batch → nothing: its files had what was removed for its age
+    AgedBatches = "aged_batches",
 }
 
 /// Builds a key piece by piece.
@@ -254,6 +256,11 @@ pub fn request_at_end(key: &[u8]) -> Option<RequestId> {
 /// The batch id at the start of a key.
 pub fn batch_at_start(key: &[u8]) -> Option<BatchId> {
     Some(BatchId::from_bytes(*key.first_chunk::<16>()?))
+}
+
+/// The batch id at the end of a key.
+pub fn batch_at_end(key: &[u8]) -> Option<BatchId> {
+    Some(BatchId::from_bytes(*key.last_chunk::<16>()?))
 }
 
 /// The session id at the end of a key.

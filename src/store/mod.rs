@@ -49,7 +49,7 @@ pub use intents::{NotedIntent, WATCHED_FOR};
 pub use lists::{LOOKED_AT_MAX, RequestsOf, SessionFound, SessionsOf};
 pub use requests::{Accepted, GROUPS_OF_ONE_MAX, NewRequest, RequestFilter, Requeued};
 pub use sessions::{Content, SessionIn, SessionTaken};
-pub use sources::{Due, FetchFailed, Reading, TranscriptIn};
+pub use sources::{Behind, Breadth, FetchFailed, Lane, Reading, TranscriptIn};
 pub use tokens::{Role, StoredToken, TokenError};
 pub use verify::{Report, Violation};
 pub use webhooks::{WebhookChange, WebhookMade};

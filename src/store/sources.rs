@@ -1,8 +1,9 @@
 //! Exports that are read again and again, and the transcripts that are fetched for them.
 //!
-//! A session has at most one transcript that is fetched. While it is to be tried, `fetches_due` lists it by host and
-//! time, so that a host with many due ones hides no other.
+//! A session has at most one transcript that is fetched. While it is to be tried, `fetches_due` lists it by company, host
+//! and time, so that neither a company nor a host with many due ones hides another.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::engine::Engine;
@@ -190,14 +191,14 @@ fn put(tx: &mut Tx<'_>, session: SessionId, next: Option<Fetch>) -> Result<(), S
     let before: Option<Fetch> = tx.read(Tree::Fetches, session.as_bytes())?;
     if let Some(before) = &before {
         if let Some(due) = before.due {
-            tx.remove(Tree::FetchesDue, due_key(&before.at, due, session));
+            tx.remove(Tree::FetchesDue, due_key(before, due, session));
         }
         count(tx, before, false)?;
     }
     match next {
         Some(next) => {
             if let Some(due) = next.due {
-                tx.put(Tree::FetchesDue, due_key(&next.at, due, session), Vec::new());
+                tx.put(Tree::FetchesDue, due_key(&next, due, session), Vec::new());
             }
             count(tx, &next, true)?;
             tx.write(Tree::Fetches, session.as_bytes().to_vec(), &next)
@@ -230,12 +231,55 @@ fn source_key(company: &CompanyId, source: SourceId) -> Vec<u8> {
     Key::new().company(company).bytes(source.as_bytes()).done()
 }
 
-fn due_key(at: &TranscriptAt, due: Timestamp, session: SessionId) -> Vec<u8> {
-    Key::new().bytes(&at.host).time(due).bytes(session.as_bytes()).done()
+fn due_key(fetch: &Fetch, due: Timestamp, session: SessionId) -> Vec<u8> {
+    let key = Key::new().company(&fetch.company).bytes(&fetch.at.host);
+    key.time(due).bytes(session.as_bytes()).done()
 }
 
-/// What is due, and from which host the next look goes on; none when all hosts were looked at.
-pub type Due = (Vec<(SessionId, Fetch)>, Option<[u8; 8]>);
+/// The part of a key of `fetches_due` that says whose it is.
+fn company_of(key: &[u8]) -> Option<&[u8]> {
+    let (_, rest) = keys::text_at_start(key)?;
+    key.get(..key.len() - rest.len())
+}
+
+/// The part that says whose it is and to which host it goes.
+fn lane_of(key: &[u8]) -> Option<&[u8]> {
+    key.get(..company_of(key)?.len() + HOST_BYTES)
+}
+
+/// Bytes of what stands for a host.
+const HOST_BYTES: usize = 8;
+
+/// What a company has due at one host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lane {
+    /// Whose.
+    pub company: CompanyId,
+    /// To which host it goes.
+    pub host: [u8; HOST_BYTES],
+    /// In the order of its times; nothing where all of it has to wait.
+    pub due: Vec<(SessionId, Fetch)>,
+}
+
+/// Behind whom a look at what is due begins; it goes round to them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Behind {
+    /// Behind this company.
+    pub company: Option<CompanyId>,
+    /// In each company behind this host.
+    pub hosts: BTreeMap<CompanyId, [u8; HOST_BYTES]>,
+}
+
+/// How much a look takes in.
+#[derive(Debug, Clone, Copy)]
+pub struct Breadth {
+    /// Companies.
+    pub companies: usize,
+    /// Hosts of each.
+    pub hosts: usize,
+    /// Transcripts of each of these.
+    pub each: usize,
+}
 
 impl StoreReader {
     /// What is known of a source.
@@ -248,34 +292,57 @@ impl StoreReader {
         self.read(Tree::Fetches, session.as_bytes())
     }
 
-    /// The transcripts that are due: at most `each` of each of at most `hosts` hosts, behind `after`.
+    /// The transcripts that are due, company by company and host by host.
     pub fn fetches_due(
         &self,
         now: Timestamp,
-        after: Option<[u8; 8]>,
-        hosts: usize,
-        each: usize,
-    ) -> Result<Due, StoreError> {
-        let mut found = Vec::new();
-        let mut from = after.map_or(Some(Vec::new()), |host| keys::after_prefix(&host));
-        let mut last = None;
-        for _ in 0..hosts {
-            let Some(start) = from else { return Ok((found, None)) };
-            let first = self.engine.scan(Tree::FetchesDue, &start, None, 1)?;
-            let Some(host) = first.first().and_then(|(key, _)| key.first_chunk::<8>().copied()) else {
-                return Ok((found, None));
-            };
-            let end = Key::new().bytes(&host).time(now.plus(Duration::from_millis(1))).done();
-            for (key, _) in self.engine.scan(Tree::FetchesDue, &host, Some(&end), each)? {
-                let Some(session) = keys::session_at_end(&key) else { continue };
-                if let Some(fetch) = self.fetch(session)? {
-                    found.push((session, fetch));
+        behind: &Behind,
+        breadth: Breadth,
+    ) -> Result<Vec<Lane>, StoreError> {
+        let mut lanes = Vec::new();
+        let after = behind.company.as_ref().map(|company| Key::new().company(company).done());
+        for prefix in self.waiting_round(&[], after.as_deref(), breadth.companies, company_of)? {
+            let name = keys::text_at_start(&prefix).map(|(name, _)| name);
+            let Some(company) = name.and_then(|name| name.parse::<CompanyId>().ok()) else { continue };
+            let after = behind.hosts.get(&company).map(|host| Key::new().bytes(&prefix).bytes(host).done());
+            for lane in self.waiting_round(&prefix, after.as_deref(), breadth.hosts, lane_of)? {
+                let Some(host) = lane.last_chunk().copied() else { continue };
+                let end = Key::new().bytes(&lane).time(now.plus(Duration::from_millis(1))).done();
+                let mut due = Vec::new();
+                for (key, _) in self.engine.scan(Tree::FetchesDue, &lane, Some(&end), breadth.each)? {
+                    let Some(session) = keys::session_at_end(&key) else { continue };
+                    if let Some(fetch) = self.fetch(session)? {
+                        due.push((session, fetch));
+                    }
                 }
+                lanes.push(Lane { company: company.clone(), host, due });
             }
-            last = Some(host);
-            from = keys::after_prefix(&host);
         }
-        Ok((found, last))
+        Ok(lanes)
+    }
+
+    /// At most `limit` different beginnings, as `beginning` tells them, of keys of what waits: those within `prefix`,
+    /// first the ones behind `after`, then the ones from the start to it.
+    fn waiting_round(
+        &self,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+        beginning: fn(&[u8]) -> Option<&[u8]>,
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
+        let (mut found, end) = (Vec::new(), keys::after_prefix(prefix));
+        let behind = after.and_then(keys::after_prefix);
+        let until = behind.clone().or_else(|| end.clone());
+        for (from, end) in [(behind, end), (Some(prefix.to_vec()), until)] {
+            let mut from = from;
+            while let Some(start) = from.filter(|_| found.len() < limit) {
+                let first = self.engine.scan(Tree::FetchesDue, &start, end.as_deref(), 1)?;
+                let Some(next) = first.first().and_then(|(key, _)| beginning(key)) else { break };
+                found.push(next.to_vec());
+                from = keys::after_prefix(next);
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -295,7 +362,7 @@ pub(super) fn verify_fetch(engine: &Engine, key: &[u8], value: &[u8]) -> Result<
         )));
     }
     match fetch.due {
-        Some(due) if engine.get(Tree::FetchesDue, &due_key(&fetch.at, due, session))?.is_none() => {
+        Some(due) if engine.get(Tree::FetchesDue, &due_key(&fetch, due, session))?.is_none() => {
             Ok(Some(format!("the fetch of session {session} is not listed as due")))
         }
         Some(_) | None => Ok(None),
@@ -309,7 +376,7 @@ pub(super) fn verify_due(engine: &Engine, key: &[u8]) -> Result<Option<String>, 
     };
     let fetch = engine.get(Tree::Fetches, session.as_bytes())?.map(|bytes| codec::decode::<Fetch>(&bytes));
     let listed = match fetch.transpose()? {
-        Some(fetch) => fetch.due.is_some_and(|due| due_key(&fetch.at, due, session) == key),
+        Some(fetch) => fetch.due.is_some_and(|due| due_key(&fetch, due, session) == key),
         None => false,
     };
     Ok((!listed).then(|| format!("a fetch of session {session} is listed at a time that is not its own")))
@@ -382,9 +449,11 @@ mod tests {
         assert_eq!(store.verify().await.unwrap().violations, []);
     }
 
+    const ALL: Breadth = Breadth { companies: 100, hosts: 100, each: 100 };
+
     fn due(store: &Store, now: Timestamp) -> Vec<SessionId> {
-        let (due, _) = store.reader().fetches_due(now, None, 100, 100).unwrap();
-        due.into_iter().map(|(session, _)| session).collect()
+        let lanes = store.reader().fetches_due(now, &Behind::default(), ALL).unwrap();
+        lanes.into_iter().flat_map(|lane| lane.due).map(|(session, _)| session).collect()
     }
 
     #[tokio::test]
@@ -453,26 +522,55 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_host_with_many_due_ones_hides_no_other() {
+    async fn neither_a_company_nor_a_host_with_many_due_ones_hides_another() {
         let store = store().await;
-        let rows = (1..=20).map(|number| row(number, "", Some(at(number / 10, "u")))).collect();
+        let of = |id: &str, number: u8, host: u8| SessionIn {
+            company: id.parse().unwrap(),
+            ..row(number, "", Some(at(host, "u")))
+        };
+        let acme = (1..=20).map(|number| of("acme", number, number / 10));
+        let rows = acme.chain([of("bell", 21, 0), of("zeta", 22, 255)]).collect();
         store.accept_sessions(rows, START).await.unwrap();
-        let (first, after) = store.reader().fetches_due(START, None, 2, 3).unwrap();
-        let hosts: Vec<u8> = first.iter().map(|(_, fetch)| fetch.at.host[0]).collect();
-        assert_eq!((hosts, after), (vec![0, 0, 0, 1, 1, 1], Some([1; 8])));
-        let (rest, after) = store.reader().fetches_due(START, after, 2, 3).unwrap();
-        assert_eq!((rest.len(), after), (1, None));
+        let look = |behind: &Behind, companies, hosts| {
+            let breadth = Breadth { companies, hosts, each: 3 };
+            let lanes = store.reader().fetches_due(START, behind, breadth).unwrap();
+            lanes
+                .into_iter()
+                .map(|lane| (lane.company.to_string(), lane.host[0], lane.due.len()))
+                .collect::<Vec<_>>()
+        };
+        let lane = |company: &str, host, due| (company.to_owned(), host, due);
+        let start = Behind::default();
+        assert_eq!(look(&start, 2, 2), [lane("acme", 0, 3), lane("acme", 1, 3), lane("bell", 0, 1)]);
+        // Round to those behind which it began, also where those are the last.
+        let mut behind = Behind { company: Some("bell".parse().unwrap()), ..start };
+        behind.hosts.insert(company(), [1; 8]);
+        behind.hosts.insert("zeta".parse().unwrap(), [255; 8]);
+        let all = [
+            lane("zeta", 255, 1),
+            lane("acme", 2, 1),
+            lane("acme", 0, 3),
+            lane("acme", 1, 3),
+            lane("bell", 0, 1),
+        ];
+        assert_eq!(look(&behind, 9, 9), all);
+        assert_eq!(look(&behind, 2, 1), [lane("zeta", 255, 1), lane("acme", 2, 1)]);
+        behind.company = Some("zeta".parse().unwrap());
+        assert_eq!(look(&behind, 1, 1), [lane("acme", 2, 1)]);
     }
 
     #[tokio::test]
     async fn a_fetch_that_is_not_listed_as_it_says_is_found() {
         let store = store().await;
         store.accept_sessions(vec![row(1, "", Some(at(1, "u")))], START).await.unwrap();
-        let key = due_key(&at(1, "u"), START, session(1));
+        let fetch = store.reader().fetch(session(1)).unwrap().unwrap();
+        let key = due_key(&fetch, START, session(1));
+        let others = Fetch { company: "b".parse().unwrap(), ..fetch.clone() };
         for (tree, key, value) in [
             (Tree::FetchesDue, key.clone(), None),
-            (Tree::FetchesDue, due_key(&at(1, "u"), later(1), session(1)), Some(Vec::new())),
-            (Tree::FetchesDue, due_key(&at(1, "u"), START, session(2)), Some(Vec::new())),
+            (Tree::FetchesDue, due_key(&fetch, later(1), session(1)), Some(Vec::new())),
+            (Tree::FetchesDue, due_key(&fetch, START, session(2)), Some(Vec::new())),
+            (Tree::FetchesDue, due_key(&others, START, session(1)), Some(Vec::new())),
         ] {
             let before = store.reader().engine.get(tree, &key).unwrap();
             let set = async |value: Option<Vec<u8>>| {

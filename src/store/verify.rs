@@ -25,7 +25,7 @@ use super::outbox;
 use super::requests::GroupStat;
 use super::rooms::{self, Hold};
 use super::sums::{Sum, Sums};
-use super::{Store, StoreError, StoreReader, StoredToken, anomalies, codec, sources, tx};
+use super::{Store, StoreError, StoreReader, StoredToken, anomalies, codec, erasing, sources, tx};
 use crate::domain::batch::{Batch, BatchState, Counts};
 use crate::domain::budget::{Booking, Money};
 use crate::domain::company::Company;
@@ -490,6 +490,7 @@ impl Scan {
                     wrong.push((1, "an erasure is under way and is not there".to_owned()));
                 }
             }
+            Tree::AgedBatches => wrong.extend(erasing::verify_aged(engine, key)?.map(|what| (4, what))),
             Tree::Anomalies => wrong.extend(anomalies::verify(engine, key, value)?.map(|what| (4, what))),
             Tree::Story => drop(codec::decode::<StoryLine>(value)?),
             Tree::Groups => drop(codec::decode::<GroupStat>(value)?),

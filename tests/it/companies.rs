@@ -1,12 +1,16 @@
 //! Companies and their keys: made, changed, suspended, rotated, revoked, and who is let in after that.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use nightshift::clock::{Clock, ManualClock, SystemClock};
 use nightshift::domain::company::{Company, CompanyChange, ConfiguredCompany};
 use nightshift::store::Store;
 use serde_json::{Value, json};
 
 use crate::harness::{Call, MODEL, Nightshift, company, until, with_a_creator, with_actors};
+use crate::process::free_port;
+use crate::trouble::bench;
 
 const COMPANIES: &str = "/api/admin/legacy/companies";
 const KEYS: &str = "/api/v1/companies/demo/keys";
@@ -71,6 +75,56 @@ fn nothing_new_is_cut_for_a_suspended_company() {
         until("a batch of zeta's", async || (of("zeta") > 0).then_some(())).await;
         assert_eq!(of("demo"), 0);
     });
+}
+
+#[test]
+fn the_running_batches_of_a_suspended_company_come_home_and_the_rest_waits_until_it_is_resumed() {
+    let folder = bench::folder();
+    // By its clock the provider runs nothing until the test says so.
+    let clock = Arc::new(ManualClock::new(SystemClock::new().now()));
+    let state = folder.path().join("provider");
+    let simulator = bench::Provider::start_by(clock.clone(), &state, "{}", |options| {
+        options.turnaround = Duration::from_secs(60);
+    });
+    let mut server = bench::serve(folder.path(), &simulator, free_port(), &[]);
+    let summary = |server: &crate::process::Server, company: &str| {
+        let reply = server.get(&format!("/api/admin/legacy/summary?companyId={company}"));
+        ["pending_batching", "batching_in_progress", "processing_complete", "processing_failed"]
+            .map(|status| reply["summary"][status].as_u64().unwrap())
+    };
+    let order = |server: &crate::process::Server, word: &str| {
+        let path = format!("{COMPANIES}/demo/{word}");
+        server.post(&path, "application/json", String::new())
+    };
+    bench::send(&server, "demo", 10, bench::question);
+    bench::until(&mut server, "a running batch", |_| {
+        (simulator.calls("POST /v1/batches") == 1).then_some(())
+    });
+    assert_eq!(order(&server, "suspend")["company"]["suspended"], true);
+    bench::send_from(&server, "demo", 10, 5, bench::question);
+    bench::send(&server, "other", 5, bench::question);
+    // One look of the creator goes through both.
+    bench::until(&mut server, "a batch of the other's", |_| {
+        (simulator.calls("POST /v1/batches") == 2).then_some(())
+    });
+    assert_eq!(summary(&server, "demo"), [5, 10, 0, 0]);
+    let timeline = server.get("/api/v1/companies/demo/requests/demo-12/timeline")["timeline"].clone();
+    assert_eq!(timeline["waiting"]["for"], "company_suspended", "{timeline:#}");
+    bench::until(&mut server, "the results", |server| {
+        clock.advance(Duration::from_secs(30));
+        let both = [summary(server, "demo"), summary(server, "other")];
+        (both == [[5, 0, 10, 0], [0, 0, 5, 0]]).then_some(())
+    });
+    assert_eq!(simulator.calls("POST /v1/batches"), 2);
+    assert_eq!(order(&server, "resume")["company"]["suspended"], false);
+    bench::until(&mut server, "the rest", |server| {
+        clock.advance(Duration::from_secs(30));
+        (summary(server, "demo") == [0, 0, 15, 0]).then_some(())
+    });
+    assert_eq!(simulator.calls("POST /v1/batches"), 3);
+    assert!(server.terminate().success());
+    bench::assert_once(&simulator.runs(), 20);
+    bench::assert_whole(folder.path());
 }
 
 #[tokio::test]

@@ -4,11 +4,15 @@ use std::time::Duration;
 
 use nightshift::actors::creator::Nudge;
 use nightshift::condition::Hindrance;
+use nightshift::config::{self, Settings};
 use nightshift::domain::request::RequestStatus;
 use nightshift::provider::jsonl;
 use nightshift::store::NewRequest;
+use serde_json::{Value, json};
 
 use crate::harness::{Nightshift, until, with_a_creator};
+use crate::process::TOKEN;
+use crate::running::Running;
 
 fn opened(nightshift: &Nightshift) -> usize {
     nightshift.shared.reader.live_batches().unwrap().len()
@@ -58,5 +62,81 @@ fn a_request_whose_text_is_lost_fails_alone_and_holds_up_no_other() {
         assert_eq!(good.status, RequestStatus::BatchingInProgress);
         let batch = nightshift.shared.reader.batch(good.batch.unwrap()).unwrap().unwrap();
         assert_eq!((batch.counts.outstanding(), batch.input_bytes), (1, u64::from(good.line_bytes)));
+    });
+}
+
+/// A full batch has five requests, one that is not full goes after ten minutes, and eight go within an hour.
+fn few_batches(folder: &std::path::Path) -> Settings {
+    let file = folder.join("config.toml");
+    std::fs::write(&file, "[[companies]]\nid = \"demo\"\n").unwrap();
+    let data = folder.join("data").display().to_string();
+    let flags = [
+        ("server.bind", "127.0.0.1:0"),
+        ("data.path", &data),
+        ("data.ballast", "0"),
+        ("data.free_space_floor", "0"),
+        ("creation.interval", "1m"),
+        ("creation.max_age", "10m"),
+        ("creation.max_requests", "5"),
+        ("submission.batches_per_hour", "8"),
+        // What becomes of the batches is not the matter here.
+        ("polling.enabled", "false"),
+    ];
+    let env = |name: &str| (name == "NIGHTSHIFT_ADMIN_TOKEN").then(|| TOKEN.to_owned());
+    config::load(Some(&file), &env, [], flags.map(|(key, value)| (key.to_owned(), value.to_owned()))).unwrap()
+}
+
+const MINUTE_MS: i64 = 60_000;
+
+/// How long the first request of a batch had waited when the batch was cut.
+async fn waited_ms(running: &Running, request: &str) -> i64 {
+    let path = format!("/api/v1/companies/demo/requests/{request}");
+    let request = running.get(&path).await["request"].clone();
+    let batch = format!("/api/admin/legacy/batches/{}", request["batchId"].as_str().unwrap());
+    let batch = running.get(&batch).await["batch"].clone();
+    let time = |value: &Value| value.as_str().unwrap().parse::<jiff::Timestamp>().unwrap().as_millisecond();
+    time(&batch["createdAt"]) - time(&request["requestedAt"])
+}
+
+#[test]
+fn near_the_hourly_limit_a_batch_that_is_not_full_waits_longer_and_everybody_can_see_it() {
+    let folder = tempfile::tempdir().unwrap();
+    actix::System::new().block_on(async {
+        let running = Running::start(&few_batches(folder.path())).await;
+        let send = async |ids: Vec<String>| {
+            let body =
+                json!({ "model": "gpt-4o-mini", "messages": [{ "role": "user", "content": "When?" }] });
+            let lines: Vec<_> = ids.iter().map(|id| json!({ "id": id, "body": body })).collect();
+            let lines = Value::from(lines);
+            let sent = running.ask("POST", "/api/v1/companies/demo/requests", Some(&lines)).await;
+            assert_eq!(sent["accepted"], ids.len(), "{sent}");
+        };
+        let provider = async || running.get("/api/admin/legacy/provider").await;
+        let created = async |count: usize| {
+            let listed = running.get("/api/admin/legacy/batches").await["batches"].clone();
+            let ids = listed.as_array().unwrap().iter().filter(|batch| batch["openaiBatchId"].is_string());
+            ids.count() == count && provider().await["batchesLastHour"] == count
+        };
+        running.until("it may send", async |_| provider().await["hindrances"] == json!([])).await;
+        send(vec!["first".to_owned()]).await;
+        assert_eq!(provider().await["maxAgeNow"], "10m");
+        running.later("the first batch", async |_| created(1).await).await;
+        let first = waited_ms(&running, "first").await;
+        assert!((10 * MINUTE_MS..20 * MINUTE_MS).contains(&first), "{first} ms");
+
+        // A quarter of the hour's batches is left, and then half of that.
+        send((0..30).map(|number| format!("full-{number}")).collect()).await;
+        running.until("six full batches", async |_| created(7).await).await;
+        let shown = provider().await;
+        assert_eq!((&shown["maxAge"], &shown["maxAgeNow"]), (&json!("10m"), &json!("25m")), "{shown}");
+        send(vec!["last".to_owned()]).await;
+        let timeline = running.get("/api/v1/companies/demo/requests/last/timeline").await["timeline"].clone();
+        let waiting = &timeline["waiting"];
+        assert_eq!(waiting["for"], "count_or_age", "{timeline:#}");
+        assert!(waiting["detail"].as_str().unwrap().ends_with("has waited 25m"), "{waiting}");
+        running.later("the last batch", async |_| created(8).await).await;
+        let last = waited_ms(&running, "last").await;
+        assert!(last >= 25 * MINUTE_MS, "{last} ms");
+        assert_eq!(provider().await["maxAgeNow"], "40m");
     });
 }

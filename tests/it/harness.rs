@@ -262,10 +262,15 @@ pub fn keeping(retention: Retention, test: impl AsyncFnOnce(Nightshift)) {
 
 /// The same where the poller asks this provider.
 pub fn polling(base_url: &str, test: impl AsyncFnOnce(Nightshift)) {
+    polling_and_keeping(base_url, Retention::default(), test);
+}
+
+/// The same where what has ended is kept so long, too.
+pub fn polling_and_keeping(base_url: &str, retention: Retention, test: impl AsyncFnOnce(Nightshift)) {
     let start = Nightshift::start_with(|shared| {
         let options = Options { api_key: Some("a-key".to_owned().into()), ..Options::new(base_url) };
         let client = OpenAi::new(options, shared.clock.clone()).unwrap();
-        Shared { provider: Arc::new(client), switches: Switches::new(false, true), ..shared }
+        Shared { provider: Arc::new(client), switches: Switches::new(false, true), retention, ..shared }
     });
     actix::System::new().block_on(async { test(start.await).await });
 }

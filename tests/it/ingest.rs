@@ -662,6 +662,46 @@ fn inputs_of_embeddings_are_counted_and_empty_ones_refused() {
 }
 
 #[test]
+fn lists_of_tokens_are_counted_and_too_long_ones_refused_with_place_and_remedy() {
+    with_actors(async |nightshift| {
+        let send = async |input: Value| {
+            let body = json!({ "model": "m", "input": input });
+            let line = json!({ "endpoint": "/v1/embeddings", "body": body });
+            nightshift.call(Call::json(REQUESTS, &line)).await
+        };
+        let tokens = |count: usize| Value::from(vec![7; count]);
+        let lists = |last: usize| {
+            let mut lists = vec![tokens(8192); 36];
+            lists.push(tokens(last));
+            Value::from(lists)
+        };
+        // What is no list of tokens is not counted, however long it is.
+        let text = json!(["river ".repeat(400_000), "lake"]);
+        for good in [tokens(8192), json!(["a", tokens(8192)]), lists(300_000 - 36 * 8192), text] {
+            send(good).await.good();
+        }
+        for (bad, detail) in [
+            (
+                tokens(8193),
+                "body.input has 8193 tokens, and one input may have 8192: split it into several inputs",
+            ),
+            (
+                json!([[1, 2], "a", tokens(8193)]),
+                "body.input[2] has 8193 tokens, and one input may have 8192: split it into several inputs",
+            ),
+            (
+                lists(300_001 - 36 * 8192),
+                "body.input has 300001 tokens in all, and a request may have 300000: send its inputs as several requests",
+            ),
+        ] {
+            let refused = send(bad).await;
+            assert_eq!(refused.problem(422), "invalid_request");
+            assert_eq!(refused.body["detail"], detail);
+        }
+    });
+}
+
+#[test]
 fn requests_wait_for_a_hundred_models_and_not_for_more() {
     with_actors(async |nightshift| {
         let of = |model: usize| {

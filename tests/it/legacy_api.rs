@@ -12,8 +12,8 @@ use nightshift::store::{Report, StoreError};
 use serde_json::{Map, Value, json};
 
 use crate::harness::{
-    ACME, Call, DEMO, Nightshift, Reply, VIEWER, batch_id, golden, good_line, refused_line, request_id,
-    session_id, with_actors,
+    ACME, ADMIN, Call, DEMO, Nightshift, Reply, VIEWER, batch_id, golden, good_line, refused_line,
+    request_id, session_id, with_actors,
 };
 
 const LEGACY: &str = "/api/admin/legacy";
@@ -584,6 +584,53 @@ fn what_is_another_companys_is_not_there_below_ones_own_path() {
         }
         assert!(asked >= 15 * ids.len(), "{asked}");
         assert_eq!(seen().await, before);
+    });
+}
+
+/// The same where only the last id of a path is somebody else's: the webhook is the company's own, and so is the key.
+#[test]
+fn a_delivery_of_another_companys_webhook_is_not_there_below_ones_own_webhook() {
+    with_actors(async |nightshift| {
+        let wish = json!({ "url": "https://example.com/hook", "events": ["request.finished"] });
+        let mut made = Vec::new();
+        for company in ["demo", "acme"] {
+            let hooks = format!("/api/v1/companies/{company}/webhooks");
+            let hook =
+                nightshift.call(Call::json(hooks.as_str(), &wish)).await.good()["webhook"]["id"].clone();
+            let hook = hook.as_str().unwrap().to_owned();
+            let test = nightshift.call(Call::post(format!("{hooks}/{hook}/test"), "", "")).await.good();
+            made.push((hook, test["deliveryId"].as_str().unwrap().to_owned()));
+        }
+        let [(own_hook, own), (_, theirs)] = made.as_slice() else { panic!("two companies: {made:?}") };
+        let key = nightshift.call(Call::json("/api/v1/companies/demo/keys", &json!({}))).await;
+        let key: &'static str = key.body["key"]["key"].as_str().unwrap().to_owned().leak();
+        let deliveries = async || {
+            let mut seen = Vec::new();
+            for (company, (hook, _)) in ["demo", "acme"].into_iter().zip(&made) {
+                let path = format!("/api/v1/companies/{company}/webhooks/{hook}/deliveries");
+                seen.push(nightshift.get(&path).await);
+            }
+            seen
+        };
+        let below: Vec<_> =
+            http::table::TABLE.iter().filter(|entry| entry.path.contains("{otherId}")).collect();
+        assert_eq!(below.len(), 2);
+        let call = |entry: &http::table::Entry, delivery: &str| {
+            let path = entry.path.replace("{companyId}", "demo").replace("{id}", own_hook);
+            Call::new(entry.method, path.replace("{otherId}", delivery))
+        };
+        let before = deliveries().await;
+        for entry in &below {
+            for token in [ADMIN, key] {
+                let reply = nightshift.call(call(entry, theirs).token(token)).await;
+                assert_eq!(reply.problem(404), "unknown_delivery", "{} {}", entry.method, entry.path);
+            }
+        }
+        assert_eq!(deliveries().await, before);
+        // Nothing else is wrong with these paths.
+        for entry in below {
+            nightshift.call(call(entry, own).token(key)).await.good();
+        }
     });
 }
 

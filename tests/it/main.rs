@@ -35,6 +35,7 @@ mod power_cut;
 mod process;
 mod results;
 mod retention;
+mod running;
 mod sdk;
 mod service;
 mod simulation;

@@ -12,9 +12,10 @@ use nightshift::store::{Accepted, ClientKey, NewRequest, RequestFilter, Requeued
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Call, Nightshift, company, good_line, group, keeping, refused_line, request_id, session_id, until,
-    with_actors,
+    Call, Nightshift, company, good_line, group, keeping, polling_and_keeping, refused_line, request_id,
+    session_id, until, with_actors,
 };
+use crate::trouble::bench::Provider;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const RETENTION: &str = "/api/admin/legacy/retention";
@@ -219,7 +220,7 @@ fn a_session_that_is_gone_is_not_bought_again_and_a_changed_one_is_new() {
 }
 
 #[test]
-fn the_providers_files_of_what_is_gone_for_its_age_are_deleted_and_no_erasure_has_to_find_them() {
+fn the_providers_files_of_what_is_gone_for_its_age_are_deleted() {
     keeping(kept("1h", "", "1h"), async |nightshift| {
         for (number, id) in [(1, "demo"), (2, "demo"), (3, "demo"), (4, "acme")] {
             match number {
@@ -255,14 +256,65 @@ fn the_providers_files_of_what_is_gone_for_its_age_are_deleted_and_no_erasure_ha
         assert_eq!(due(0), gone.map(|file| format!("file-{file}")));
         // Once each, and what nobody removed has its time.
         assert_eq!(due(72).len(), gone.len() + 1, "{:?}", due(72));
-        let erase = Call::json(format!("{SESSIONS}/chat-1/erase"), &json!({}));
-        let erasure = nightshift.call(erase).await.body["erasure"]["id"].as_str().unwrap().to_owned();
-        until("the erasure has nothing to wait for", async || {
-            let path = format!("/api/admin/legacy/erasures/{erasure}");
-            (nightshift.get(&path).await["erasure"]["state"] == "done").then_some(())
-        })
-        .await;
-        assert_eq!(due(0).len(), gone.len());
+    });
+}
+
+#[test]
+fn an_erasure_of_what_is_gone_for_its_age_is_done_only_once_the_provider_has_none_of_its_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = Provider::start(folder.path(), "{}", |_| ());
+    // The provider deletes nothing, and waits are long: the poller comes back to a refused file after a day.
+    provider.shut(|call| call.starts_with("DELETE").then_some((400, "This file cannot be deleted.")));
+    let base_url = provider.url.clone();
+    polling_and_keeping(&base_url, kept("1h", "", "1h"), async |nightshift| {
+        nightshift.session(1, "demo").await;
+        nightshift.session(2, "demo").await;
+        nightshift.request(3, "acme", |_| ()).await;
+        // Both sessions are in one batch; one had an answer in that of an old create call, too.
+        let mut first = nightshift.open_batch(1, "demo", 2).await;
+        first.send().await;
+        first.finish(vec![good_line(1, Some("{}")), good_line(2, Some("{}"))], Vec::new()).await;
+        let mut shadow = nightshift.shadow(5, &first.batch).await;
+        shadow.finish(vec![good_line(2, None)], Vec::new()).await;
+        let mut others = nightshift.open_batch(3, "acme", 1).await;
+        others.send().await;
+        others.finish(vec![good_line(3, None)], Vec::new()).await;
+        pass(&nightshift, 2 * Duration::from_secs(3600)).await;
+        assert_eq!(there(&nightshift, 1..=3), Vec::<u64>::new());
+
+        let acme = "/api/admin/legacy/companies/acme/erase".to_owned();
+        let mut erasures = Vec::new();
+        for (path, batches) in
+            [(format!("{SESSIONS}/chat-1/erase"), 1), (format!("{SESSIONS}/chat-2/erase"), 2), (acme, 1)]
+        {
+            let call = Call::json(path, &json!({ "confirm": "acme" }));
+            let id = nightshift.call(call).await.body["erasure"]["id"].as_str().unwrap().to_owned();
+            erasures.push((format!("/api/admin/legacy/erasures/{id}"), batches));
+        }
+        for (path, batches) in &erasures {
+            let waiting = until("it is told why it waits", async || {
+                nightshift.clock.advance(Duration::from_secs(1));
+                let erasure = nightshift.get(path).await["erasure"].clone();
+                assert_ne!(erasure["state"], "done", "{erasure:#}");
+                erasure["waiting"]["trouble"].is_string().then(|| erasure["waiting"].clone())
+            });
+            let waiting = waiting.await;
+            assert_eq!((&waiting["for"], &waiting["batches"]), (&json!("batches"), &json!(batches)));
+            assert!(waiting["trouble"].as_str().unwrap().contains("refuses to delete"), "{waiting}");
+        }
+        provider.open();
+        for (path, batches) in &erasures {
+            let erasure = until("it is done", async || {
+                nightshift.clock.advance(Duration::from_secs(60));
+                let erasure = nightshift.get(path).await["erasure"].clone();
+                (erasure["state"] == "done").then_some(erasure)
+            });
+            assert_eq!(erasure.await["counts"]["batches"], *batches);
+        }
+        for file in ["input-1", "output-1", "error-1", "output-5", "error-5", "input-3", "output-3"] {
+            assert!(provider.calls(&format!("DELETE /v1/files/file-{file}")) > 1, "{file}");
+        }
+        assert_eq!(nightshift.store().verify().await.unwrap().violations, []);
     });
 }
 

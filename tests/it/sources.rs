@@ -5,18 +5,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use nightshift::app::{self, Application, Surroundings};
-use nightshift::clock::{Clock, ManualClock};
+use nightshift::clock::Clock;
 use nightshift::config::{self, Settings};
 use nightshift::domain::id::Timestamp;
 use serde_json::Value;
 
 use crate::process::{PATIENCE, Server, TOKEN, free_port, nightshift};
+use crate::running::{Running, START};
 use crate::web::{Answer, Asked, Shape, Web};
 
-/// 2026-11-24T08:00:00Z
-const START: i64 = 1_795_507_200_000;
-const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// What a server has at each path; it can be changed while it runs.
@@ -97,27 +94,9 @@ fn settings(folder: &Path, import: &str, allowed: &[String]) -> Settings {
     config::load(Some(&config_file(folder, import, allowed)), &env, [], flags).unwrap()
 }
 
-/// The program, and its clock.
-struct Running {
-    application: Application,
-    clock: Arc<ManualClock>,
-    http: reqwest::Client,
-}
-
 impl Running {
-    async fn start(settings: &Settings) -> Self {
-        let clock = Arc::new(ManualClock::new(Timestamp::from_millis(START)));
-        let surroundings =
-            Surroundings { clock: clock.clone(), around_provider: Box::new(|inner| inner), chunk: 250 };
-        let application = app::start(settings, surroundings).await.unwrap();
-        let http = nightshift::tls::client_builder().no_proxy().build().unwrap();
-        Self { application, clock, http }
-    }
-
     async fn call(&self, method: &str, path: &str) -> Value {
-        let url = format!("http://{}/api/v1/companies/demo/{path}", self.application.address());
-        let request = self.http.request(method.parse().unwrap(), url).bearer_auth(TOKEN);
-        request.send().await.unwrap().json().await.unwrap()
+        self.ask(method, &format!("/api/v1/companies/demo/{path}"), None).await
     }
 
     async fn session(&self, id: &str) -> Value {
@@ -126,20 +105,6 @@ impl Running {
 
     async fn source(&self) -> Value {
         self.call("GET", "sources").await["sources"][0].clone()
-    }
-
-    /// Asks until it is as wanted; the clock stands meanwhile, and what the network does takes its own time.
-    async fn until(&self, what: &str, wanted: impl AsyncFn(&Self) -> bool) {
-        crate::harness::until(what, async || wanted(self).await.then_some(())).await;
-    }
-
-    /// The same while time goes on: what is seen in the store may not have come back to who waits next.
-    async fn later(&self, what: &str, wanted: impl AsyncFn(&Self) -> bool) {
-        let end = Instant::now() + PATIENCE;
-        while !wanted(self).await {
-            assert!(Instant::now() < end, "{what}: {:#}", self.source().await);
-            self.advance(SECOND).await;
-        }
     }
 
     async fn later_fetch(&self, session: &str, state: &str, attempts: u64) {
@@ -160,19 +125,6 @@ impl Running {
 
     async fn until_outcome(&self, outcome: &str) {
         self.until(outcome, async |it| it.source().await["outcome"] == outcome).await;
-    }
-
-    /// In steps, so that what sleeps on it wakes and sleeps again.
-    async fn advance(&self, by: Duration) {
-        let end = self.clock.now().plus(by);
-        while self.clock.now() < end {
-            let left = u64::try_from(end.as_millis() - self.clock.now().as_millis()).unwrap();
-            let next = self.clock.until_next().unwrap_or(by);
-            self.clock.advance(next.min(Duration::from_millis(left)).max(Duration::from_millis(1)));
-            for _ in 0..20 {
-                tokio::task::yield_now().await;
-            }
-        }
     }
 }
 
@@ -344,6 +296,101 @@ fn an_address_that_is_not_allowed_is_told_at_the_start_and_in_its_state() {
         assert_eq!(unknown["code"], "unknown_source", "{unknown}");
         let others = running.call("GET", "../other/sources").await;
         assert_eq!(others["sources"], serde_json::json!([]), "{others}");
+    });
+}
+
+/// Two companies whose exports name transcripts of one host: those of `demo` never come, each takes a place for as long as
+/// a fetch may.
+struct OneHost {
+    files: Files,
+    web: Web,
+    dead: Vec<String>,
+    good: Vec<String>,
+}
+
+impl OneHost {
+    async fn start() -> Self {
+        let files = Files::default();
+        let web = files.serve().await;
+        let ids = |word: &str, many| (0..many).map(|number| format!("{word}{number}")).collect::<Vec<_>>();
+        let (dead, good) = (ids("dead", 40), ids("good", 10));
+        for id in &dead {
+            files.set(&format!("/{id}.txt"), Answer::ok("").shape(Shape::Silent));
+        }
+        for id in &good {
+            files.text(&format!("/{id}.txt"), &format!("User: {id}"));
+        }
+        let host = Self { files, web, dead, good };
+        host.export("/dead.csv", &host.dead);
+        host
+    }
+
+    fn export(&self, path: &str, ids: &[String]) {
+        let rows = ids.iter().map(|id| row(id, "01.02.2026", &format!("{id}.txt")));
+        self.files.text(path, &rows.collect::<String>());
+    }
+
+    fn settings(&self, folder: &Path) -> Settings {
+        let import = format!(
+            "csv = \"{}\"\n[[imports]]\ncompany = \"other\"\ncsv = \"{}\"\nevery = \"1m\"",
+            self.web.url("/dead.csv"),
+            self.web.url("/good.csv"),
+        );
+        settings(folder, &import, &[self.web.host()])
+    }
+
+    /// How many of the dead ones were asked for.
+    fn tried(&self) -> usize {
+        self.dead.iter().filter(|id| self.web.count(&format!("/{id}.txt")) > 0).count()
+    }
+
+    async fn until_the_good_ones_are_had(&self, running: &Running) {
+        running
+            .later("the good ones are had", async |it| {
+                let sources = it.call("GET", "../other/sources").await;
+                sources["sources"][0]["transcripts"]["had"] == self.good.len()
+            })
+            .await;
+        assert_eq!(running.application.shared().store.verify().await.unwrap().violations, []);
+    }
+}
+
+#[test]
+fn the_dead_transcripts_of_one_company_do_not_hold_up_anothers_that_come_later_on_the_same_host() {
+    let folder = tempfile::tempdir().unwrap();
+    actix::System::new().block_on(async {
+        let host = OneHost::start().await;
+        host.files.text("/good.csv", &row("none", "01.02.2026", ""));
+        let running = Running::start(&host.settings(folder.path())).await;
+        running.until_outcome("read").await;
+        running.later("the dead ones have every place of the host", async |_| host.tried() >= 4).await;
+        host.export("/good.csv", &host.good);
+        host.until_the_good_ones_are_had(&running).await;
+        let tried = host.tried();
+        assert!(tried < host.dead.len(), "the good ones came behind all {tried} dead ones");
+    });
+}
+
+#[test]
+fn the_places_of_a_host_are_shared_between_the_companies_that_have_something_due_there() {
+    let folder = tempfile::tempdir().unwrap();
+    actix::System::new().block_on(async {
+        let host = OneHost::start().await;
+        host.export("/good.csv", &host.good);
+        let mut settings = host.settings(folder.path());
+        // Whoever waits for a dead one waits longer than all of this takes.
+        settings.fetch.timeout = Duration::from_secs(30);
+        let running = Running::start(&settings).await;
+        // Nothing is fetched before the clock moves.
+        running.until_outcome("read").await;
+        running
+            .until("the other export is read", async |it| {
+                it.call("GET", "../other/sources").await["sources"][0]["outcome"] == "read"
+            })
+            .await;
+        host.until_the_good_ones_are_had(&running).await;
+        // Two from the start, and those that the last good ones left.
+        assert!(host.tried() <= 4, "{} dead ones ended before the good ones were had", host.tried() - 4);
     });
 }
 

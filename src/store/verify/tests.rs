@@ -122,6 +122,11 @@ async fn each_check_names_what_does_not_fit() {
             "ends are counted of a batch that is not there",
             put(Tree::Endings, &[7; 16], Some(&1_u64.to_be_bytes())),
         ),
+        (
+            4,
+            "something was removed of a batch that is not there",
+            put(Tree::AgedBatches, &[7; 40], Some(b"")),
+        ),
         (5, "was completed by batch", put(Tree::Members, &member(2), Some(&completed))),
         (5, "and is not there", put(Tree::Members, &member(99), Some(&completed))),
         (
