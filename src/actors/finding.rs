@@ -16,13 +16,10 @@ use crate::domain::id::{BatchId, FileId, Nonce, ProviderBatchId, RequestId, Time
 use crate::provider::ProviderError;
 use crate::provider::jsonl::{self, LineReader, RawLine};
 use crate::provider::wire::{BatchObject, FileObject};
-use crate::store::{NotedIntent, StoreError, StoreReader, WATCHED_FOR};
+use crate::store::{NotedIntent, StoreError, StoreReader};
 
 /// Pages of a list that are read at most; more mean that the provider's paging goes in circles.
 pub const PAGES_MAX: u32 = 2000;
-
-/// How far two clocks may be apart.
-const SKEW: Duration = Duration::from_secs(3600);
 
 /// Reads the provider's list of batches, newest first, back to `since` by the provider's clock, and hands every batch
 /// to `see`. Says whether it came so far.
@@ -341,14 +338,11 @@ pub fn judge(
     if is_looked_for {
         return Ok(Finding::Nothing);
     }
-    // A call that was made from here is noted here as long as it is watched, whatever became of it: also where the
-    // batch has come to another end meanwhile, as one that was still empty in a backup, or was given back for this
-    // very finding.
+    // A call that was made from here is noted here, whatever became of it: as long as it is watched, and for good if it
+    // was given up. One that is neither was made after a backup, also where the batch has come to another end
+    // meanwhile, as one that was still empty then, or ran as another batch that was turned away later.
     let is_noted = intents.0.contains_key(&nonce) || here.superseded.iter().any(|old| old.nonce == nonce);
-    let is_watched = at > now.minus(WATCHED_FOR).plus(SKEW);
-    let at_its_end = matches!(here.state, BatchState::Cleaning { .. } | BatchState::Closed { .. });
-    let never_sent = here.state.is_unsent() || (at_its_end && here.provider_batch.is_none());
-    if here.origin == Origin::Cut && !is_noted && (never_sent || is_watched) {
+    if here.origin == Origin::Cut && !is_noted {
         return Ok(Finding::Unknown { unsent: Some(of), intent });
     }
     Ok(Finding::Shadow { of, intent })

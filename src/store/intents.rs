@@ -11,7 +11,7 @@ use crate::domain::batch::Intent;
 use crate::domain::id::{BatchId, Timestamp};
 
 /// An intent that was given up is looked for so long after it was made.
-pub const WATCHED_FOR: Duration = Duration::from_secs(48 * 3600);
+const WATCHED_FOR: Duration = Duration::from_secs(48 * 3600);
 
 /// An intent as it is kept after its batch has gone on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

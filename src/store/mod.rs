@@ -45,7 +45,7 @@ pub use client_keys::{CallLine, ClientKey};
 pub use committer::{OnFatal, Standing};
 pub use endings::Endings;
 pub use erasing::ErasedChunk;
-pub use intents::{NotedIntent, WATCHED_FOR};
+pub use intents::NotedIntent;
 pub use lists::{LOOKED_AT_MAX, RequestsOf, SessionFound, SessionsOf};
 pub use requests::{Accepted, GROUPS_OF_ONE_MAX, NewRequest, RequestFilter, Requeued};
 pub use sessions::{Content, SessionIn, SessionTaken};
