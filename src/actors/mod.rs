@@ -42,6 +42,8 @@ pub mod transcripts;
 pub use effects::observation;
 #[doc(hidden)]
 pub use finding::{Finding, Intents, Turn, is_of, judge, keep, mark, turn};
+#[doc(hidden)]
+pub use named::named_in;
 
 use std::path::PathBuf;
 use std::sync::Arc;

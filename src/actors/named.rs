@@ -10,39 +10,45 @@ use crate::domain::batch::{Batch, BatchState, Ended};
 use crate::domain::id::RequestId;
 use crate::domain::request::Failure;
 use crate::domain::retry::BatchFailure;
-use crate::store::StoreError;
+use crate::store::{StoreError, StoreReader};
 
-/// The requests whose lines the provider named when it refused the batch.
+/// The requests whose lines the provider named when it refused the batch, read off the actors' thread.
 pub async fn named_lines(
     shared: &Arc<Shared>,
     batch: &Batch,
 ) -> Result<HashMap<RequestId, Failure>, StoreError> {
-    let Some(ended) = ended(batch) else { return Ok(HashMap::new()) };
-    if has_moved(batch) {
-        // Which line of the file was whose is not known any more; without names the batch is tried again.
+    if ended(batch).is_none() {
         return Ok(HashMap::new());
     }
-    let BatchFailure::Lines(faults) = ended.refusal() else { return Ok(HashMap::new()) };
-    let (shared, id) = (shared.clone(), batch.id);
-    blocking(move || {
-        let mut named = HashMap::new();
-        let mut faults = faults.into_iter().peekable();
-        let (mut after, mut line) = (None, 0);
-        while faults.peek().is_some() {
-            let page = shared.reader.members(id, after, CHUNK_LINES)?;
-            let Some(last) = page.last() else { break };
-            after = Some(*last);
-            for request in page {
-                line += 1;
-                if let Some(fault) = faults.next_if(|fault| fault.line == line) {
-                    named.insert(request, fault.failure);
-                }
+    let (reader, batch) = (shared.reader.clone(), batch.clone());
+    blocking(move || named_in(&reader, &batch)).await
+}
+
+/// The same from the store alone.
+pub fn named_in(reader: &StoreReader, batch: &Batch) -> Result<HashMap<RequestId, Failure>, StoreError> {
+    let mut named = HashMap::new();
+    let Some(ended) = ended(batch) else { return Ok(named) };
+    let BatchFailure::Lines(faults) = ended.refusal() else { return Ok(named) };
+    if has_moved(batch) {
+        // Which line of the file was whose is not known any more; without names the batch is tried again.
+        return Ok(named);
+    }
+    let mut faults = faults.into_iter().peekable();
+    let (mut after, mut line) = (None, 0);
+    while faults.peek().is_some() {
+        let page = reader.members(batch.id, after, CHUNK_LINES)?;
+        let Some(last) = page.last() else { break };
+        after = Some(*last);
+        for request in page {
+            line += 1;
+            if let Some(fault) = faults.next_if(|fault| fault.line == line) {
+                named.insert(request, fault.failure);
             }
         }
-        let moved = shared.reader.batch(id)?.is_none_or(|batch| has_moved(&batch));
-        Ok(if moved { HashMap::new() } else { named })
-    })
-    .await
+    }
+    // It may have happened while they were read.
+    let moved = reader.batch(batch.id)?.is_none_or(|batch| has_moved(&batch));
+    Ok(if moved { HashMap::new() } else { named })
 }
 
 /// Whether a member was erased, or answered from elsewhere after it was sent: it may have been in the file, or not.

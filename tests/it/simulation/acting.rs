@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use nightshift::actors::{is_of, keep, mark, observation};
+use nightshift::actors::{is_of, keep, mark, named_in, observation};
 use nightshift::domain::batch::{Batch, BatchState, Credentials, InputFile, Intent, ResultKind};
 use nightshift::domain::effect::Effect;
 use nightshift::domain::event::{Event, Observation, Trouble};
 use nightshift::domain::id::{BatchId, FileId, Nonce, RequestId, Timestamp};
 use nightshift::domain::request::{Cost, Failure, FailureClass};
-use nightshift::domain::retry::BatchFailure;
 use nightshift::domain::room::Admission;
 use nightshift::domain::step;
 use nightshift::provider::jsonl::{self, Decoded};
@@ -16,7 +15,7 @@ use nightshift::provider::wire::BatchObject;
 use nightshift::store::AppliedLine;
 use serde_json::{Map, Value, json};
 
-use super::sim::{Broken, Checked, FOR_EVER, GRACE, LIMITS, Late, Named, POLICY, RETRY, Sim, now, text};
+use super::sim::{Broken, Checked, FOR_EVER, GRACE, LIMITS, Late, POLICY, RETRY, Sim, now, text};
 
 fn later(why: &str) -> Trouble {
     Trouble::Later { retry_after_ms: None, why: why.to_owned() }
@@ -513,19 +512,7 @@ impl Sim {
     }
 
     fn close(&mut self, id: BatchId, batch: &Batch) -> Checked {
-        let mut named = Named::new();
-        if let BatchState::Closing { ended, .. } = &batch.state
-            && let BatchFailure::Lines(faults) = ended.refusal()
-            && (batch.counts.erased, batch.counts.completed) == (0, 0)
-        {
-            let members = self.store.reader().members(id, None, 1000).map_err(text)?;
-            for fault in faults {
-                let line = usize::try_from(fault.line - 1).map_err(text)?;
-                if let Some(member) = members.get(line) {
-                    named.insert(*member, fault.failure);
-                }
-            }
-        }
+        let named = named_in(&self.store.reader(), batch).map_err(text)?;
         let at = self.at();
         let closed = now(self.store.close_chunk(id, batch.revision, named, RETRY, POLICY, at));
         let closed = closed.map_err(text)?;

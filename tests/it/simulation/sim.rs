@@ -1,6 +1,6 @@
 //! The driver: it stands for the actors, and loses everything but the store and the provider when it is told to.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Arguments;
 use std::time::Duration;
 
@@ -654,6 +654,3 @@ fn due(now: (Timestamp, Timestamp), effect: Effect) -> (Timestamp, Effect) {
         effect => (now.1, effect),
     }
 }
-
-/// What a batch holds of named requests, by their ids.
-pub type Named = HashMap<RequestId, nightshift::domain::request::Failure>;

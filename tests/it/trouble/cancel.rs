@@ -143,3 +143,35 @@ fn an_uncertain_batch_is_found_or_fenced_before_the_order_is_carried_out() {
     assert_once(&provider.runs(), usize::try_from(completed).unwrap());
     assert_whole(folder.path());
 }
+
+#[test]
+fn a_stop_waits_for_the_answer_to_a_create_call_although_its_batch_was_cancelled_meanwhile() {
+    let folder = folder();
+    let port = free_port();
+    let provider = Provider::start(&folder.path().join("provider"), "{}", |_| ());
+    let (go, held) = std::sync::mpsc::channel::<()>();
+    provider.shut(move |call| {
+        if call == "POST /v1/batches" {
+            // Until the other end is dropped.
+            let _ = held.recv();
+        }
+        None
+    });
+    let mut server = serve(folder.path(), &provider, port, &[]);
+    send(&server, "demo", 10, question);
+    server.wait_for("\"step\":\"creating\"").unwrap();
+    let held = id(&batches(&server)[0]);
+    assert_eq!(cancel(&server, &held, REQUEUE).0, 200);
+    server.signal("TERM");
+    server.wait_for("stopping").unwrap();
+    drop(go);
+    let left = server.left(std::time::Duration::from_secs(10)).expect("it leaves in time");
+    assert!(left.success(), "{left}");
+    assert!(server.tail().contains("\"step\":\"observing\""), "the answer was not heard: {}", server.tail());
+    let mut server = serve(folder.path(), &provider, port, &[]);
+    until(&mut server, "the end", |server| (server.summary() == [0, 0, 10, 0]).then_some(()));
+    assert_eq!(batch(&server, &held)["status"], "cancelled");
+    assert!(server.terminate().success());
+    assert_once(&provider.runs(), 10);
+    assert_whole(folder.path());
+}

@@ -10,8 +10,9 @@ use super::bench::{
 use crate::process::{Server, free_port, turn_clock, with_clock};
 
 /// What the clock says after each jump; the first by how much, the others as the time of day in Berlin: the hour
-/// that summer time leaves out, the one that it has twice, the last second of 32 bits, and a leap second.
-const JUMPS: [&str; 8] = [
+/// that summer time leaves out, the one that it has twice, the last second of 32 bits, a leap second, a clock whose
+/// battery is empty, and a leap day.
+const JUMPS: [&str; 10] = [
     "+25h",
     "-2h",
     "-3d",
@@ -19,6 +20,8 @@ const JUMPS: [&str; 8] = [
     "@2027-10-31 02:59:59",
     "@2038-01-19 04:14:06",
     "@2017-01-01 00:59:59",
+    "@1970-01-02 00:59:59",
+    "@2028-02-29 23:59:59",
     "+0",
 ];
 
@@ -66,7 +69,7 @@ fn whatever_the_clock_says_nothing_ends_early_hangs_or_is_paid_for_twice() {
     let years: BTreeSet<_> =
         batches(&server).iter().map(|batch| batch["createdAt"].as_str().unwrap()[..4].to_owned()).collect();
     assert!(
-        ["2017", "2027", "2038"].iter().all(|year| years.contains(*year)),
+        ["1970", "2017", "2027", "2028", "2038"].iter().all(|year| years.contains(*year)),
         "the clock did not jump: {years:?}"
     );
     assert!(server.terminate().success());
