@@ -15,6 +15,7 @@ use nightshift::provider::wire::BatchObject;
 use nightshift::store::AppliedLine;
 use serde_json::{Map, Value, json};
 
+use super::checks::custom_ids;
 use super::sim::{Broken, Checked, FOR_EVER, GRACE, LIMITS, Late, POLICY, RETRY, Sim, now, text};
 
 fn later(why: &str) -> Trouble {
@@ -203,7 +204,12 @@ impl Sim {
             metadata.insert("ns_batch".to_owned(), json!(call.batch.to_string()));
             metadata.insert("ns_nonce".to_owned(), json!(call.nonce));
         }
+        let first =
+            self.remote.content(&call.input, self.millis()).and_then(|lines| custom_ids(lines).next());
         let created = self.remote.create(&call.input, call.endpoint, metadata, self.millis(), late);
+        if let (Some(batch), Some(first)) = (created["id"].as_str(), first) {
+            self.first_lines.insert(batch.to_owned(), first);
+        }
         self.note(format_args!("the provider creates {} of {}", created["id"], call.batch));
         observation(read(&created))
     }

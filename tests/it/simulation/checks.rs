@@ -9,7 +9,10 @@ use serde_json::{Value, json};
 
 use super::sim::{Checked, Run, Sim, text};
 
-fn custom_ids(lines: &[u8]) -> impl Iterator<Item = RequestId> {
+/// What a planned refusal for a line says.
+const NAMED: &str = "missing_required_parameter";
+
+pub fn custom_ids(lines: &[u8]) -> impl Iterator<Item = RequestId> {
     let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines.filter_map(|line| jsonl::custom_id_in(line)?.parse().ok())
 }
@@ -154,7 +157,12 @@ impl Sim {
             if self.results.contains_key(&id) {
                 return Err(format!("invariant 3: the result of {id} was taken back"));
             }
-            return Ok(());
+            let failed = request.failure.filter(|_| request.status == RequestStatus::ProcessingFailed);
+            return if failed.is_some_and(|failure| failure.code == NAMED) && !self.is_named(id) {
+                Err(format!("{id} failed for a line that the provider did not name"))
+            } else {
+                Ok(())
+            };
         }
         let result =
             reader.result(id).map_err(text)?.ok_or_else(|| format!("invariant 3: {id} has no result"))?;
@@ -170,6 +178,16 @@ impl Sim {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the provider refused a batch for the line of this request.
+    fn is_named(&mut self, id: RequestId) -> bool {
+        let millis = self.millis();
+        let batches: Vec<_> = self.first_lines.iter().filter(|(_, first)| **first == id).collect();
+        batches.into_iter().any(|(batch, _)| {
+            let batch = self.remote.batch(batch, millis);
+            batch.is_some_and(|batch| batch["errors"]["data"][0]["code"] == NAMED)
+        })
     }
 
     /// No request is in two batches that run.

@@ -174,6 +174,8 @@ pub struct Sim {
     pub cut_off: BTreeSet<(String, RequestId)>,
     /// Lines beside which the provider says something else of the same request.
     pub contradicted: BTreeSet<(String, RequestId)>,
+    /// The first line of the input of each batch that was created, which is the one that a refusal may name.
+    pub first_lines: BTreeMap<String, RequestId>,
     pub accepted: BTreeSet<RequestId>,
     pub results: BTreeMap<RequestId, Vec<u8>>,
     /// What the provider ran and would be paid for, by request, in order.
@@ -215,6 +217,7 @@ impl Sim {
             twins: Vec::new(),
             cut_off: BTreeSet::new(),
             contradicted: BTreeSet::new(),
+            first_lines: BTreeMap::new(),
             accepted: BTreeSet::new(),
             results: BTreeMap::new(),
             runs: BTreeMap::new(),
