@@ -29,8 +29,8 @@ const REQUESTS: usize = 50;
 const SESSIONS: usize = 10;
 /// Client keys that one transaction removes.
 const CLIENT_KEYS: usize = 250;
-/// Batches whose files one transaction has deleted because of what was removed for its age.
-const AGED_BATCHES: usize = 100;
+/// Batches whose files one transaction takes over from what was removed before, or is being removed.
+const TAKEN_OVER: usize = 100;
 
 /// Answers of one request that are looked for; it has one for each time that it was run.
 const BOOKINGS: usize = 250;
@@ -274,10 +274,14 @@ fn company_chunk(
     if !chunk.moved {
         chunk.moved = sources::remove_of(tx, company, CLIENT_KEYS)? > 0;
     }
+    let mut batches_left = TAKEN_OVER;
     for (key, value) in tx.scan_prefix(Tree::Tombstones, &prefix, CLIENT_KEYS)? {
+        let other: ErasureId = codec::decode(&value)?;
         // Its own stays, and says for all of them that nothing comes again.
-        if codec::decode::<ErasureId>(&value)? != erasure.id {
-            tx.remove(Tree::Tombstones, key);
+        if other != erasure.id {
+            if see_to_files_of(tx, erasure.id, other, &mut batches_left)? {
+                tx.remove(Tree::Tombstones, key);
+            }
             chunk.moved = true;
         }
     }
@@ -358,7 +362,7 @@ pub(super) fn note_aged(tx: &mut Tx<'_>, request: &Request, batch: BatchId) {
 
 /// Has an erasure see to files that had something of what was removed for its age before; whether there were any.
 fn take_over_aged(tx: &mut Tx<'_>, erasure: ErasureId, prefix: &[u8]) -> Result<bool, StoreError> {
-    let found = tx.scan_prefix(Tree::AgedBatches, prefix, AGED_BATCHES)?;
+    let found = tx.scan_prefix(Tree::AgedBatches, prefix, TAKEN_OVER)?;
     for (key, _) in &found {
         let batch = keys::batch_at_end(key)
             .ok_or_else(|| StoreError::Codec("the key of a batch is too short".to_owned()))?;
@@ -366,6 +370,31 @@ fn take_over_aged(tx: &mut Tx<'_>, erasure: ErasureId, prefix: &[u8]) -> Result<
         tx.remove(Tree::AgedBatches, key.clone());
     }
     Ok(!found.is_empty())
+}
+
+/// Has an erasure of a company see to the files that an earlier one of a session has still to delete: all that is known of
+/// what was in them went with that one's records. At most `left` of them; whether those are all. The earlier one goes on
+/// with them as well, since it is not done before they are gone, either.
+fn see_to_files_of(
+    tx: &mut Tx<'_>,
+    erasure: ErasureId,
+    earlier: ErasureId,
+    left: &mut usize,
+) -> Result<bool, StoreError> {
+    let own_entry = earlier.as_bytes().len();
+    for (key, _) in tx.scan_prefix(Tree::Erasing, earlier.as_bytes(), usize::MAX)? {
+        let Some(batch) = keys::batch_at_end(&key).filter(|_| key.len() > own_entry) else { continue };
+        let taken = of_batch(erasure, batch);
+        if tx.has(Tree::Erasing, &taken)? {
+            continue;
+        }
+        if *left == 0 {
+            return Ok(false);
+        }
+        *left -= 1;
+        tx.put(Tree::Erasing, taken, Vec::new());
+    }
+    Ok(true)
 }
 
 /// What had files is a batch that is there.

@@ -16,10 +16,11 @@ use nightshift::store::{AppliedLine, ErasedChunk, Repair, RequestFilter, Session
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Call, Nightshift, batch_id, body_in_pieces, company, good_line, refused_line, request_id, session_id,
-    until, with_actors,
+    Call, Nightshift, batch_id, body_in_pieces, company, good_line, polling, refused_line, request_id,
+    session_id, until, with_actors,
 };
 use crate::process::{PATIENCE, Server, free_port, nightshift, run, text};
+use crate::trouble::bench::Provider;
 
 const ERASURES: &str = "/api/admin/legacy/erasures";
 
@@ -39,7 +40,30 @@ async fn erase_all(store: &Store, id: ErasureId, now: Timestamp) -> ErasedChunk 
     panic!("it does not come to an end");
 }
 
-async fn ordered(nightshift: &Nightshift, path: &str, body: &Value) -> ErasureId {
+/// What an erasure waits for, once it was told why that does not come. It may not be done.
+pub async fn trouble(nightshift: &Nightshift, id: ErasureId) -> Value {
+    let waiting = until("it is told why it waits", async || {
+        nightshift.clock.advance(Duration::from_secs(1));
+        let erasure = nightshift.get(&format!("{ERASURES}/{id}")).await["erasure"].clone();
+        assert_ne!(erasure["state"], "done", "{erasure:#}");
+        erasure["waiting"]["trouble"].is_string().then(|| erasure["waiting"].clone())
+    });
+    let waiting = waiting.await;
+    assert!(waiting["trouble"].as_str().unwrap().contains("refuses to delete"), "{waiting}");
+    waiting
+}
+
+/// What an erasure counted, once it is done.
+pub async fn done(nightshift: &Nightshift, id: ErasureId) -> Value {
+    let erasure = until("it is done", async || {
+        nightshift.clock.advance(Duration::from_secs(60));
+        let erasure = nightshift.get(&format!("{ERASURES}/{id}")).await["erasure"].clone();
+        (erasure["state"] == "done").then_some(erasure)
+    });
+    erasure.await["counts"].clone()
+}
+
+pub async fn ordered(nightshift: &Nightshift, path: &str, body: &Value) -> ErasureId {
     let reply = nightshift.call(Call::json(path, body)).await;
     assert_eq!(reply.status, 202, "{:#}", reply.body);
     reply.body["erasure"]["id"].as_str().unwrap().parse().unwrap()
@@ -248,6 +272,31 @@ fn a_company_is_erased_with_all_that_it_has_and_nobody_else_is_touched() {
         assert_eq!(cost.unwrap().micros, 18);
         erase_all(nightshift.store(), id, nightshift.now()).await;
         nightshift.eraser.send(Look { compact: true }).await.unwrap();
+    });
+}
+
+#[test]
+fn a_company_is_not_erased_while_files_are_left_that_an_earlier_erasure_of_its_session_has_still_to_delete() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = Provider::start(folder.path(), "{}", |_| ());
+    provider.shut(|call| call.starts_with("DELETE").then_some((400, "This file cannot be deleted.")));
+    polling(&provider.url, async |nightshift| {
+        nightshift.session(1, "demo").await;
+        let mut batch = nightshift.open_batch(1, "demo", 1).await;
+        batch.send().await;
+        batch.finish(vec![good_line(1, None)], Vec::new()).await;
+        let session = ordered(&nightshift, &of_session(1), &json!({})).await;
+        assert_eq!(trouble(&nightshift, session).await["batches"], 1);
+        // Of what was in the batch nothing is left that the company could find.
+        let path = "/api/admin/legacy/companies/demo/erase";
+        let company = ordered(&nightshift, path, &json!({ "confirm": "demo" })).await;
+        assert_eq!(trouble(&nightshift, company).await["batches"], 1);
+        assert_eq!(trouble(&nightshift, session).await["batches"], 1);
+        provider.open();
+        for id in [company, session] {
+            assert_eq!(done(&nightshift, id).await["batches"], 1);
+        }
+        whole(nightshift.store()).await;
     });
 }
 

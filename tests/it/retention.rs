@@ -11,6 +11,7 @@ use nightshift::domain::source::{SourceId, TranscriptAt};
 use nightshift::store::{Accepted, ClientKey, NewRequest, RequestFilter, Requeued, SessionIn, SessionTaken};
 use serde_json::{Value, json};
 
+use crate::erasing::{done, ordered, trouble};
 use crate::harness::{
     Call, Nightshift, company, good_line, group, keeping, polling_and_keeping, refused_line, request_id,
     session_id, until, with_actors,
@@ -287,29 +288,15 @@ fn an_erasure_of_what_is_gone_for_its_age_is_done_only_once_the_provider_has_non
         for (path, batches) in
             [(format!("{SESSIONS}/chat-1/erase"), 1), (format!("{SESSIONS}/chat-2/erase"), 2), (acme, 1)]
         {
-            let call = Call::json(path, &json!({ "confirm": "acme" }));
-            let id = nightshift.call(call).await.body["erasure"]["id"].as_str().unwrap().to_owned();
-            erasures.push((format!("/api/admin/legacy/erasures/{id}"), batches));
+            erasures.push((ordered(&nightshift, &path, &json!({ "confirm": "acme" })).await, batches));
         }
-        for (path, batches) in &erasures {
-            let waiting = until("it is told why it waits", async || {
-                nightshift.clock.advance(Duration::from_secs(1));
-                let erasure = nightshift.get(path).await["erasure"].clone();
-                assert_ne!(erasure["state"], "done", "{erasure:#}");
-                erasure["waiting"]["trouble"].is_string().then(|| erasure["waiting"].clone())
-            });
-            let waiting = waiting.await;
+        for (id, batches) in &erasures {
+            let waiting = trouble(&nightshift, *id).await;
             assert_eq!((&waiting["for"], &waiting["batches"]), (&json!("batches"), &json!(batches)));
-            assert!(waiting["trouble"].as_str().unwrap().contains("refuses to delete"), "{waiting}");
         }
         provider.open();
-        for (path, batches) in &erasures {
-            let erasure = until("it is done", async || {
-                nightshift.clock.advance(Duration::from_secs(60));
-                let erasure = nightshift.get(path).await["erasure"].clone();
-                (erasure["state"] == "done").then_some(erasure)
-            });
-            assert_eq!(erasure.await["counts"]["batches"], *batches);
+        for (id, batches) in &erasures {
+            assert_eq!(done(&nightshift, *id).await["batches"], *batches);
         }
         for file in ["input-1", "output-1", "error-1", "output-5", "error-5", "input-3", "output-3"] {
             assert!(provider.calls(&format!("DELETE /v1/files/file-{file}")) > 1, "{file}");
