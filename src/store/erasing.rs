@@ -20,7 +20,7 @@ use crate::domain::batch::Batch;
 use crate::domain::company::Company;
 use crate::domain::erasure::{Erasure, ErasureState, Subject};
 use crate::domain::id::{BatchId, CompanyId, ErasureId, RequestId, SessionId, Timestamp};
-use crate::domain::request::{Request, RequestStatus, Source};
+use crate::domain::request::{Request, RequestStatus};
 use crate::domain::session::Session;
 
 /// Requests that one transaction removes: each has index entries, texts and a batch to be told.
@@ -349,15 +349,26 @@ fn aged_of(company: &CompanyId, session: SessionId) -> Vec<u8> {
     Key::new().company(company).bytes(session.as_bytes()).done()
 }
 
-/// Notes that the files of a batch have something of a request that is removed for its age: that they are deleted is
-/// only asked for, and an erasure has to know it.
-pub(super) fn note_aged(tx: &mut Tx<'_>, request: &Request, batch: BatchId) {
-    let session = match request.source {
-        Source::Session { session, .. } => session,
-        Source::Generic { .. } => NO_SESSION,
-    };
-    let of = aged_of(&request.group.company, session);
-    tx.put(Tree::AgedBatches, Key::new().bytes(&of).bytes(batch.as_bytes()).done(), Vec::new());
+/// Notes that the files of a batch have something of a request that is removed for its age, or was removed before: that
+/// they are deleted is only asked for, and an erasure has to know it.
+pub(super) fn note_aged(
+    tx: &mut Tx<'_>,
+    company: &CompanyId,
+    session: Option<SessionId>,
+    batch: BatchId,
+) -> Result<(), StoreError> {
+    match known(tx, &company_tombstone(company))? {
+        None => {
+            let of = aged_of(company, session.unwrap_or(NO_SESSION));
+            tx.put(Tree::AgedBatches, Key::new().bytes(&of).bytes(batch.as_bytes()).done(), Vec::new());
+        }
+        Some(erasure) if erasure.state == ErasureState::Running => {
+            tx.put(Tree::Erasing, of_batch(erasure.id, batch), Vec::new());
+        }
+        // All of the company was erased already: nobody comes for it any more.
+        Some(_) => {}
+    }
+    Ok(())
 }
 
 /// Has an erasure see to files that had something of what was removed for its age before; whether there were any.
@@ -506,7 +517,7 @@ mod tests {
 
     use super::*;
     use crate::domain::id::{EventId, WebhookId};
-    use crate::domain::request::{Endpoint, Group};
+    use crate::domain::request::{Endpoint, Group, Source};
     use crate::domain::session::SessionFacts;
     use crate::domain::source::{ReadOutcome, SourceId, TranscriptAt};
     use crate::domain::webhook::EventKind;

@@ -306,6 +306,46 @@ fn an_erasure_of_what_is_gone_for_its_age_is_done_only_once_the_provider_has_non
 }
 
 #[test]
+fn an_erasure_sees_to_the_files_of_a_shadow_that_surfaced_only_once_what_it_answered_was_gone_for_its_age() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = Provider::start(folder.path(), "{}", |_| ());
+    provider.shut(|call| call.starts_with("DELETE").then_some((400, "This file cannot be deleted.")));
+    let base_url = provider.url.clone();
+    polling_and_keeping(&base_url, kept("1h", "", "1h"), async |nightshift| {
+        nightshift.session(1, "demo").await;
+        nightshift.request(2, "demo", |_| ()).await;
+        nightshift.request(3, "acme", |_| ()).await;
+        let mut late = Vec::new();
+        for (number, of, lines) in [(1, "demo", 1..3), (2, "acme", 3..4)] {
+            let mut batch = nightshift.open_batch(number, of, lines.end - lines.start).await;
+            batch.send().await;
+            let analysis = |line| (line == 1).then_some("{}");
+            let good = lines.clone().map(|line| good_line(line, analysis(line)));
+            batch.finish(good.collect(), Vec::new()).await;
+            late.push((batch.batch, lines));
+        }
+        pass(&nightshift, 2 * Duration::from_secs(3600)).await;
+        assert_eq!(there(&nightshift, 1..=3), Vec::<u64>::new());
+        for (number, (batch, lines)) in (5..).zip(late) {
+            let mut shadow = nightshift.shadow(number, &batch).await;
+            shadow.finish(lines.map(|line| good_line(line, None)).collect(), Vec::new()).await;
+        }
+        let mut erasures = Vec::new();
+        for path in [format!("{SESSIONS}/chat-1/erase"), "/api/admin/legacy/companies/acme/erase".to_owned()]
+        {
+            let id = ordered(&nightshift, &path, &json!({ "confirm": "acme" })).await;
+            assert_eq!(trouble(&nightshift, id).await["batches"], 2, "{path}");
+            erasures.push(id);
+        }
+        provider.open();
+        for id in erasures {
+            assert_eq!(done(&nightshift, id).await["batches"], 2);
+        }
+        assert_eq!(nightshift.store().verify().await.unwrap().violations, []);
+    });
+}
+
+#[test]
 fn a_session_with_very_many_requests_goes_over_several_passes() {
     keeping(kept("", "", "10d"), async |nightshift| {
         let (store, reader) = (nightshift.store(), nightshift.store().reader());

@@ -56,7 +56,7 @@ async fn each_check_names_what_does_not_fit() {
     let token_id =
         |store: &Store| store.reader.engine.scan(Tree::TokenIds, &[], None, 1).unwrap().pop().unwrap().0;
     let company = "acme".parse().unwrap();
-    let gone = Gone { company, model: "m".to_owned(), at: NOW, cost: None };
+    let gone = Gone { company, session: None, model: "m".to_owned(), at: NOW, cost: None };
     let gone = codec::encode(&gone).unwrap();
     let erasure = codec::encode(&ErasureId::from_bytes([7; 16])).unwrap();
     let tombstone = Key::new().text("acme").byte(1).done();
