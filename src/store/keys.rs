@@ -106,7 +106,7 @@ trees! {
     Sources = "sources",
     /// session → the fetching of its transcript
     Fetches = "fetches",
-    /// company, host, due time, session → nothing
+    /// company, host, source, whether it is new or was tried in vain, due time, session → nothing
     FetchesDue = "fetches_due",
     /// company or nothing, key → the hash of the token
     TokenIds = "token_ids",
