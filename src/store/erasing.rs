@@ -31,6 +31,8 @@ const SESSIONS: usize = 10;
 const CLIENT_KEYS: usize = 250;
 /// Batches whose files one transaction takes over from what was removed before, or is being removed.
 const TAKEN_OVER: usize = 100;
+/// Shadows of one batch that are looked for; it has one for each create call that was given up, if any.
+const SHADOWS: usize = 250;
 
 /// Answers of one request that are looked for; it has one for each time that it was run.
 const BOOKINGS: usize = 250;
@@ -330,11 +332,15 @@ fn remove_request(
     Ok(())
 }
 
-/// The batches whose files have something of a request: those that it was in, and those whose result files had a line
-/// for it although it was never in them, as far as was known.
+/// The batches whose files have something of a request: those that it was in, their shadows, which may be running yet, and
+/// any other whose result files had a line for it although it was never in them, as far as was known.
 pub(super) fn batches_that_had(tx: &Tx<'_>, request: &Request) -> Result<BTreeSet<BatchId>, StoreError> {
     let was_in = request.history.iter().map(|attempt| attempt.batch).chain(request.batch);
     let mut batches: BTreeSet<_> = was_in.collect();
+    for batch in batches.clone() {
+        let shadows = tx.scan_prefix(Tree::Shadows, batch.as_bytes(), SHADOWS)?;
+        batches.extend(shadows.iter().filter_map(|(key, _)| keys::batch_at_end(key)));
+    }
     for (key, _) in tx.scan_prefix(Tree::Bookings, request.id.as_bytes(), BOOKINGS)? {
         let Some(provider_batch) = key.get(request.id.as_bytes().len()..) else { continue };
         batches.extend(tx.read::<BatchId>(Tree::ProviderBatches, provider_batch)?);

@@ -397,7 +397,7 @@ fn the_files_of_a_shadow_batch_that_had_an_answer_to_what_is_erased_are_deleted_
         let id = erase_session(&nightshift, 1).await;
         assert!(erase_all(store, id, nightshift.now()).await.gone);
         let reader = store.reader();
-        assert_eq!(reader.batches_to_erase(id, None, 9).unwrap(), [batch_id(1), batch_id(2)]);
+        assert_eq!(reader.batches_to_erase(id, None, 9).unwrap(), [1, 2, 3].map(batch_id));
         // The other one ends only now. Its files are needed until it is closed.
         let due = || {
             let end_of_time = nightshift.now().plus(Duration::from_secs(40 * 3600));
@@ -409,6 +409,47 @@ fn the_files_of_a_shadow_batch_that_had_an_answer_to_what_is_erased_are_deleted_
         later.close().await;
         assert_eq!(due(), ["file-error-3", "file-output-3"]);
         whole(store).await;
+    });
+}
+
+#[test]
+fn an_erasure_waits_for_a_batch_of_an_old_create_call_that_runs_when_it_is_ordered() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = Provider::start(folder.path(), "{}", |_| ());
+    polling(&provider.url, async |nightshift| {
+        nightshift.session(1, "demo").await;
+        nightshift.request(2, "acme", |_| ()).await;
+        let mut shadows = Vec::new();
+        for (number, of) in [(1, "demo"), (2, "acme")] {
+            let mut batch = nightshift.open_batch(number, of, 1).await;
+            batch.send().await;
+            batch.finish(vec![good_line(number, None)], Vec::new()).await;
+            shadows.push(nightshift.shadow(number + 4, &batch.batch).await);
+        }
+        let company = "/api/admin/legacy/companies/acme/erase";
+        let erasures = [
+            ordered(&nightshift, &of_session(1), &json!({})).await,
+            ordered(&nightshift, company, &json!({ "confirm": "acme" })).await,
+        ];
+        for id in erasures {
+            let erasure = until("the files of the batch that is over are gone", async || {
+                nightshift.clock.advance(Duration::from_secs(60));
+                let erasure = nightshift.get(&format!("{ERASURES}/{id}")).await["erasure"].clone();
+                (erasure["counts"]["batches"] == 1).then_some(erasure)
+            });
+            let erasure = erasure.await;
+            assert_eq!((&erasure["state"], &erasure["waiting"]["batches"]), (&json!("running"), &json!(1)));
+        }
+        for (number, mut shadow) in (1..).zip(shadows) {
+            shadow.finish(vec![good_line(number, None)], Vec::new()).await;
+        }
+        for id in erasures {
+            assert_eq!(done(&nightshift, id).await["batches"], 2);
+        }
+        for file in ["output-5", "error-5", "output-6", "error-6"] {
+            assert!(provider.calls(&format!("DELETE /v1/files/file-{file}")) > 0, "{file}");
+        }
+        whole(nightshift.store()).await;
     });
 }
 

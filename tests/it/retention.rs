@@ -271,7 +271,7 @@ fn an_erasure_of_what_is_gone_for_its_age_is_done_only_once_the_provider_has_non
         nightshift.session(1, "demo").await;
         nightshift.session(2, "demo").await;
         nightshift.request(3, "acme", |_| ()).await;
-        // Both sessions are in one batch; one had an answer in that of an old create call, too.
+        // Both sessions are in one batch and in that of an old create call, which had an answer to one.
         let mut first = nightshift.open_batch(1, "demo", 2).await;
         first.send().await;
         first.finish(vec![good_line(1, Some("{}")), good_line(2, Some("{}"))], Vec::new()).await;
@@ -286,7 +286,7 @@ fn an_erasure_of_what_is_gone_for_its_age_is_done_only_once_the_provider_has_non
         let acme = "/api/admin/legacy/companies/acme/erase".to_owned();
         let mut erasures = Vec::new();
         for (path, batches) in
-            [(format!("{SESSIONS}/chat-1/erase"), 1), (format!("{SESSIONS}/chat-2/erase"), 2), (acme, 1)]
+            [(format!("{SESSIONS}/chat-1/erase"), 2), (format!("{SESSIONS}/chat-2/erase"), 2), (acme, 1)]
         {
             erasures.push((ordered(&nightshift, &path, &json!({ "confirm": "acme" })).await, batches));
         }
