@@ -1,8 +1,10 @@
 //! Fetches the transcripts that exports name by their addresses: what is due in the store, a few from each host at
 //! the same time, so that one slow host or one missing file holds up nothing else. The company that has least under way
-//! goes first, so that one's dead addresses do not hold up another's good ones, not even on the same host.
+//! goes first, so that one's dead addresses do not hold up another's good ones, not even on the same host; of a company
+//! the source with least there, and of that what was tried in vain takes turns with what is new.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +30,9 @@ const ALL_MAX: usize = 16;
 /// How many from one host.
 const HOST_MAX: usize = 4;
 /// How much a look takes in; the next one goes on behind it. What is under way is still listed: as many again may begin.
-const A_LOOK: Breadth = Breadth { companies: 8, hosts: 8, each: 2 * HOST_MAX };
+const A_LOOK: Breadth = Breadth { companies: 8, lanes: 8, each: 2 * HOST_MAX };
+/// Lanes for which it is remembered that it is the turn of what was tried before.
+const OWED_MAX: usize = 1000;
 
 /// Bounds of what is fetched.
 #[derive(Debug, Clone, Copy)]
@@ -54,8 +58,8 @@ impl Default for Bounds {
     }
 }
 
-/// A fetch under way: which source it is of, to which host it goes, and whose it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Which source a fetch is of, to which host it goes, and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Way {
     source: SourceId,
     host: [u8; 8],
@@ -66,22 +70,55 @@ impl Way {
     fn of(fetch: &Fetch) -> Self {
         Self { source: fetch.at.source, host: fetch.at.host, company: fetch.company.clone() }
     }
+
+    fn of_lane(lane: &Lane) -> Self {
+        Self { source: lane.source, host: lane.host, company: lane.company.clone() }
+    }
+}
+
+/// A fetch under way, and whether it was tried in vain before.
+struct UnderWay {
+    way: Way,
+    again: bool,
+}
+
+/// What begins next: which lane's, of what was tried before or of what was not, and the how many-th of that.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    lane: usize,
+    again: bool,
+    place: usize,
+}
+
+/// By what the lanes of one host are compared: how much is under way for them, and where they stand in the look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Standing {
+    /// Of the company at the host.
+    here: usize,
+    /// Of the company.
+    all: usize,
+    /// Of the lane.
+    of_way: usize,
+    at: usize,
 }
 
 /// Fetches transcripts.
 pub struct Transcripts {
     intake: Addr<Intake>,
     shared: Arc<Shared>,
-    under_way: HashMap<SessionId, Way>,
+    under_way: HashMap<SessionId, UnderWay>,
     looking: bool,
     /// Behind whom the next look begins.
     behind: Behind,
+    /// Where something new began last although something that was tried before was due, too.
+    owed: HashSet<Way>,
 }
 
 impl Transcripts {
     /// One for all sources.
     pub fn new(intake: Addr<Intake>, shared: Arc<Shared>) -> Self {
-        Self { intake, shared, under_way: HashMap::new(), looking: false, behind: Behind::default() }
+        let (under_way, owed) = (HashMap::new(), HashSet::new());
+        Self { intake, shared, under_way, looking: false, behind: Behind::default(), owed }
     }
 
     /// Starts what is due and has a place.
@@ -106,10 +143,12 @@ impl Transcripts {
     /// Starts what has a place, one after the other.
     fn start_in_turn(&mut self, mut lanes: Vec<Lane>, ctx: &mut Context<Self>) {
         let mut begun = BTreeSet::new();
-        while let Some((lane, place)) = self.next(&lanes) {
-            let Some(due) = lanes.get_mut(lane).map(|lane| &mut lane.due) else { break };
-            let (session, fetch) = due.remove(place);
-            begun.insert(lane);
+        while let Some(turn) = self.next(&lanes) {
+            let Some(lane) = lanes.get_mut(turn.lane) else { break };
+            self.remember(lane, turn);
+            let due = if turn.again { &mut lane.again } else { &mut lane.new };
+            let (session, fetch) = due.remove(turn.place);
+            begun.insert(turn.lane);
             self.start(session, fetch, ctx);
         }
         // Where there was a place, nothing of the others was to begin: the next look goes on behind all of these.
@@ -122,27 +161,67 @@ impl Transcripts {
 
     fn go_on_behind(&mut self, lane: &Lane) {
         self.behind.company = Some(lane.company.clone());
-        self.behind.hosts.insert(lane.company.clone(), lane.host);
+        self.behind.lanes.insert(lane.company.clone(), (lane.host, lane.source));
+    }
+
+    /// Remembers where it is the turn of what was tried before.
+    fn remember(&mut self, lane: &Lane, turn: Turn) {
+        let way = Way::of_lane(lane);
+        if turn.again || lane.again.is_empty() {
+            self.owed.remove(&way);
+            return;
+        }
+        if self.owed.len() >= OWED_MAX {
+            // They only wait for one more.
+            self.owed.clear();
+        }
+        self.owed.insert(way);
     }
 
     /// Whose turn it is, and with which of those that are due. A host's next place is for the company that has least
-    /// there, and of these companies the one goes first that has least in all.
-    fn next(&self, lanes: &[Lane]) -> Option<(usize, usize)> {
-        let mut by_host: BTreeMap<_, (usize, usize, usize, usize)> = BTreeMap::new();
+    /// there, of those for the one that has least in all, and within it for the source that has least.
+    fn next(&self, lanes: &[Lane]) -> Option<Turn> {
+        let mut by_host: BTreeMap<_, (Standing, Turn)> = BTreeMap::new();
         for (at, lane) in lanes.iter().enumerate() {
-            let may_start = |(session, fetch): &(SessionId, Fetch)| self.may_start(*session, fetch);
-            let Some(place) = lane.due.iter().position(may_start) else { continue };
-            let here = self.under_way(|way| way.company == lane.company && way.host == lane.host);
-            let turn = (here, self.under_way(|way| way.company == lane.company), at, place);
-            by_host.entry(lane.host).and_modify(|first| *first = turn.min(*first)).or_insert(turn);
+            let Some(turn) = self.next_of(lane, at) else { continue };
+            let way = Way::of_lane(lane);
+            let here = self.under_way(|it| it.way.company == way.company && it.way.host == way.host);
+            let all = self.under_way(|it| it.way.company == way.company);
+            let of_way = self.under_way(|it| it.way == way);
+            let standing = Standing { here, all, of_way, at };
+            let first = by_host.entry(lane.host).or_insert((standing, turn));
+            if standing < first.0 {
+                *first = (standing, turn);
+            }
         }
-        let first = by_host.into_values().min_by_key(|(here, all, at, _)| (*all, *here, *at));
-        first.map(|(_, _, at, place)| (at, place))
+        let first = by_host.into_values().min_by_key(|(is, _)| (is.all, is.here, is.at));
+        first.map(|(_, turn)| turn)
+    }
+
+    /// What of a lane may begin. What is new and what was tried before have as many places: of many dead ones each holds
+    /// its place for as long as a fetch may take.
+    fn next_of(&self, lane: &Lane, at: usize) -> Option<Turn> {
+        let startable = |due: &[(SessionId, Fetch)]| {
+            due.iter().position(|(session, fetch)| self.may_start(*session, fetch))
+        };
+        let new = startable(&lane.new).map(|place| Turn { lane: at, again: false, place });
+        let again = startable(&lane.again).map(|place| Turn { lane: at, again: true, place });
+        if new.is_none() || again.is_none() {
+            return new.or(again);
+        }
+        let way = Way::of_lane(lane);
+        let of = |again: bool| self.under_way(|it| it.way == way && it.again == again);
+        let is_turn_of_again = match of(true).cmp(&of(false)) {
+            Ordering::Less => true,
+            Ordering::Equal => self.owed.contains(&way),
+            Ordering::Greater => false,
+        };
+        if is_turn_of_again { again } else { new }
     }
 
     /// How many are under way of those that are `like` this.
-    fn under_way(&self, like: impl Fn(&Way) -> bool) -> usize {
-        self.under_way.values().filter(|way| like(way)).count()
+    fn under_way(&self, like: impl Fn(&UnderWay) -> bool) -> usize {
+        self.under_way.values().filter(|it| like(it)).count()
     }
 
     fn source(&self, fetch: &Fetch) -> Option<&Arc<Source>> {
@@ -156,15 +235,21 @@ impl Transcripts {
         let shared_with = self.shared.sources.iter().any(|source| source.company != way.company);
         let of_company_max = if shared_with { ALL_MAX - HOST_MAX } else { ALL_MAX };
         let of_way_max = || self.source(fetch).map_or(HOST_MAX, |source| source.transcript_concurrency);
+        // Nor do many dead hosts of a company take all places that it may have.
+        let again_is_full = || {
+            let again = self.under_way(|other| other.again && other.way.company == way.company);
+            fetch.was_tried_in_vain() && again >= of_company_max / 2
+        };
         self.under_way.len() < ALL_MAX
-            && self.under_way(|other| other.host == way.host) < HOST_MAX
-            && self.under_way(|other| other.company == way.company) < of_company_max
-            && self.under_way(|other| *other == way) < of_way_max()
+            && self.under_way(|other| other.way.host == way.host) < HOST_MAX
+            && self.under_way(|other| other.way.company == way.company) < of_company_max
+            && self.under_way(|other| other.way == way) < of_way_max()
+            && !again_is_full()
             && !self.under_way.contains_key(&session)
     }
 
     fn start(&mut self, session: SessionId, fetch: Fetch, ctx: &mut Context<Self>) {
-        self.under_way.insert(session, Way::of(&fetch));
+        self.under_way.insert(session, UnderWay { way: Way::of(&fetch), again: fetch.was_tried_in_vain() });
         let source = self.source(&fetch).cloned();
         let (shared, intake) = (self.shared.clone(), self.intake.clone());
         let work =

@@ -88,6 +88,8 @@ pub struct Erasure {
 pub struct Gone {
     /// Whose it was.
     pub company: CompanyId,
+    /// Of which session, by our id; an erasure of it has to know of files that come late.
+    pub session: Option<SessionId>,
     /// The model, by which a line that comes late is priced.
     pub model: String,
     /// When it was removed.

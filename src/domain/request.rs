@@ -113,6 +113,16 @@ pub enum Source {
     },
 }
 
+impl Source {
+    /// The session of an analysis.
+    pub const fn session(&self) -> Option<SessionId> {
+        match self {
+            Self::Session { session, .. } => Some(*session),
+            Self::Generic { .. } => None,
+        }
+    }
+}
+
 /// Tokens as the provider counts them. `cached` is part of `prompt`, `reasoning` of `completion`, and so on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Usage {

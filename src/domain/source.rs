@@ -205,6 +205,13 @@ pub struct Fetch {
     pub had_at: Option<Timestamp>,
 }
 
+impl Fetch {
+    /// Whether it was tried and not had since it was last had or named anew.
+    pub const fn was_tried_in_vain(&self) -> bool {
+        self.attempts > 0
+    }
+}
+
 /// The first pause; doubled each time.
 const PAUSE_FIRST: Duration = Duration::from_secs(60);
 /// The first one where nothing tells that time will help.

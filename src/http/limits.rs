@@ -1,4 +1,5 @@
-//! How much a company may send: calls a minute and bytes an hour, told with each reply in the standard headers.
+//! How much a company may send, and have sent: calls a minute and bytes an hour, told with each reply in the standard
+//! headers, and messages a minute to its webhooks.
 //!
 //! The headers are `RateLimit-Policy` and `RateLimit` of draft-ietf-httpapi-ratelimit-headers, and `Retry-After`. The
 //! counts are kept in memory: after a restart they begin anew.
@@ -17,6 +18,10 @@ use crate::domain::id::CompanyId;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
+
+/// Messages a minute that somebody may have sent to the webhooks of a company by a call. Whoever answers quickly, whoever
+/// that is, would have as many else as the caller likes.
+const MESSAGES_PER_MINUTE: u64 = 60;
 
 /// Bodies that are read at the same time, of all companies,
 const RUNNING_MAX: usize = 64;
@@ -47,6 +52,7 @@ pub struct Limiter {
 struct Used {
     calls: Window,
     bytes: Window,
+    messages: Window,
     /// Calls whose body is being read.
     running: usize,
 }
@@ -134,6 +140,28 @@ impl Limiter {
         })
     }
 
+    /// Counts a message that a call has sent to a webhook; 429 where it is one too many.
+    pub fn message(&self, clock: &dyn Clock, company: &CompanyId) -> Result<(), ApiError> {
+        let (allowed, wait) = self.with(company, |used| {
+            let wait = used.messages.at(clock.monotonic_ms(), MINUTE);
+            let allowed = used.messages.used < MESSAGES_PER_MINUTE;
+            used.messages.used += u64::from(allowed);
+            (allowed, seconds(wait).max(1))
+        });
+        if allowed {
+            return Ok(());
+        }
+        let detail = format!(
+            "{MESSAGES_PER_MINUTE} tests and redeliveries a minute may be asked for, for all webhooks of a company"
+        );
+        let policy = format!("\"messages\";q={MESSAGES_PER_MINUTE};w=60");
+        Err(ApiError {
+            retry_after: Some(wait),
+            headers: in_headers(policy, format!("\"messages\";r=0;t={wait}")),
+            ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail)
+        })
+    }
+
     /// Counts bytes of a body; 429 where they are too many.
     pub fn bytes(&self, clock: &dyn Clock, company: &CompanyId, bytes: usize) -> Result<(), ApiError> {
         let over = self.with(company, |used| {
@@ -186,9 +214,13 @@ impl Limiter {
             seconds(calls_left),
             seconds(bytes_left)
         );
-        let header = |name, text: String| Some((name, HeaderValue::from_str(&text).ok()?));
-        [header("ratelimit-policy", policy), header("ratelimit", state)].into_iter().flatten().collect()
+        in_headers(policy, state)
     }
+}
+
+fn in_headers(policy: String, state: String) -> Headers {
+    let header = |name, text: String| Some((name, HeaderValue::from_str(&text).ok()?));
+    [header("ratelimit-policy", policy), header("ratelimit", state)].into_iter().flatten().collect()
 }
 
 fn seconds(wait: Duration) -> u64 {

@@ -110,6 +110,7 @@ pub async fn run(
         }
         Action::Test => {
             let known = in_use(load(api, &company, id).await?)?;
+            api.limiter.message(api.shared.clock.as_ref(), &company)?;
             let event = EventId::new(api.shared.ids.next());
             crash_point!("webhook.test.before_commit");
             let queued =
@@ -138,6 +139,7 @@ pub async fn run(
             let known = in_use(load(api, &company, id).await?)?;
             let text = params.other.unwrap_or_default();
             let delivery = load_delivery(api, &known, text).await?;
+            api.limiter.message(api.shared.clock.as_ref(), &company)?;
             let (store, now) = (&api.shared.store, api.shared.clock.now());
             crash_point!("webhook.redeliver.before_commit");
             let queued = store.deliver_again(company, known.id, delivery.id, now).await?;

@@ -172,7 +172,7 @@ fn remove(tx: &mut Tx<'_>, request: Request, now: Timestamp) -> Result<(), Store
     for batch in erasing::batches_that_had(tx, &request)? {
         if let Some(batch) = tx.read::<Batch>(Tree::Batches, batch.as_bytes())? {
             batches::delete_files(tx, &batch)?;
-            erasing::note_aged(tx, &request, batch.id);
+            erasing::note_aged(tx, &request.group.company, request.source.session(), batch.id)?;
         }
     }
     requests::remove(tx, request, now)

@@ -195,6 +195,9 @@ impl Store {
                     adopt(tx, &mut batch, &provider_batch)?;
                 }
                 tx.put(Tree::LiveBatches, id.as_bytes().to_vec(), Vec::new());
+                if let Origin::Shadow { of } = batch.origin {
+                    tx.put(Tree::Shadows, keys::shadow(of, id), Vec::new());
+                }
                 let story = match batch.origin {
                     Origin::Cut => "opened".to_owned(),
                     Origin::Shadow { of } => format!(

@@ -20,7 +20,7 @@ use crate::domain::batch::Batch;
 use crate::domain::company::Company;
 use crate::domain::erasure::{Erasure, ErasureState, Subject};
 use crate::domain::id::{BatchId, CompanyId, ErasureId, RequestId, SessionId, Timestamp};
-use crate::domain::request::{Request, RequestStatus, Source};
+use crate::domain::request::{Request, RequestStatus};
 use crate::domain::session::Session;
 
 /// Requests that one transaction removes: each has index entries, texts and a batch to be told.
@@ -29,8 +29,10 @@ const REQUESTS: usize = 50;
 const SESSIONS: usize = 10;
 /// Client keys that one transaction removes.
 const CLIENT_KEYS: usize = 250;
-/// Batches whose files one transaction has deleted because of what was removed for its age.
-const AGED_BATCHES: usize = 100;
+/// Batches whose files one transaction takes over from what was removed before, or is being removed.
+const TAKEN_OVER: usize = 100;
+/// Shadows of one batch that are looked for; it has one for each create call that was given up, if any.
+const SHADOWS: usize = 250;
 
 /// Answers of one request that are looked for; it has one for each time that it was run.
 const BOOKINGS: usize = 250;
@@ -274,10 +276,14 @@ fn company_chunk(
     if !chunk.moved {
         chunk.moved = sources::remove_of(tx, company, CLIENT_KEYS)? > 0;
     }
+    let mut batches_left = TAKEN_OVER;
     for (key, value) in tx.scan_prefix(Tree::Tombstones, &prefix, CLIENT_KEYS)? {
+        let other: ErasureId = codec::decode(&value)?;
         // Its own stays, and says for all of them that nothing comes again.
-        if codec::decode::<ErasureId>(&value)? != erasure.id {
-            tx.remove(Tree::Tombstones, key);
+        if other != erasure.id {
+            if see_to_files_of(tx, erasure.id, other, &mut batches_left)? {
+                tx.remove(Tree::Tombstones, key);
+            }
             chunk.moved = true;
         }
     }
@@ -326,11 +332,15 @@ fn remove_request(
     Ok(())
 }
 
-/// The batches whose files have something of a request: those that it was in, and those whose result files had a line
-/// for it although it was never in them, as far as was known.
+/// The batches whose files have something of a request: those that it was in, their shadows, which may be running yet, and
+/// any other whose result files had a line for it although it was never in them, as far as was known.
 pub(super) fn batches_that_had(tx: &Tx<'_>, request: &Request) -> Result<BTreeSet<BatchId>, StoreError> {
     let was_in = request.history.iter().map(|attempt| attempt.batch).chain(request.batch);
     let mut batches: BTreeSet<_> = was_in.collect();
+    for batch in batches.clone() {
+        let shadows = tx.scan_prefix(Tree::Shadows, batch.as_bytes(), SHADOWS)?;
+        batches.extend(shadows.iter().filter_map(|(key, _)| keys::batch_at_end(key)));
+    }
     for (key, _) in tx.scan_prefix(Tree::Bookings, request.id.as_bytes(), BOOKINGS)? {
         let Some(provider_batch) = key.get(request.id.as_bytes().len()..) else { continue };
         batches.extend(tx.read::<BatchId>(Tree::ProviderBatches, provider_batch)?);
@@ -345,20 +355,31 @@ fn aged_of(company: &CompanyId, session: SessionId) -> Vec<u8> {
     Key::new().company(company).bytes(session.as_bytes()).done()
 }
 
-/// Notes that the files of a batch have something of a request that is removed for its age: that they are deleted is
-/// only asked for, and an erasure has to know it.
-pub(super) fn note_aged(tx: &mut Tx<'_>, request: &Request, batch: BatchId) {
-    let session = match request.source {
-        Source::Session { session, .. } => session,
-        Source::Generic { .. } => NO_SESSION,
-    };
-    let of = aged_of(&request.group.company, session);
-    tx.put(Tree::AgedBatches, Key::new().bytes(&of).bytes(batch.as_bytes()).done(), Vec::new());
+/// Notes that the files of a batch have something of a request that is removed for its age, or was removed before: that
+/// they are deleted is only asked for, and an erasure has to know it.
+pub(super) fn note_aged(
+    tx: &mut Tx<'_>,
+    company: &CompanyId,
+    session: Option<SessionId>,
+    batch: BatchId,
+) -> Result<(), StoreError> {
+    match known(tx, &company_tombstone(company))? {
+        None => {
+            let of = aged_of(company, session.unwrap_or(NO_SESSION));
+            tx.put(Tree::AgedBatches, Key::new().bytes(&of).bytes(batch.as_bytes()).done(), Vec::new());
+        }
+        Some(erasure) if erasure.state == ErasureState::Running => {
+            tx.put(Tree::Erasing, of_batch(erasure.id, batch), Vec::new());
+        }
+        // All of the company was erased already: nobody comes for it any more.
+        Some(_) => {}
+    }
+    Ok(())
 }
 
 /// Has an erasure see to files that had something of what was removed for its age before; whether there were any.
 fn take_over_aged(tx: &mut Tx<'_>, erasure: ErasureId, prefix: &[u8]) -> Result<bool, StoreError> {
-    let found = tx.scan_prefix(Tree::AgedBatches, prefix, AGED_BATCHES)?;
+    let found = tx.scan_prefix(Tree::AgedBatches, prefix, TAKEN_OVER)?;
     for (key, _) in &found {
         let batch = keys::batch_at_end(key)
             .ok_or_else(|| StoreError::Codec("the key of a batch is too short".to_owned()))?;
@@ -366,6 +387,31 @@ fn take_over_aged(tx: &mut Tx<'_>, erasure: ErasureId, prefix: &[u8]) -> Result<
         tx.remove(Tree::AgedBatches, key.clone());
     }
     Ok(!found.is_empty())
+}
+
+/// Has an erasure of a company see to the files that an earlier one of a session has still to delete: all that is known of
+/// what was in them went with that one's records. At most `left` of them; whether those are all. The earlier one goes on
+/// with them as well, since it is not done before they are gone, either.
+fn see_to_files_of(
+    tx: &mut Tx<'_>,
+    erasure: ErasureId,
+    earlier: ErasureId,
+    left: &mut usize,
+) -> Result<bool, StoreError> {
+    let own_entry = earlier.as_bytes().len();
+    for (key, _) in tx.scan_prefix(Tree::Erasing, earlier.as_bytes(), usize::MAX)? {
+        let Some(batch) = keys::batch_at_end(&key).filter(|_| key.len() > own_entry) else { continue };
+        let taken = of_batch(erasure, batch);
+        if tx.has(Tree::Erasing, &taken)? {
+            continue;
+        }
+        if *left == 0 {
+            return Ok(false);
+        }
+        *left -= 1;
+        tx.put(Tree::Erasing, taken, Vec::new());
+    }
+    Ok(true)
 }
 
 /// What had files is a batch that is there.
@@ -477,7 +523,7 @@ mod tests {
 
     use super::*;
     use crate::domain::id::{EventId, WebhookId};
-    use crate::domain::request::{Endpoint, Group};
+    use crate::domain::request::{Endpoint, Group, Source};
     use crate::domain::session::SessionFacts;
     use crate::domain::source::{ReadOutcome, SourceId, TranscriptAt};
     use crate::domain::webhook::EventKind;

@@ -106,7 +106,7 @@ trees! {
     Sources = "sources",
     /// session → the fetching of its transcript
     Fetches = "fetches",
-    /// company, host, due time, session → nothing
+    /// company, host, source, whether it is new or was tried in vain, due time, session → nothing
     FetchesDue = "fetches_due",
     /// company or nothing, key → the hash of the token
     TokenIds = "token_ids",
@@ -126,6 +126,8 @@ trees! {
     Endings = "endings",
     /// company, session or zeros, batch → nothing: its files had what was removed for its age
     AgedBatches = "aged_batches",
+    /// batch, shadow of it → nothing
+    Shadows = "shadows",
 }
 
 /// Builds a key piece by piece.
@@ -256,6 +258,11 @@ pub fn request_at_end(key: &[u8]) -> Option<RequestId> {
 /// The batch id at the start of a key.
 pub fn batch_at_start(key: &[u8]) -> Option<BatchId> {
     Some(BatchId::from_bytes(*key.first_chunk::<16>()?))
+}
+
+/// A batch, and one that surfaced for a create call of it that was given up.
+pub fn shadow(of: BatchId, id: BatchId) -> Vec<u8> {
+    Key::new().bytes(of.as_bytes()).bytes(id.as_bytes()).done()
 }
 
 /// The batch id at the end of a key.

@@ -6,7 +6,7 @@ use super::batches::{self, Again, AppliedLine, Closed, Fate, Provisional, Read, 
 use super::keys::{self, Key, Tree};
 use super::outbox::Finished;
 use super::tx::Tx;
-use super::{StoreError, StoreReader, budgets, codec, endings, requests, rooms, sessions};
+use super::{StoreError, StoreReader, budgets, codec, endings, erasing, requests, rooms, sessions};
 use crate::domain::analysis::Misfit;
 use crate::domain::batch::{Batch, BatchState, Ended, Origin, Terminal, Then};
 use crate::domain::budget::Booking;
@@ -69,7 +69,13 @@ pub(super) fn apply_line(
             tx.write(Tree::Gone, id.as_bytes().to_vec(), &gone)?;
         }
         batches::delete_results(tx, batch);
-        return Ok(());
+        let was_in_it = is_member && batch.members_of() == batch.id;
+        // Whoever removed it knew of the batches that it was in, and of no other one that has an answer to it.
+        return if was_in_it {
+            Ok(())
+        } else {
+            erasing::note_aged(tx, &gone.company, gone.session, batch.id)
+        };
     }
     let mut request = requests::load(tx, id)?;
     if book(tx, batch, id, &mut request.cost, cost)?

@@ -249,13 +249,14 @@ pub(super) fn remove(tx: &mut Tx<'_>, request: Request, now: Timestamp) -> Resul
     tx.remove_prefix(Tree::Bodies, id.as_bytes())?;
     tx.remove_prefix(Tree::Results, id.as_bytes())?;
     tx.remove_prefix(Tree::Misfits, id.as_bytes())?;
-    if let Source::Session { session, .. } = &request.source {
-        tx.remove(Tree::SessionRequests, keys::session_request(*session, id));
-        super::sessions::forget_request(tx, *session, id)?;
+    let session = request.source.session();
+    if let Some(session) = session {
+        tx.remove(Tree::SessionRequests, keys::session_request(session, id));
+        super::sessions::forget_request(tx, session, id)?;
     }
     tx.remove(Tree::Requests, id.as_bytes().to_vec());
-    let gone =
-        Gone { company: request.group.company, model: request.group.model, at: now, cost: request.cost };
+    let Group { company, model, .. } = request.group;
+    let gone = Gone { company, session, model, at: now, cost: request.cost };
     tx.write(Tree::Gone, id.as_bytes().to_vec(), &gone)
 }
 

@@ -1,7 +1,7 @@
 //! Exports that are read again and again, and the transcripts that are fetched for them.
 //!
-//! A session has at most one transcript that is fetched. While it is to be tried, `fetches_due` lists it by company, host
-//! and time, so that neither a company nor a host with many due ones hides another.
+//! A session has at most one transcript that is fetched. While it is to be tried, `fetches_due` lists it by company, host,
+//! source, whether it was tried in vain before, and time, so that none of these with many due ones hides another.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -232,9 +232,14 @@ fn source_key(company: &CompanyId, source: SourceId) -> Vec<u8> {
 }
 
 fn due_key(fetch: &Fetch, due: Timestamp, session: SessionId) -> Vec<u8> {
-    let key = Key::new().company(&fetch.company).bytes(&fetch.at.host);
-    key.time(due).bytes(session.as_bytes()).done()
+    let lane = Key::new().company(&fetch.company).bytes(&fetch.at.host).bytes(fetch.at.source.as_bytes());
+    lane.byte(if fetch.was_tried_in_vain() { AGAIN } else { NEW }).time(due).bytes(session.as_bytes()).done()
 }
+
+/// Never tried, or not since it was had or named anew;
+const NEW: u8 = 1;
+/// and tried in vain.
+const AGAIN: u8 = 2;
 
 /// The part of a key of `fetches_due` that says whose it is.
 fn company_of(key: &[u8]) -> Option<&[u8]> {
@@ -242,23 +247,29 @@ fn company_of(key: &[u8]) -> Option<&[u8]> {
     key.get(..key.len() - rest.len())
 }
 
-/// The part that says whose it is and to which host it goes.
+/// The part that says whose it is, to which host it goes, and of which source it is.
 fn lane_of(key: &[u8]) -> Option<&[u8]> {
-    key.get(..company_of(key)?.len() + HOST_BYTES)
+    key.get(..company_of(key)?.len() + HOST_BYTES + SOURCE_BYTES)
 }
 
-/// Bytes of what stands for a host.
+/// Bytes of what stands for a host,
 const HOST_BYTES: usize = 8;
+/// and for a source.
+const SOURCE_BYTES: usize = 16;
 
-/// What a company has due at one host.
+/// What a source of a company has due at one host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lane {
     /// Whose.
     pub company: CompanyId,
     /// To which host it goes.
     pub host: [u8; HOST_BYTES],
-    /// In the order of its times; nothing where all of it has to wait.
-    pub due: Vec<(SessionId, Fetch)>,
+    /// Of which source it is.
+    pub source: SourceId,
+    /// What was not tried yet, in the order of its times; nothing where all of it has to wait.
+    pub new: Vec<(SessionId, Fetch)>,
+    /// What was tried in vain, likewise.
+    pub again: Vec<(SessionId, Fetch)>,
 }
 
 /// Behind whom a look at what is due begins; it goes round to them.
@@ -266,8 +277,8 @@ pub struct Lane {
 pub struct Behind {
     /// Behind this company.
     pub company: Option<CompanyId>,
-    /// In each company behind this host.
-    pub hosts: BTreeMap<CompanyId, [u8; HOST_BYTES]>,
+    /// In each company behind this host and source.
+    pub lanes: BTreeMap<CompanyId, ([u8; HOST_BYTES], SourceId)>,
 }
 
 /// How much a look takes in.
@@ -275,9 +286,9 @@ pub struct Behind {
 pub struct Breadth {
     /// Companies.
     pub companies: usize,
-    /// Hosts of each.
-    pub hosts: usize,
-    /// Transcripts of each of these.
+    /// Hosts of each, once for each source that has something due there.
+    pub lanes: usize,
+    /// Transcripts of each of these that were not tried yet, and as many that were.
     pub each: usize,
 }
 
@@ -292,7 +303,7 @@ impl StoreReader {
         self.read(Tree::Fetches, session.as_bytes())
     }
 
-    /// The transcripts that are due, company by company and host by host.
+    /// The transcripts that are due, company by company, host by host, and source by source.
     pub fn fetches_due(
         &self,
         now: Timestamp,
@@ -304,21 +315,42 @@ impl StoreReader {
         for prefix in self.waiting_round(&[], after.as_deref(), breadth.companies, company_of)? {
             let name = keys::text_at_start(&prefix).map(|(name, _)| name);
             let Some(company) = name.and_then(|name| name.parse::<CompanyId>().ok()) else { continue };
-            let after = behind.hosts.get(&company).map(|host| Key::new().bytes(&prefix).bytes(host).done());
-            for lane in self.waiting_round(&prefix, after.as_deref(), breadth.hosts, lane_of)? {
-                let Some(host) = lane.last_chunk().copied() else { continue };
-                let end = Key::new().bytes(&lane).time(now.plus(Duration::from_millis(1))).done();
-                let mut due = Vec::new();
-                for (key, _) in self.engine.scan(Tree::FetchesDue, &lane, Some(&end), breadth.each)? {
-                    let Some(session) = keys::session_at_end(&key) else { continue };
-                    if let Some(fetch) = self.fetch(session)? {
-                        due.push((session, fetch));
-                    }
-                }
-                lanes.push(Lane { company: company.clone(), host, due });
+            let behind = behind.lanes.get(&company);
+            let after = behind
+                .map(|(host, source)| Key::new().bytes(&prefix).bytes(host).bytes(source.as_bytes()).done());
+            for lane in self.waiting_round(&prefix, after.as_deref(), breadth.lanes, lane_of)? {
+                let Some((rest, source)) = lane.split_last_chunk::<SOURCE_BYTES>() else { continue };
+                let Some(host) = rest.last_chunk().copied() else { continue };
+                lanes.push(Lane {
+                    company: company.clone(),
+                    host,
+                    source: SourceId::from_bytes(*source),
+                    new: self.due_of(&lane, NEW, now, breadth.each)?,
+                    again: self.due_of(&lane, AGAIN, now, breadth.each)?,
+                });
             }
         }
         Ok(lanes)
+    }
+
+    /// The first `limit` of one kind that are due in a lane.
+    fn due_of(
+        &self,
+        lane: &[u8],
+        kind: u8,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<Vec<(SessionId, Fetch)>, StoreError> {
+        let from = Key::new().bytes(lane).byte(kind).done();
+        let end = Key::new().bytes(&from).time(now.plus(Duration::from_millis(1))).done();
+        let mut due = Vec::new();
+        for (key, _) in self.engine.scan(Tree::FetchesDue, &from, Some(&end), limit)? {
+            let Some(session) = keys::session_at_end(&key) else { continue };
+            if let Some(fetch) = self.fetch(session)? {
+                due.push((session, fetch));
+            }
+        }
+        Ok(due)
     }
 
     /// At most `limit` different beginnings, as `beginning` tells them, of keys of what waits: those within `prefix`,
@@ -449,11 +481,15 @@ mod tests {
         assert_eq!(store.verify().await.unwrap().violations, []);
     }
 
-    const ALL: Breadth = Breadth { companies: 100, hosts: 100, each: 100 };
+    const ALL: Breadth = Breadth { companies: 100, lanes: 100, each: 100 };
 
     fn due(store: &Store, now: Timestamp) -> Vec<SessionId> {
         let lanes = store.reader().fetches_due(now, &Behind::default(), ALL).unwrap();
-        lanes.into_iter().flat_map(|lane| lane.due).map(|(session, _)| session).collect()
+        lanes
+            .into_iter()
+            .flat_map(|lane| lane.new.into_iter().chain(lane.again))
+            .map(|(session, _)| session)
+            .collect()
     }
 
     #[tokio::test]
@@ -531,12 +567,12 @@ mod tests {
         let acme = (1..=20).map(|number| of("acme", number, number / 10));
         let rows = acme.chain([of("bell", 21, 0), of("zeta", 22, 255)]).collect();
         store.accept_sessions(rows, START).await.unwrap();
-        let look = |behind: &Behind, companies, hosts| {
-            let breadth = Breadth { companies, hosts, each: 3 };
+        let look = |behind: &Behind, companies, lanes| {
+            let breadth = Breadth { companies, lanes, each: 3 };
             let lanes = store.reader().fetches_due(START, behind, breadth).unwrap();
             lanes
                 .into_iter()
-                .map(|lane| (lane.company.to_string(), lane.host[0], lane.due.len()))
+                .map(|lane| (lane.company.to_string(), lane.host[0], lane.new.len()))
                 .collect::<Vec<_>>()
         };
         let lane = |company: &str, host, due| (company.to_owned(), host, due);
@@ -544,8 +580,8 @@ mod tests {
         assert_eq!(look(&start, 2, 2), [lane("acme", 0, 3), lane("acme", 1, 3), lane("bell", 0, 1)]);
         // Round to those behind which it began, also where those are the last.
         let mut behind = Behind { company: Some("bell".parse().unwrap()), ..start };
-        behind.hosts.insert(company(), [1; 8]);
-        behind.hosts.insert("zeta".parse().unwrap(), [255; 8]);
+        behind.lanes.insert(company(), ([1; 8], SOURCE));
+        behind.lanes.insert("zeta".parse().unwrap(), ([255; 8], SOURCE));
         let all = [
             lane("zeta", 255, 1),
             lane("acme", 2, 1),
@@ -557,6 +593,31 @@ mod tests {
         assert_eq!(look(&behind, 2, 1), [lane("zeta", 255, 1), lane("acme", 2, 1)]);
         behind.company = Some("zeta".parse().unwrap());
         assert_eq!(look(&behind, 1, 1), [lane("acme", 2, 1)]);
+    }
+
+    #[tokio::test]
+    async fn many_of_one_source_and_many_that_were_tried_in_vain_hide_nothing_of_the_same_company_and_host() {
+        let store = store().await;
+        let other = SourceId::from_bytes([8; 16]);
+        let of = |number: u8, source| row(number, "", Some(TranscriptAt { source, ..at(1, "u") }));
+        let rows = (1..=9).map(|number| of(number, SOURCE)).chain([of(10, other)]).collect();
+        store.accept_sessions(rows, START).await.unwrap();
+        for number in 1..=8 {
+            let again = failed(number, "u", FetchState::Waiting, Some(START));
+            store.note_fetch_failed(again).await.unwrap();
+        }
+        let breadth = Breadth { companies: 1, lanes: 2, each: 3 };
+        let lanes = store.reader().fetches_due(START, &Behind::default(), breadth).unwrap();
+        let ids = |due: &[(SessionId, Fetch)]| due.iter().map(|(id, _)| *id).collect::<Vec<_>>();
+        let seen: Vec<_> = lanes.iter().map(|lane| (lane.source, ids(&lane.new), ids(&lane.again))).collect();
+        let tried = vec![session(1), session(2), session(3)];
+        assert_eq!(seen, [(SOURCE, vec![session(9)], tried), (other, vec![session(10)], Vec::new())]);
+        // The next look begins behind the source, not behind the host.
+        let mut behind = Behind::default();
+        behind.lanes.insert(company(), ([1; 8], SOURCE));
+        let lanes = store.reader().fetches_due(START, &behind, Breadth { lanes: 1, ..breadth }).unwrap();
+        assert_eq!(lanes.iter().map(|lane| lane.source).collect::<Vec<_>>(), [other]);
+        assert_eq!(store.verify().await.unwrap().violations, []);
     }
 
     #[tokio::test]

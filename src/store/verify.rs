@@ -26,7 +26,7 @@ use super::requests::GroupStat;
 use super::rooms::{self, Hold};
 use super::sums::{Sum, Sums};
 use super::{Store, StoreError, StoreReader, StoredToken, anomalies, codec, erasing, sources, tx};
-use crate::domain::batch::{Batch, BatchState, Counts};
+use crate::domain::batch::{Batch, BatchState, Counts, Origin};
 use crate::domain::budget::{Booking, Money};
 use crate::domain::company::Company;
 use crate::domain::erasure::{Erasure, Gone};
@@ -491,6 +491,17 @@ impl Scan {
                 }
             }
             Tree::AgedBatches => wrong.extend(erasing::verify_aged(engine, key)?.map(|what| (4, what))),
+            Tree::Shadows => {
+                let shadow =
+                    keys::batch_at_end(key).map(|id| get::<Batch>(engine, Tree::Batches, id.as_bytes()));
+                let of = keys::batch_at_start(key);
+                let is_one = shadow.transpose()?.flatten().is_some_and(
+                    |batch| matches!(batch.origin, Origin::Shadow { of: original } if Some(original) == of),
+                );
+                if !is_one {
+                    wrong.push((3, "a shadow is listed of a batch, and is none of it".to_owned()));
+                }
+            }
             Tree::Anomalies => wrong.extend(anomalies::verify(engine, key, value)?.map(|what| (4, what))),
             Tree::Story => drop(codec::decode::<StoryLine>(value)?),
             Tree::Groups => drop(codec::decode::<GroupStat>(value)?),

@@ -16,10 +16,11 @@ use nightshift::store::{AppliedLine, ErasedChunk, Repair, RequestFilter, Session
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Call, Nightshift, batch_id, body_in_pieces, company, good_line, refused_line, request_id, session_id,
-    until, with_actors,
+    Call, Nightshift, batch_id, body_in_pieces, company, good_line, polling, refused_line, request_id,
+    session_id, until, with_actors,
 };
 use crate::process::{PATIENCE, Server, free_port, nightshift, run, text};
+use crate::trouble::bench::Provider;
 
 const ERASURES: &str = "/api/admin/legacy/erasures";
 
@@ -39,7 +40,30 @@ async fn erase_all(store: &Store, id: ErasureId, now: Timestamp) -> ErasedChunk 
     panic!("it does not come to an end");
 }
 
-async fn ordered(nightshift: &Nightshift, path: &str, body: &Value) -> ErasureId {
+/// What an erasure waits for, once it was told why that does not come. It may not be done.
+pub async fn trouble(nightshift: &Nightshift, id: ErasureId) -> Value {
+    let waiting = until("it is told why it waits", async || {
+        nightshift.clock.advance(Duration::from_secs(1));
+        let erasure = nightshift.get(&format!("{ERASURES}/{id}")).await["erasure"].clone();
+        assert_ne!(erasure["state"], "done", "{erasure:#}");
+        erasure["waiting"]["trouble"].is_string().then(|| erasure["waiting"].clone())
+    });
+    let waiting = waiting.await;
+    assert!(waiting["trouble"].as_str().unwrap().contains("refuses to delete"), "{waiting}");
+    waiting
+}
+
+/// What an erasure counted, once it is done.
+pub async fn done(nightshift: &Nightshift, id: ErasureId) -> Value {
+    let erasure = until("it is done", async || {
+        nightshift.clock.advance(Duration::from_secs(60));
+        let erasure = nightshift.get(&format!("{ERASURES}/{id}")).await["erasure"].clone();
+        (erasure["state"] == "done").then_some(erasure)
+    });
+    erasure.await["counts"].clone()
+}
+
+pub async fn ordered(nightshift: &Nightshift, path: &str, body: &Value) -> ErasureId {
     let reply = nightshift.call(Call::json(path, body)).await;
     assert_eq!(reply.status, 202, "{:#}", reply.body);
     reply.body["erasure"]["id"].as_str().unwrap().parse().unwrap()
@@ -252,6 +276,31 @@ fn a_company_is_erased_with_all_that_it_has_and_nobody_else_is_touched() {
 }
 
 #[test]
+fn a_company_is_not_erased_while_files_are_left_that_an_earlier_erasure_of_its_session_has_still_to_delete() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = Provider::start(folder.path(), "{}", |_| ());
+    provider.shut(|call| call.starts_with("DELETE").then_some((400, "This file cannot be deleted.")));
+    polling(&provider.url, async |nightshift| {
+        nightshift.session(1, "demo").await;
+        let mut batch = nightshift.open_batch(1, "demo", 1).await;
+        batch.send().await;
+        batch.finish(vec![good_line(1, None)], Vec::new()).await;
+        let session = ordered(&nightshift, &of_session(1), &json!({})).await;
+        assert_eq!(trouble(&nightshift, session).await["batches"], 1);
+        // Of what was in the batch nothing is left that the company could find.
+        let path = "/api/admin/legacy/companies/demo/erase";
+        let company = ordered(&nightshift, path, &json!({ "confirm": "demo" })).await;
+        assert_eq!(trouble(&nightshift, company).await["batches"], 1);
+        assert_eq!(trouble(&nightshift, session).await["batches"], 1);
+        provider.open();
+        for id in [company, session] {
+            assert_eq!(done(&nightshift, id).await["batches"], 1);
+        }
+        whole(nightshift.store()).await;
+    });
+}
+
+#[test]
 fn a_stream_of_a_company_that_is_erased_meanwhile_ends_as_for_one_that_is_not_there() {
     with_actors(async |nightshift| {
         let lines = |from: u32| -> String {
@@ -348,7 +397,7 @@ fn the_files_of_a_shadow_batch_that_had_an_answer_to_what_is_erased_are_deleted_
         let id = erase_session(&nightshift, 1).await;
         assert!(erase_all(store, id, nightshift.now()).await.gone);
         let reader = store.reader();
-        assert_eq!(reader.batches_to_erase(id, None, 9).unwrap(), [batch_id(1), batch_id(2)]);
+        assert_eq!(reader.batches_to_erase(id, None, 9).unwrap(), [1, 2, 3].map(batch_id));
         // The other one ends only now. Its files are needed until it is closed.
         let due = || {
             let end_of_time = nightshift.now().plus(Duration::from_secs(40 * 3600));
@@ -360,6 +409,47 @@ fn the_files_of_a_shadow_batch_that_had_an_answer_to_what_is_erased_are_deleted_
         later.close().await;
         assert_eq!(due(), ["file-error-3", "file-output-3"]);
         whole(store).await;
+    });
+}
+
+#[test]
+fn an_erasure_waits_for_a_batch_of_an_old_create_call_that_runs_when_it_is_ordered() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = Provider::start(folder.path(), "{}", |_| ());
+    polling(&provider.url, async |nightshift| {
+        nightshift.session(1, "demo").await;
+        nightshift.request(2, "acme", |_| ()).await;
+        let mut shadows = Vec::new();
+        for (number, of) in [(1, "demo"), (2, "acme")] {
+            let mut batch = nightshift.open_batch(number, of, 1).await;
+            batch.send().await;
+            batch.finish(vec![good_line(number, None)], Vec::new()).await;
+            shadows.push(nightshift.shadow(number + 4, &batch.batch).await);
+        }
+        let company = "/api/admin/legacy/companies/acme/erase";
+        let erasures = [
+            ordered(&nightshift, &of_session(1), &json!({})).await,
+            ordered(&nightshift, company, &json!({ "confirm": "acme" })).await,
+        ];
+        for id in erasures {
+            let erasure = until("the files of the batch that is over are gone", async || {
+                nightshift.clock.advance(Duration::from_secs(60));
+                let erasure = nightshift.get(&format!("{ERASURES}/{id}")).await["erasure"].clone();
+                (erasure["counts"]["batches"] == 1).then_some(erasure)
+            });
+            let erasure = erasure.await;
+            assert_eq!((&erasure["state"], &erasure["waiting"]["batches"]), (&json!("running"), &json!(1)));
+        }
+        for (number, mut shadow) in (1..).zip(shadows) {
+            shadow.finish(vec![good_line(number, None)], Vec::new()).await;
+        }
+        for id in erasures {
+            assert_eq!(done(&nightshift, id).await["batches"], 2);
+        }
+        for file in ["output-5", "error-5", "output-6", "error-6"] {
+            assert!(provider.calls(&format!("DELETE /v1/files/file-{file}")) > 0, "{file}");
+        }
+        whole(nightshift.store()).await;
     });
 }
 

@@ -23,8 +23,8 @@ use nightshift::condition::Condition;
 use nightshift::config::{Ingest, Secret};
 use nightshift::disk::{Bounds, Disk};
 use nightshift::domain::batch::{
-    Batch, BatchState, Credentials, InputFile, Intent, Origin, ProviderIdentity, ResultKind, Running,
-    Terminal, Wait,
+    Batch, BatchState, Cancel, Credentials, InputFile, Intent, Origin, ProviderIdentity, ResultKind, Running,
+    Terminal, Then, Wait,
 };
 use nightshift::domain::company::Company;
 use nightshift::domain::cut::Limits;
@@ -411,6 +411,7 @@ impl Nightshift {
         let nonce = Nonce::new(uuid(4, number));
         let intent = Intent { nonce, input, at: self.now(), made_with: Credentials::default() };
         batch.origin = Origin::Shadow { of: of.id };
+        batch.cancel = Some(Cancel { by: "a test".to_owned(), at: self.now(), then: Then::Requeue });
         batch.provider_batch = Some(ProviderBatchId::new(format!("batch_{number}")));
         batch.state = BatchState::Observing {
             intent,

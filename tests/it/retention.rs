@@ -11,6 +11,7 @@ use nightshift::domain::source::{SourceId, TranscriptAt};
 use nightshift::store::{Accepted, ClientKey, NewRequest, RequestFilter, Requeued, SessionIn, SessionTaken};
 use serde_json::{Value, json};
 
+use crate::erasing::{done, ordered, trouble};
 use crate::harness::{
     Call, Nightshift, company, good_line, group, keeping, polling_and_keeping, refused_line, request_id,
     session_id, until, with_actors,
@@ -270,7 +271,7 @@ fn an_erasure_of_what_is_gone_for_its_age_is_done_only_once_the_provider_has_non
         nightshift.session(1, "demo").await;
         nightshift.session(2, "demo").await;
         nightshift.request(3, "acme", |_| ()).await;
-        // Both sessions are in one batch; one had an answer in that of an old create call, too.
+        // Both sessions are in one batch and in that of an old create call, which had an answer to one.
         let mut first = nightshift.open_batch(1, "demo", 2).await;
         first.send().await;
         first.finish(vec![good_line(1, Some("{}")), good_line(2, Some("{}"))], Vec::new()).await;
@@ -285,34 +286,60 @@ fn an_erasure_of_what_is_gone_for_its_age_is_done_only_once_the_provider_has_non
         let acme = "/api/admin/legacy/companies/acme/erase".to_owned();
         let mut erasures = Vec::new();
         for (path, batches) in
-            [(format!("{SESSIONS}/chat-1/erase"), 1), (format!("{SESSIONS}/chat-2/erase"), 2), (acme, 1)]
+            [(format!("{SESSIONS}/chat-1/erase"), 2), (format!("{SESSIONS}/chat-2/erase"), 2), (acme, 1)]
         {
-            let call = Call::json(path, &json!({ "confirm": "acme" }));
-            let id = nightshift.call(call).await.body["erasure"]["id"].as_str().unwrap().to_owned();
-            erasures.push((format!("/api/admin/legacy/erasures/{id}"), batches));
+            erasures.push((ordered(&nightshift, &path, &json!({ "confirm": "acme" })).await, batches));
         }
-        for (path, batches) in &erasures {
-            let waiting = until("it is told why it waits", async || {
-                nightshift.clock.advance(Duration::from_secs(1));
-                let erasure = nightshift.get(path).await["erasure"].clone();
-                assert_ne!(erasure["state"], "done", "{erasure:#}");
-                erasure["waiting"]["trouble"].is_string().then(|| erasure["waiting"].clone())
-            });
-            let waiting = waiting.await;
+        for (id, batches) in &erasures {
+            let waiting = trouble(&nightshift, *id).await;
             assert_eq!((&waiting["for"], &waiting["batches"]), (&json!("batches"), &json!(batches)));
-            assert!(waiting["trouble"].as_str().unwrap().contains("refuses to delete"), "{waiting}");
         }
         provider.open();
-        for (path, batches) in &erasures {
-            let erasure = until("it is done", async || {
-                nightshift.clock.advance(Duration::from_secs(60));
-                let erasure = nightshift.get(path).await["erasure"].clone();
-                (erasure["state"] == "done").then_some(erasure)
-            });
-            assert_eq!(erasure.await["counts"]["batches"], *batches);
+        for (id, batches) in &erasures {
+            assert_eq!(done(&nightshift, *id).await["batches"], *batches);
         }
         for file in ["input-1", "output-1", "error-1", "output-5", "error-5", "input-3", "output-3"] {
             assert!(provider.calls(&format!("DELETE /v1/files/file-{file}")) > 1, "{file}");
+        }
+        assert_eq!(nightshift.store().verify().await.unwrap().violations, []);
+    });
+}
+
+#[test]
+fn an_erasure_sees_to_the_files_of_a_shadow_that_surfaced_only_once_what_it_answered_was_gone_for_its_age() {
+    let folder = tempfile::tempdir().unwrap();
+    let provider = Provider::start(folder.path(), "{}", |_| ());
+    provider.shut(|call| call.starts_with("DELETE").then_some((400, "This file cannot be deleted.")));
+    let base_url = provider.url.clone();
+    polling_and_keeping(&base_url, kept("1h", "", "1h"), async |nightshift| {
+        nightshift.session(1, "demo").await;
+        nightshift.request(2, "demo", |_| ()).await;
+        nightshift.request(3, "acme", |_| ()).await;
+        let mut late = Vec::new();
+        for (number, of, lines) in [(1, "demo", 1..3), (2, "acme", 3..4)] {
+            let mut batch = nightshift.open_batch(number, of, lines.end - lines.start).await;
+            batch.send().await;
+            let analysis = |line| (line == 1).then_some("{}");
+            let good = lines.clone().map(|line| good_line(line, analysis(line)));
+            batch.finish(good.collect(), Vec::new()).await;
+            late.push((batch.batch, lines));
+        }
+        pass(&nightshift, 2 * Duration::from_secs(3600)).await;
+        assert_eq!(there(&nightshift, 1..=3), Vec::<u64>::new());
+        for (number, (batch, lines)) in (5..).zip(late) {
+            let mut shadow = nightshift.shadow(number, &batch).await;
+            shadow.finish(lines.map(|line| good_line(line, None)).collect(), Vec::new()).await;
+        }
+        let mut erasures = Vec::new();
+        for path in [format!("{SESSIONS}/chat-1/erase"), "/api/admin/legacy/companies/acme/erase".to_owned()]
+        {
+            let id = ordered(&nightshift, &path, &json!({ "confirm": "acme" })).await;
+            assert_eq!(trouble(&nightshift, id).await["batches"], 2, "{path}");
+            erasures.push(id);
+        }
+        provider.open();
+        for id in erasures {
+            assert_eq!(done(&nightshift, id).await["batches"], 2);
         }
         assert_eq!(nightshift.store().verify().await.unwrap().violations, []);
     });

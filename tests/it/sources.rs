@@ -395,6 +395,62 @@ fn the_places_of_a_host_are_shared_between_the_companies_that_have_something_due
 }
 
 #[test]
+fn transcripts_that_are_new_do_not_wait_behind_all_those_that_were_tried_in_vain_before() {
+    let folder = tempfile::tempdir().unwrap();
+    actix::System::new().block_on(async {
+        let host = OneHost::start().await;
+        // They fail at once, and hold their places with each later try.
+        for id in &host.dead {
+            let silent = Answer::ok("").shape(Shape::Silent);
+            host.files.in_turn(&format!("/{id}.txt"), vec![Answer::new(503, ""), silent]);
+        }
+        let import = format!("csv = \"{}\"\nevery = \"1m\"", host.web.url("/dead.csv"));
+        let mut settings = settings(folder.path(), &import, &[host.web.host()]);
+        settings.fetch.attempts = 12;
+        let running = Running::start(&settings).await;
+        running.until_outcome("read").await;
+        running.later("all were tried", async |_| host.tried() == host.dead.len()).await;
+        let tried_again = || host.dead.iter().filter(|id| host.web.count(&format!("/{id}.txt")) > 1).count();
+        running.later("they are tried again", async |_| tried_again() > 0).await;
+        let all: Vec<String> = host.dead.iter().chain(&host.good).cloned().collect();
+        host.export("/dead.csv", &all);
+        running
+            .later("the good ones are had", async |it| {
+                it.source().await["transcripts"]["had"] == host.good.len()
+            })
+            .await;
+        let tried_again = tried_again();
+        assert!(tried_again < host.dead.len() / 2, "the new ones came behind {tried_again} dead ones");
+        assert_eq!(running.application.shared().store.verify().await.unwrap().violations, []);
+    });
+}
+
+#[test]
+fn a_source_with_few_places_leaves_its_host_to_another_source_of_the_same_company() {
+    let folder = tempfile::tempdir().unwrap();
+    actix::System::new().block_on(async {
+        let host = OneHost::start().await;
+        host.files.text("/good.csv", &row("none", "01.02.2026", ""));
+        let import = format!(
+            "csv = \"{}\"\ntranscript_concurrency = 1\n[[imports]]\ncompany = \"demo\"\ncsv = \"{}\"\nevery = \"1m\"",
+            host.web.url("/dead.csv"),
+            host.web.url("/good.csv"),
+        );
+        let running = Running::start(&settings(folder.path(), &import, &[host.web.host()])).await;
+        running.later("a dead one has the only place of its source", async |_| host.tried() > 0).await;
+        host.export("/good.csv", &host.good);
+        running
+            .later("the good ones are had", async |it| {
+                it.call("GET", "sources").await["sources"][1]["transcripts"]["had"] == host.good.len()
+            })
+            .await;
+        let tried = host.tried();
+        // As many are seen at once.
+        assert!(tried < host.dead.len() - 8, "the good ones came behind {tried} dead ones");
+    });
+}
+
+#[test]
 fn a_kill_in_the_midst_of_fetching_loses_nothing() {
     const SESSIONS: usize = 40;
     let folder = tempfile::tempdir().unwrap();

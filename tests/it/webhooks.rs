@@ -230,6 +230,39 @@ fn a_receiver_that_never_answers_delays_nobody_else() {
 }
 
 #[test]
+fn calls_have_a_company_told_sixty_times_a_minute_and_no_oftener() {
+    with_receivers([|_| Answer::ok("")], async |nightshift, [web]| {
+        let hooks =
+            [make(&nightshift, &wish(&web.url("/a"))).await, make(&nightshift, &wish(&web.url("/b"))).await];
+        let sent = send_test(&nightshift, &hooks[0]).await;
+        tried(&nightshift, &hooks[0], 1).await;
+        let again = format!("{HOOKS}/{}/deliveries/{sent}/redeliver", id(&hooks[0]));
+        for _ in 0..29 {
+            nightshift.call(Call::new("POST", again.as_str()).token(DEMO)).await.good();
+        }
+        for _ in 0..30 {
+            send_test(&nightshift, &hooks[1]).await;
+        }
+        nightshift.clock.advance(Duration::from_secs(20));
+        for path in [again.clone(), format!("{HOOKS}/{}/test", id(&hooks[0]))] {
+            let refused = nightshift.call(Call::new("POST", path).token(DEMO)).await;
+            assert_eq!(refused.problem(429), "rate_limited");
+            let header = |name: &str| refused.headers[name].to_str().unwrap().to_owned();
+            assert_eq!(header("retry-after"), "40");
+            assert_eq!(header("ratelimit-policy"), "\"messages\";q=60;w=60");
+            assert_eq!(header("ratelimit"), "\"messages\";r=0;t=40");
+        }
+        // Another company has its own, and this one may again when it was told.
+        let path = HOOKS.replace("demo", "acme");
+        let others = nightshift.call(Call::json(&path, &wish(&web.url("/c"))).token(ACME)).await.good();
+        let test = Call::new("POST", format!("{path}/{}/test", id(&others["webhook"]))).token(ACME);
+        nightshift.call(test).await.good();
+        nightshift.clock.advance(Duration::from_secs(40));
+        send_test(&nightshift, &hooks[0]).await;
+    });
+}
+
+#[test]
 fn what_waits_for_its_place_goes_where_its_webhook_is_by_then() {
     let held = |_: &Asked| Answer::ok("").shape(Shape::Held);
     with_receivers([held, |_| Answer::ok("")], async |nightshift, [slow, web]| {

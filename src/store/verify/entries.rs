@@ -1,6 +1,6 @@
 //! What a single entry must agree with.
 
-use crate::domain::batch::{Batch, Counts};
+use crate::domain::batch::{Batch, Counts, Origin};
 use crate::domain::budget::Booking;
 use crate::domain::id::{BatchId, ProviderBatchId};
 use crate::domain::request::{Cost, Request, RequestStatus, Source};
@@ -127,6 +127,11 @@ pub(super) fn batch(engine: &Engine, batch: &Batch, wrong: &mut Vec<(u8, String)
     let none = engine.scan(Tree::Members, id.as_bytes(), end.as_deref(), 1)?.is_empty();
     if none && batch.counts != Counts::default() {
         wrong.push((4, format!("batch {id} has no members and counts {:?}", batch.counts)));
+    }
+    if let Origin::Shadow { of } = batch.origin
+        && engine.get(Tree::Shadows, &keys::shadow(of, id))?.is_none()
+    {
+        wrong.push((3, format!("batch {id} is a shadow of {of} and not listed as one")));
     }
     if let Some(named) = &batch.provider_batch {
         let listed = get::<BatchId>(engine, Tree::ProviderBatches, &Key::new().text(named.as_str()).done())?;

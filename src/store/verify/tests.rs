@@ -56,7 +56,7 @@ async fn each_check_names_what_does_not_fit() {
     let token_id =
         |store: &Store| store.reader.engine.scan(Tree::TokenIds, &[], None, 1).unwrap().pop().unwrap().0;
     let company = "acme".parse().unwrap();
-    let gone = Gone { company, model: "m".to_owned(), at: NOW, cost: None };
+    let gone = Gone { company, session: None, model: "m".to_owned(), at: NOW, cost: None };
     let gone = codec::encode(&gone).unwrap();
     let erasure = codec::encode(&ErasureId::from_bytes([7; 16])).unwrap();
     let tombstone = Key::new().text("acme").byte(1).done();
@@ -126,6 +126,18 @@ async fn each_check_names_what_does_not_fit() {
             4,
             "something was removed of a batch that is not there",
             put(Tree::AgedBatches, &[7; 40], Some(b"")),
+        ),
+        (
+            3,
+            "a shadow is listed of a batch, and is none of it",
+            put(Tree::Shadows, &keys::shadow(BatchId::from_bytes([8; 16]), batch), Some(b"")),
+        ),
+        (
+            3,
+            "and not listed as one",
+            edit(Tree::Batches, batch_key, |batch: &mut Batch| {
+                batch.origin = Origin::Shadow { of: BatchId::from_bytes([8; 16]) };
+            }),
         ),
         (5, "was completed by batch", put(Tree::Members, &member(2), Some(&completed))),
         (5, "and is not there", put(Tree::Members, &member(99), Some(&completed))),
