@@ -9,7 +9,7 @@ use super::account::{Cause, Success};
 use super::creator::{Creator, Nudge};
 use super::effects::{self, Chunk, ChunkError};
 use super::finding::{self, Looking};
-use super::registry::{Died, Moved, Registry};
+use super::registry::{Admitted, Died, Moved, Registry};
 use super::{CreatingOne, Shared, later, named, spool};
 use crate::domain::batch::{Batch, BatchState, Cancel, ResultKind, Then};
 use crate::domain::effect::Effect;
@@ -150,6 +150,7 @@ impl BatchActor {
         }
         if step.changes.contains(&Change::Admitted) {
             self.shared.account.succeeded(Success::Admitted);
+            self.obituary.registry.do_send(Admitted { model: self.batch.group.model.clone() });
         }
         let batch = &self.batch;
         if let Some(story) = &step.story {
@@ -429,6 +430,28 @@ impl Handler<TryAgain> for BatchActor {
 
     fn handle(&mut self, TryAgain: TryAgain, ctx: &mut Context<Self>) {
         if matches!(self.batch.state, BatchState::Parked { .. }) {
+            self.happened(&Event::Unparked, ctx);
+        }
+    }
+}
+
+/// A batch of this model was admitted: try the batch again if it is a half that was parked because none was.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct TryHalf {
+    pub model: String,
+}
+
+impl Handler<TryHalf> for BatchActor {
+    type Result = ();
+
+    fn handle(&mut self, TryHalf { model }: TryHalf, ctx: &mut Context<Self>) {
+        let batch = &self.batch;
+        let is_parked_half = matches!(batch.state, BatchState::Parked { .. }) && batch.members_max.is_some();
+        if is_parked_half
+            && batch.group.model == model
+            && self.shared.reader.orders(batch).is_ok_and(|orders| orders.at_fault)
+        {
             self.happened(&Event::Unparked, ctx);
         }
     }

@@ -341,7 +341,9 @@ pub fn judge(
     // A call that was made from here is noted here, whatever became of it: as long as it is watched, and for good if it
     // was given up. One that is neither was made after a backup, also where the batch has come to another end
     // meanwhile, as one that was still empty then, or ran as another batch that was turned away later.
-    let is_noted = intents.0.contains_key(&nonce) || here.superseded.iter().any(|old| old.nonce == nonce);
+    let is_its_own = here.state.intent().is_some_and(|own| own.nonce == nonce);
+    let is_noted =
+        is_its_own || intents.0.contains_key(&nonce) || here.superseded.iter().any(|old| old.nonce == nonce);
     if here.origin == Origin::Cut && !is_noted {
         return Ok(Finding::Unknown { unsent: Some(of), intent });
     }

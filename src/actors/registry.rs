@@ -10,7 +10,7 @@ use std::time::Duration;
 use actix::prelude::*;
 
 use super::batch::{
-    BatchActor, CancelBatch, GiveUp, NotCancelled, NotKnown, Observed, TryAgain, store_order,
+    BatchActor, CancelBatch, GiveUp, NotCancelled, NotKnown, Observed, TryAgain, TryHalf, store_order,
 };
 use super::creator::Creator;
 use super::{Shared, later};
@@ -74,6 +74,11 @@ impl Registry {
         let id = batch.id;
         if self.hosted.contains_key(&id) {
             return;
+        }
+        if self.shared.reader.batch(id).is_ok_and(|now| now.is_some_and(|now| now.revision != batch.revision))
+        {
+            // An order to cancel it was stored while it was read.
+            return self.host(id, fresh, ctx);
         }
         let observed = if batch.state.is_observed() { batch.provider_batch.clone() } else { None };
         crash_point!("host.before_start");
@@ -156,6 +161,25 @@ impl Handler<TryParked> for Registry {
         for hosted in self.hosted.values() {
             // One that is too busy to hear it is not parked.
             let _ = hosted.addr.try_send(TryAgain);
+        }
+    }
+}
+
+/// The provider admitted a batch of this model: halves that wait for an operator because nothing was admitted are tried
+/// again.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Admitted {
+    pub model: String,
+}
+
+impl Handler<Admitted> for Registry {
+    type Result = ();
+
+    fn handle(&mut self, Admitted { model }: Admitted, _: &mut Context<Self>) {
+        for hosted in self.hosted.values() {
+            // One that is too busy to hear it is not parked.
+            let _ = hosted.addr.try_send(TryHalf { model: model.clone() });
         }
     }
 }
@@ -244,7 +268,12 @@ impl Handler<CancelOf> for Registry {
                     .send(CancelOf { id, cancel })
                     .await
                     .map_err(|_| NotCancelled::Store(StoreError::Stopped))?,
-                stored => Ok(stored?),
+                Err(err) => Err(err.into()),
+                Ok(stored) => {
+                    // An actor that was built from what was there before has to hear of it.
+                    let _ = registry.send(CancelOf { id, cancel }).await;
+                    Ok(stored)
+                }
             }
         })
     }

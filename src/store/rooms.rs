@@ -126,13 +126,18 @@ impl Store {
 
 impl StoreReader {
     /// What holds for a batch, with what is known of others: where the provider admitted one of the same model since
-    /// this one was cut, a refusal without a reason is not the account's.
+    /// its requests were refused together before, a refusal without a reason is not the account's.
     pub fn orders(&self, batch: &Batch) -> Result<Orders, StoreError> {
         let orders = batch.orders();
         if orders.at_fault || batch.counts.members < 2 {
             return Ok(orders);
         }
-        let at_fault = self.room(batch)?.admitted_at.is_some_and(|at| at >= batch.created_at);
+        // The halves of a batch need not be cut at the same time, and the good one may be over by then.
+        let first = self.members(batch.id, None, 1)?.pop();
+        let first = first.map(|first| self.request(first)).transpose()?.flatten();
+        let refused_at = first.and_then(|first| first.history.last().map(|attempt| attempt.at));
+        let since = refused_at.unwrap_or(batch.created_at).min(batch.created_at);
+        let at_fault = self.room(batch)?.admitted_at.is_some_and(|at| at >= since);
         Ok(Orders { at_fault, ..orders })
     }
 

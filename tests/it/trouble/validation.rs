@@ -40,27 +40,33 @@ fn a_line_that_is_never_named_is_found_by_halving() {
     only_the_bad_ones_fail(faults, &[], 3, 40);
 }
 
-#[test]
-fn a_line_that_is_refused_for_a_reason_that_nobody_knows_holds_up_no_other_and_waits_alone() {
+fn one_line_holds_up_no_other(bad: usize, all: usize, set: &[&str]) {
     let faults = r#"{"batches": [{"fault": "refuse", "containing": "poison", "code": "something_new"}]}"#;
     let folder = folder();
     let port = free_port();
     let provider = Provider::start(&folder.path().join("provider"), faults, |options| {
         options.turnaround = std::time::Duration::from_millis(300);
     });
-    let mut server = serve(folder.path(), &provider, port, &[]);
-    send(
-        &server,
-        "demo",
-        8,
-        |number| if number == 3 { "poison".to_owned() } else { format!("good {number}") },
-    );
+    let mut server = serve(folder.path(), &provider, port, set);
+    let text = |number| if number == bad { "poison".to_owned() } else { format!("good {number}") };
+    send(&server, "demo", all, text);
     let parked = until(&mut server, "the bad one alone", |server| {
         let parked = batches(server).into_iter().find(|batch| batch["step"] == "parked");
-        parked.filter(|_| server.summary() == [0, 1, 7, 0])
+        parked.filter(|_| server.summary() == [0, 1, all as u64 - 1, 0])
     });
     assert_eq!(parked["counts"]["members"], 1, "{parked}");
     assert!(server.terminate().success());
-    assert_once(&provider.runs(), 7);
+    assert_once(&provider.runs(), all - 1);
     assert_whole(folder.path());
+}
+
+#[test]
+fn a_line_that_is_refused_for_a_reason_that_nobody_knows_holds_up_no_other_and_waits_alone() {
+    one_line_holds_up_no_other(2, 8, &[]);
+}
+
+/// The other half is admitted before the bad one is even cut.
+#[test]
+fn halves_that_are_cut_at_different_times_find_such_a_line_too() {
+    one_line_holds_up_no_other(3, 4, &["creation.interval=4s"]);
 }
