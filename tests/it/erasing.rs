@@ -279,7 +279,7 @@ fn a_company_is_erased_with_all_that_it_has_and_nobody_else_is_touched() {
 fn a_company_is_not_erased_while_files_are_left_that_an_earlier_erasure_of_its_session_has_still_to_delete() {
     let folder = tempfile::tempdir().unwrap();
     let provider = Provider::start(folder.path(), "{}", |_| ());
-    provider.shut(|call| call.starts_with("DELETE").then_some((400, "This file cannot be deleted.")));
+    provider.refuse_to_delete();
     polling(&provider.url, async |nightshift| {
         nightshift.session(1, "demo").await;
         let mut batch = nightshift.open_batch(1, "demo", 1).await;

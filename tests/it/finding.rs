@@ -6,14 +6,20 @@ use nightshift::actors::{Finding, Intents, judge};
 use nightshift::provider::wire::BatchObject;
 use serde_json::json;
 
-use crate::harness::with_actors;
+use crate::harness::{Driven, Nightshift, with_actors};
+
+/// A batch with one request that the provider has.
+async fn sent(nightshift: &Nightshift) -> Driven<'_> {
+    nightshift.request(1, "demo", |_| ()).await;
+    let mut batch = nightshift.open_batch(1, "demo", 1).await;
+    batch.send().await;
+    batch
+}
 
 #[test]
 fn where_metadata_is_dropped_a_second_batch_of_one_call_is_a_shadow() {
     with_actors(async |nightshift| {
-        nightshift.request(1, "demo", |_| ()).await;
-        let mut batch = nightshift.open_batch(1, "demo", 1).await;
-        batch.send().await;
+        let batch = sent(&nightshift).await;
         let (store, now) = (nightshift.store(), nightshift.now());
         let reader = store.reader();
         let listed = |id: &str, file: &str| {
@@ -40,9 +46,7 @@ fn where_metadata_is_dropped_a_second_batch_of_one_call_is_a_shadow() {
 #[test]
 fn a_call_that_is_noted_nowhere_came_after_a_backup_however_long_ago_it_was() {
     with_actors(async |nightshift| {
-        nightshift.request(1, "demo", |_| ()).await;
-        let mut batch = nightshift.open_batch(1, "demo", 1).await;
-        batch.send().await;
+        let batch = sent(&nightshift).await;
         let (store, now) = (nightshift.store(), nightshift.now());
         let reader = store.reader();
         let of = batch.batch.id;

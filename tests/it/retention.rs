@@ -265,7 +265,7 @@ fn an_erasure_of_what_is_gone_for_its_age_is_done_only_once_the_provider_has_non
     let folder = tempfile::tempdir().unwrap();
     let provider = Provider::start(folder.path(), "{}", |_| ());
     // The provider deletes nothing, and waits are long: the poller comes back to a refused file after a day.
-    provider.shut(|call| call.starts_with("DELETE").then_some((400, "This file cannot be deleted.")));
+    provider.refuse_to_delete();
     let base_url = provider.url.clone();
     polling_and_keeping(&base_url, kept("1h", "", "1h"), async |nightshift| {
         nightshift.session(1, "demo").await;
@@ -309,7 +309,7 @@ fn an_erasure_of_what_is_gone_for_its_age_is_done_only_once_the_provider_has_non
 fn an_erasure_sees_to_the_files_of_a_shadow_that_surfaced_only_once_what_it_answered_was_gone_for_its_age() {
     let folder = tempfile::tempdir().unwrap();
     let provider = Provider::start(folder.path(), "{}", |_| ());
-    provider.shut(|call| call.starts_with("DELETE").then_some((400, "This file cannot be deleted.")));
+    provider.refuse_to_delete();
     let base_url = provider.url.clone();
     polling_and_keeping(&base_url, kept("1h", "", "1h"), async |nightshift| {
         nightshift.session(1, "demo").await;

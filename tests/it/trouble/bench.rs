@@ -90,6 +90,11 @@ impl Provider {
         self.door.lock().unwrap().rule = Box::new(rule);
     }
 
+    /// Deletes nothing until it is opened again.
+    pub fn refuse_to_delete(&self) {
+        self.shut(|call| call.starts_with("DELETE").then_some((400, "This file cannot be deleted.")));
+    }
+
     /// Lets everything through again.
     pub fn open(&self) {
         self.shut(|_| None);
