@@ -1,8 +1,7 @@
 //! The TLS of every HTTP client of this program.
 //!
-//! rustls leaves the cryptography to a provider. Ours is ring: it needs neither an assembler nor CMake, and a small
-//! part of the time that the default one, aws-lc, takes to be built. reqwest panics where none is installed, so that
-//! every client begins here.
+//! rustls leaves the cryptography to a provider. Ours is ring: its C is built in a small part of the time that the
+//! default one, aws-lc, takes. reqwest panics where none is installed, so every client begins here.
 
 use std::sync::Once;
 
