@@ -9,7 +9,7 @@ use super::account::{Cause, Success};
 use super::creator::{Creator, Nudge};
 use super::effects::{self, Chunk, ChunkError};
 use super::finding::{self, Looking};
-use super::registry::{Admitted, Died, Moved, Registry};
+use super::registry::{Died, Moved, Registry};
 use super::{CreatingOne, Shared, later, named, spool};
 use crate::domain::batch::{Batch, BatchState, Cancel, ResultKind, Then};
 use crate::domain::effect::Effect;
@@ -435,17 +435,18 @@ impl Handler<TryAgain> for BatchActor {
     }
 }
 
-/// A batch of this model was admitted: try the batch again if it is a half that was parked because none was.
-#[derive(Message)]
+/// The provider admitted a batch of this model. The registry tells all: halves that were parked because none was are tried
+/// again.
+#[derive(Clone, Message)]
 #[rtype(result = "()")]
-pub(super) struct TryHalf {
+pub(super) struct Admitted {
     pub model: String,
 }
 
-impl Handler<TryHalf> for BatchActor {
+impl Handler<Admitted> for BatchActor {
     type Result = ();
 
-    fn handle(&mut self, TryHalf { model }: TryHalf, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Admitted { model }: Admitted, ctx: &mut Context<Self>) {
         let batch = &self.batch;
         let is_parked_half = matches!(batch.state, BatchState::Parked { .. }) && batch.members_max.is_some();
         if is_parked_half

@@ -10,7 +10,7 @@ use std::time::Duration;
 use actix::prelude::*;
 
 use super::batch::{
-    BatchActor, CancelBatch, GiveUp, NotCancelled, NotKnown, Observed, TryAgain, TryHalf, store_order,
+    Admitted, BatchActor, CancelBatch, GiveUp, NotCancelled, NotKnown, Observed, TryAgain, store_order,
 };
 use super::creator::Creator;
 use super::{Shared, later};
@@ -165,21 +165,13 @@ impl Handler<TryParked> for Registry {
     }
 }
 
-/// The provider admitted a batch of this model: halves that wait for an operator because nothing was admitted are tried
-/// again.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(super) struct Admitted {
-    pub model: String,
-}
-
 impl Handler<Admitted> for Registry {
     type Result = ();
 
-    fn handle(&mut self, Admitted { model }: Admitted, _: &mut Context<Self>) {
+    fn handle(&mut self, admitted: Admitted, _: &mut Context<Self>) {
         for hosted in self.hosted.values() {
             // One that is too busy to hear it is not parked.
-            let _ = hosted.addr.try_send(TryHalf { model: model.clone() });
+            let _ = hosted.addr.try_send(admitted.clone());
         }
     }
 }

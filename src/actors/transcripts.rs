@@ -114,6 +114,19 @@ pub struct Transcripts {
     owed: HashSet<Way>,
 }
 
+/// Goes on behind the lanes of each company that come first and have nothing due. Where others hold every place nothing of
+/// the company begins, and what is due behind these lanes would not be seen before they are due again.
+fn pass_idle(behind: &mut Behind, lanes: &[Lane]) {
+    let mut reached = HashSet::new();
+    for lane in lanes {
+        if !(lane.new.is_empty() && lane.again.is_empty()) {
+            reached.insert(&lane.company);
+        } else if !reached.contains(&lane.company) {
+            behind.lanes.insert(lane.company.clone(), (lane.host, lane.source));
+        }
+    }
+}
+
 impl Transcripts {
     /// One for all sources.
     pub fn new(intake: Addr<Intake>, shared: Arc<Shared>) -> Self {
@@ -142,6 +155,7 @@ impl Transcripts {
 
     /// Starts what has a place, one after the other.
     fn start_in_turn(&mut self, mut lanes: Vec<Lane>, ctx: &mut Context<Self>) {
+        pass_idle(&mut self.behind, &lanes);
         let mut begun = BTreeSet::new();
         while let Some(turn) = self.next(&lanes) {
             let Some(lane) = lanes.get_mut(turn.lane) else { break };
@@ -390,5 +404,46 @@ async fn fetch_text(
         Ok(Ok(read)) => Ok((Some(read.messages), validators)),
         Ok(Err(err)) => Err(NotHad::permanent(err)),
         Err(err) => Err(NotHad::permanent(panics::broke_off(&err))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::source::TranscriptAt;
+
+    fn lane(company: &str, host: u8, is_due: bool) -> Lane {
+        let (source, host) = (SourceId::from_bytes([1; 16]), [host; 8]);
+        let company: CompanyId = company.parse().unwrap();
+        let fetch = Fetch {
+            company: company.clone(),
+            at: TranscriptAt { source, host, url: "https://example.com/1.txt".to_owned() },
+            state: FetchState::Waiting,
+            attempts: 0,
+            error: None,
+            due: None,
+            validators: Validators::default(),
+            had_at: None,
+        };
+        let new = if is_due { vec![(SessionId::from_bytes([1; 16]), fetch)] } else { Vec::new() };
+        Lane { company, host, source, new, again: Vec::new() }
+    }
+
+    #[test]
+    fn lanes_with_nothing_due_are_passed_up_to_the_first_that_has_something() {
+        let mut behind = Behind::default();
+        let lanes = [
+            lane("a", 1, false),
+            lane("b", 1, true),
+            lane("a", 2, false),
+            lane("a", 3, true),
+            lane("a", 4, false),
+            lane("b", 2, false),
+        ];
+        pass_idle(&mut behind, &lanes);
+        let hosts: Vec<_> =
+            behind.lanes.iter().map(|(company, (host, _))| (company.to_string(), host[0])).collect();
+        assert_eq!(hosts, [("a".to_owned(), 2)], "what waits for a place is looked at again");
+        assert_eq!(behind.company, None);
     }
 }

@@ -1,6 +1,8 @@
 //! The provider refuses a batch for some of its lines.
 
-use super::bench::{Provider, assert_once, assert_whole, batches, folder, requests, send, serve, until};
+use super::bench::{
+    Provider, assert_once, assert_whole, batch, batches, folder, id, requests, send, serve, until,
+};
 use crate::process::free_port;
 
 fn only_the_bad_ones_fail(faults: &str, set: &[&str], bad: usize, batches_max: usize) {
@@ -40,13 +42,18 @@ fn a_line_that_is_never_named_is_found_by_halving() {
     only_the_bad_ones_fail(faults, &[], 3, 40);
 }
 
-fn one_line_holds_up_no_other(bad: usize, all: usize, set: &[&str]) {
+/// A provider that refuses what has a poisoned line, for words that nobody knows.
+fn refusing_without_a_reason(folder: &std::path::Path) -> Provider {
     let faults = r#"{"batches": [{"fault": "refuse", "containing": "poison", "code": "something_new"}]}"#;
+    Provider::start(&folder.join("provider"), faults, |options| {
+        options.turnaround = std::time::Duration::from_millis(300);
+    })
+}
+
+fn one_line_holds_up_no_other(bad: usize, all: usize, set: &[&str]) {
     let folder = folder();
     let port = free_port();
-    let provider = Provider::start(&folder.path().join("provider"), faults, |options| {
-        options.turnaround = std::time::Duration::from_millis(300);
-    });
+    let provider = refusing_without_a_reason(folder.path());
     let mut server = serve(folder.path(), &provider, port, set);
     let text = |number| if number == bad { "poison".to_owned() } else { format!("good {number}") };
     send(&server, "demo", all, text);
@@ -69,4 +76,27 @@ fn a_line_that_is_refused_for_a_reason_that_nobody_knows_holds_up_no_other_and_w
 #[test]
 fn halves_that_are_cut_at_different_times_find_such_a_line_too() {
     one_line_holds_up_no_other(3, 4, &["creation.interval=4s"]);
+}
+
+#[test]
+fn a_half_that_was_parked_before_the_other_one_was_cut_is_tried_again_once_that_is_admitted() {
+    let folder = folder();
+    let port = free_port();
+    let provider = refusing_without_a_reason(folder.path());
+    let mut server = serve(folder.path(), &provider, port, &["creation.interval=12s"]);
+    let text = |number| if number == 0 { "poison".to_owned() } else { format!("good {number}") };
+    send(&server, "demo", 4, text);
+    let parked = until(&mut server, "the half with the bad one parked", |server| {
+        batches(server).into_iter().find(|batch| batch["step"] == "parked")
+    });
+    assert_eq!(parked["counts"]["members"], 2, "{parked}");
+    assert_eq!(server.summary(), [2, 2, 0, 0], "the other half waits");
+    let halved = until(&mut server, "its end", |server| {
+        let half = batch(server, &id(&parked));
+        half["closedAt"].is_string().then_some(half)
+    });
+    assert_eq!(halved["counts"]["returned"], 2, "{halved}");
+    assert!(server.terminate().success());
+    assert!(provider.runs().values().all(|runs| *runs == 1));
+    assert_whole(folder.path());
 }
