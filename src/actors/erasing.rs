@@ -147,9 +147,9 @@ pub(super) async fn go_through(
     }
     shared.disk.written();
     crash_point!("erase.done.before_commit");
-    shared.store.finish_erasures(waiting.clone(), shared.clock.now()).await?;
+    let done = shared.store.finish_erasures(waiting, shared.clock.now()).await?;
     crash_point!("erase.done.after_commit");
-    for id in &waiting {
+    for id in &done {
         tracing::info!(erasure.id = %id, "erasure {id} is done");
     }
     Ok(Compaction::Tried)
@@ -325,18 +325,21 @@ async fn erase_files(shared: &Arc<Shared>, erasure: ErasureId) -> Result<Files, 
         for batch in &gone {
             effects::clean(shared, batch).await;
         }
-        // One that is not there has no file that is known.
-        let unknown = page.iter().filter(|(_, batch)| batch.is_none()).map(|(id, _)| *id);
+        // One that is not there has no file that is known, and those at another provider may have gone before.
+        let without = |batch: &Option<Batch>| batch.as_ref().is_none_or(|batch| !batch.may_have_files());
+        let elsewhere =
+            page.iter().filter(|(id, batch)| without(batch) && !over.iter().any(|batch| batch.id == *id));
         let mut done = 0;
-        for id in gone.iter().map(|batch| batch.id).chain(unknown) {
+        for id in gone.iter().map(|batch| batch.id).chain(elsewhere.map(|(id, _)| *id)) {
             crash_point!("erase.files.before_commit");
             shared.store.note_files_erased(erasure, id).await?;
             crash_point!("erase.files.after_commit");
             done += 1;
         }
         for (id, batch) in &page {
-            if batch.as_ref().is_some_and(|batch| !batch.state.is_live() && batch.provider != shared.identity)
-            {
+            if batch.as_ref().is_some_and(|batch| {
+                !batch.state.is_live() && batch.provider != shared.identity && batch.may_have_files()
+            }) {
                 let why = format!(
                     "batch {id} went to another provider; its files are deleted once that one is configured"
                 );
@@ -363,10 +366,7 @@ async fn delete_remote(
     shared: &Shared,
     batches: &[Batch],
 ) -> Result<HashMap<BatchId, String>, ProviderError> {
-    let known = batches.iter().flat_map(|batch| {
-        let files = [&batch.input, &batch.output, &batch.error].into_iter().flatten();
-        files.map(|file| (file.clone(), batch.id))
-    });
+    let known = batches.iter().flat_map(|batch| batch.files.iter().map(|file| (file.clone(), batch.id)));
     let mut files: HashMap<FileId, BatchId> = known.collect();
     let since = batches.iter().map(|batch| batch.created_at).min();
     let since = since.unwrap_or(Timestamp::from_millis(0)).minus(SKEW);

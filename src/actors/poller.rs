@@ -149,7 +149,7 @@ async fn delete_due_files(shared: &Arc<Shared>) {
         let noted = match shared.provider.delete_file(&file).await {
             Ok(()) => {
                 crash_point!("deletion.before_commit");
-                let noted = shared.store.forget_deletion(key).await;
+                let noted = shared.store.forget_deletion(key, file.clone()).await;
                 crash_point!("deletion.after_commit");
                 noted
             }

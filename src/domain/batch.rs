@@ -580,6 +580,8 @@ pub struct Batch {
     pub output: Option<FileId>,
     /// The error file.
     pub error: Option<FileId>,
+    /// Its files that the provider may have yet: each input file, also of an upload that was repeated, and the results.
+    pub files: Vec<FileId>,
     /// Intents that were given up, newest last; a batch that surfaces for one of them is a shadow.
     pub superseded: Vec<Intent>,
     /// When it was made.
@@ -621,6 +623,7 @@ impl Batch {
             provider_batch: None,
             output: None,
             error: None,
+            files: Vec::new(),
             superseded: Vec::new(),
             created_at,
             completed_at: None,
@@ -638,6 +641,18 @@ impl Batch {
             // The first halves are a test: if it is a request, one of them is admitted.
             at_fault: self.counts.members > 1 && self.members_max.is_none(),
         }
+    }
+
+    /// Notes a file of it at the provider.
+    pub fn has_file(&mut self, file: &FileId) {
+        if !self.files.contains(file) {
+            self.files.push(file.clone());
+        }
+    }
+
+    /// Whether the provider has, or may get, a file that tells something of its members, as far as is known.
+    pub const fn may_have_files(&self) -> bool {
+        self.closed_at.is_none() || !self.files.is_empty()
     }
 
     /// Whose members its lines are about.

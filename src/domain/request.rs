@@ -360,11 +360,11 @@ impl Request {
     /// How the request is processed; one kind so far.
     pub const PROCESSING_TYPE: &'static str = "batch";
 
-    /// Adds to the history, dropping the oldest entry when it is full.
-    pub fn remember(&mut self, attempt: Attempt) {
-        if self.history.len() >= Self::HISTORY_MAX {
-            self.history.remove(0);
-        }
+    /// Adds to the history. Gives the oldest entry, which goes when it is full.
+    pub fn remember(&mut self, attempt: Attempt) -> Option<Attempt> {
+        let full = self.history.len() >= Self::HISTORY_MAX;
+        let oldest = full.then(|| self.history.remove(0));
         self.history.push(attempt);
+        oldest
     }
 }

@@ -7,8 +7,7 @@
 
 use super::keys::{self, Key, Tree};
 use super::tx::Tx;
-use super::{Store, StoreError, StoreReader, batches, erasing, requests, sessions};
-use crate::domain::batch::Batch;
+use super::{Store, StoreError, StoreReader, erasing, requests, sessions};
 use crate::domain::id::{CompanyId, RequestId, SessionId, Timestamp};
 use crate::domain::request::{Request, RequestStatus, Source};
 use crate::domain::retention::Kind;
@@ -166,14 +165,10 @@ fn remove_request(
     Ok(())
 }
 
-/// Removes a request, and has the provider's files deleted that have something of it. An erasure that comes later has to
-/// see that they are gone.
+/// Removes a request, and has the provider's files deleted that have something of it.
 fn remove(tx: &mut Tx<'_>, request: Request, now: Timestamp) -> Result<(), StoreError> {
     for batch in erasing::batches_that_had(tx, &request)? {
-        if let Some(batch) = tx.read::<Batch>(Tree::Batches, batch.as_bytes())? {
-            batches::delete_files(tx, &batch)?;
-            erasing::note_aged(tx, &request.group.company, request.source.session(), batch.id)?;
-        }
+        erasing::let_files_go(tx, &request, batch)?;
     }
     requests::remove(tx, request, now)
 }

@@ -211,7 +211,7 @@ impl StoreReader {
         const PAGE: usize = 250;
         /// So many of another provider's are passed over.
         const PAGES_MAX: usize = 40;
-        let (end, of) = (Key::new().time(now).done(), provider.key().into_bytes());
+        let (end, of) = (Key::new().time(now).done(), provider.key());
         let (mut from, mut due) = (Vec::new(), Vec::new());
         for _ in 0..PAGES_MAX {
             let page = self.engine.scan(Tree::Deletions, &from, Some(&end), PAGE)?;
@@ -219,8 +219,8 @@ impl StoreReader {
             for (key, value) in page {
                 from = [key.as_slice(), &[0]].concat();
                 let file = key.get(10..).and_then(|file| String::from_utf8(file.to_vec()).ok());
-                // What an older version noted says nothing of it.
-                if (value.is_empty() || value == of)
+                // Behind whose it is.
+                if value.get(16..) == Some(of.as_bytes())
                     && due.len() < limit
                     && let Some(file) = file
                 {

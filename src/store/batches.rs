@@ -9,9 +9,9 @@ use super::budgets::Reserved;
 use super::keys::{self, Key, Tree};
 use super::tx::Tx;
 use super::{Store, StoreError};
-use super::{anomalies, budgets, intents, outbox, outcomes, requests, rooms};
+use super::{anomalies, budgets, erasing, intents, outbox, outcomes, requests, rooms};
 use crate::domain::analysis::Misfit;
-use crate::domain::batch::{Batch, BatchState, Intent, Origin};
+use crate::domain::batch::{Batch, BatchState, Intent, Origin, ProviderIdentity};
 use crate::domain::cut::{self, Limits};
 use crate::domain::event::Event;
 use crate::domain::id::{BatchId, FileId, ProviderBatchId, RequestId, Revision, Timestamp};
@@ -194,6 +194,9 @@ impl Store {
                 if let Some(provider_batch) = batch.provider_batch.clone() {
                     adopt(tx, &mut batch, &provider_batch)?;
                 }
+                if let Some(input) = batch.input.clone() {
+                    batch.has_file(&input);
+                }
                 tx.put(Tree::LiveBatches, id.as_bytes().to_vec(), Vec::new());
                 if let Origin::Shadow { of } = batch.origin {
                     tx.put(Tree::Shadows, keys::shadow(of, id), Vec::new());
@@ -350,14 +353,25 @@ impl Store {
         self.committer.commit(1, move |tx| outcomes::lose_input(tx, id, request, &why, now)).await
     }
 
-    /// Forgets a file of ours that is deleted at the provider.
-    pub async fn forget_deletion(&self, key: Vec<u8>) -> Result<(), StoreError> {
-        self.committer
-            .commit(1, move |tx| {
-                tx.remove(Tree::Deletions, key);
-                Ok(())
-            })
-            .await
+    /// Notes that a file of ours is deleted at the provider, so that nobody waits for that any more.
+    pub async fn forget_deletion(&self, key: Vec<u8>, file: FileId) -> Result<(), StoreError> {
+        loop {
+            let (key, file) = (key.clone(), file.clone());
+            let all = self.committer.commit(CHUNK, move |tx| {
+                let of = tx.get(Tree::Deletions, &key)?;
+                let all = match of.as_deref().and_then(keys::batch_at_start) {
+                    Some(batch) => file_gone(tx, batch, &file)?,
+                    None => true,
+                };
+                if all {
+                    tx.remove(Tree::Deletions, key);
+                }
+                Ok(all)
+            });
+            if all.await? {
+                return Ok(());
+            }
+        }
     }
 }
 
@@ -526,6 +540,7 @@ pub(super) fn take_step(
     for change in &step.changes {
         match change {
             Change::Input(file) => {
+                batch.has_file(file);
                 // An upload before this one is of no use any more.
                 if let Some(old) = batch.input.replace(file.clone()).filter(|old| old != file) {
                     delete_later(tx, batch, now, &old);
@@ -549,6 +564,9 @@ pub(super) fn take_step(
                 batch.completed_at = Some(ended.at);
                 batch.output.clone_from(&ended.output);
                 batch.error.clone_from(&ended.error);
+                for file in [&ended.output, &ended.error].into_iter().flatten() {
+                    batch.has_file(file);
+                }
             }
             Change::Processed(at) => {
                 anomalies::prove_closed(tx, batch, now)?;
@@ -565,7 +583,7 @@ pub(super) fn take_step(
                 for file in [&batch.output, &batch.error].into_iter().flatten() {
                     if tx.has(Tree::Deletions, &deletion(AFTER_THE_CLOSE, file))? {
                         tx.remove(Tree::Deletions, deletion(AFTER_THE_CLOSE, file));
-                        tx.put(Tree::Deletions, deletion(*at, file), batch.provider.key().into_bytes());
+                        delete_at(tx, batch, *at, file);
                     }
                 }
                 outbox::batch_finished(tx, batch, now)?;
@@ -581,40 +599,54 @@ pub(super) fn take_step(
 
 /// Has a file of ours deleted at the provider, once nothing can come of it any more.
 fn delete_later(tx: &mut Tx<'_>, batch: &Batch, at: Timestamp, file: &FileId) {
-    tx.put(Tree::Deletions, deletion(at.plus(KEEP_INPUT), file), batch.provider.key().into_bytes());
+    delete_at(tx, batch, at.plus(KEEP_INPUT), file);
+}
+
+fn delete_at(tx: &mut Tx<'_>, batch: &Batch, due: Timestamp, file: &FileId) {
+    tx.put(Tree::Deletions, deletion(due, file), of_deletion(batch.id, &batch.provider));
 }
 
 /// Has the result files of a batch deleted once it is closed: they hold an answer to what was removed here. Before that
 /// they are still read.
 pub(super) fn delete_results(tx: &mut Tx<'_>, batch: &Batch) {
     for file in [&batch.output, &batch.error].into_iter().flatten() {
-        tx.put(Tree::Deletions, deletion(AFTER_THE_CLOSE, file), batch.provider.key().into_bytes());
+        delete_at(tx, batch, AFTER_THE_CLOSE, file);
     }
 }
 
 /// Has the files of a batch deleted that had what is removed here. Those of a closed one are due at once: nobody reads
 /// them any more, and of an old create call only something unpaid can come without the input file.
-pub(super) fn delete_files(tx: &mut Tx<'_>, batch: &Batch) -> Result<(), StoreError> {
+pub(super) fn delete_files(tx: &mut Tx<'_>, batch: &Batch) {
     let Some(closed_at) = batch.closed_at else {
         delete_results(tx, batch);
-        return Ok(());
+        return;
     };
     // Due since the close, for each of its requests: so a file is noted once, however many of them are removed.
-    for file in [&batch.output, &batch.error].into_iter().flatten() {
-        tx.put(Tree::Deletions, deletion(closed_at, file), batch.provider.key().into_bytes());
+    for file in &batch.files {
+        tx.remove(Tree::Deletions, deletion(closed_at.plus(KEEP_INPUT), file));
+        delete_at(tx, batch, closed_at, file);
     }
-    if let Some(input) = &batch.input {
-        let later = deletion(closed_at.plus(KEEP_INPUT), input);
-        if tx.has(Tree::Deletions, &later)? {
-            tx.remove(Tree::Deletions, later);
-            tx.put(Tree::Deletions, deletion(closed_at, input), batch.provider.key().into_bytes());
-        }
+}
+
+/// Notes that a file is gone at the provider, and forgets what a batch that has no other one had. At most so many entries
+/// go; whether those are all.
+fn file_gone(tx: &mut Tx<'_>, id: BatchId, file: &FileId) -> Result<bool, StoreError> {
+    let Some(mut batch) = tx.read::<Batch>(Tree::Batches, id.as_bytes())? else { return Ok(true) };
+    if batch.files.contains(file) {
+        batch.files.retain(|other| other != file);
+        // Its revision stays: its actor has read nothing of what changes here.
+        tx.write(Tree::Batches, id.as_bytes().to_vec(), &batch)?;
     }
-    Ok(())
+    Ok(batch.may_have_files() || erasing::forget_aged(tx, id)?)
 }
 
 fn deletion(due: Timestamp, file: &FileId) -> Vec<u8> {
     Key::new().time(due).text(file.as_str()).done()
+}
+
+/// Whose file it is, and where.
+fn of_deletion(batch: BatchId, provider: &ProviderIdentity) -> Vec<u8> {
+    Key::new().bytes(batch.as_bytes()).bytes(provider.key().as_bytes()).done()
 }
 
 fn adopt(tx: &mut Tx<'_>, batch: &mut Batch, provider_batch: &ProviderBatchId) -> Result<(), StoreError> {
@@ -642,4 +674,4 @@ pub(super) fn tell(tx: &mut Tx<'_>, batch: &mut Batch, text: &str, at: Timestamp
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

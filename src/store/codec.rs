@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use super::StoreError;
 
 /// The shape in which records are written now.
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
 
 /// Longest text that is unpacked, in bytes; longer ones are refused before they are stored.
 pub const TEXT_BYTES_MAX: usize = 128 << 20;
@@ -38,7 +38,7 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StoreError> {
                 Err(StoreError::Codec(format!("{} bytes too many", body.len() - read)))
             }
         }
-        Some((1..=3, _)) => Err(StoreError::Codec(
+        Some((1..=4, _)) => Err(StoreError::Codec(
             "it was written by a version before 0.1.0, whose data this one does not read: finish its work with that \
              version, or begin with an empty data folder"
                 .to_owned(),

@@ -5,7 +5,7 @@ mod compaction;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::RwLock;
 
@@ -542,21 +542,30 @@ fn remove_half_made_snapshots(dir: &Path) -> Result<(), StoreError> {
 /// lies behind: a disk with a bad moment would lose what was acknowledged. So the disk has to show all of it first; what
 /// sled reads then is in the machine's memory already.
 fn read_through(dir: &Path) -> Result<(), StoreError> {
-    let read = |path: &Path| -> std::io::Result<()> {
-        if path.is_file() {
-            let (mut file, mut buffer) = (File::open(path)?, vec![0; READ_BYTES]);
-            while file.read(&mut buffer)? > 0 {}
-        }
-        Ok(())
-    };
+    let mut buffer = vec![0; READ_BYTES];
     for entry in std::fs::read_dir(dir).map_err(|err| StoreError::folder(dir, err))? {
         let path = entry.map_err(|err| StoreError::folder(dir, err))?.path();
-        read(&path).map_err(|err| {
-            if err.kind() == std::io::ErrorKind::PermissionDenied {
+        if !path.is_file() {
+            continue;
+        }
+        let mut file = File::open(&path).map_err(|err| {
+            if err.kind() == ErrorKind::PermissionDenied {
                 return StoreError::folder(&path, err);
             }
-            StoreError::Io(format!("{} cannot be read: {err}. Nothing was changed", path.display()))
+            StoreError::Io(format!("{} cannot be opened: {err}. Nothing was changed", path.display()))
         })?;
+        let mut at = 0;
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => at += read,
+                Err(err) if err.kind() == ErrorKind::Interrupted => {}
+                Err(err) => {
+                    let what = format!("{} cannot be read from byte {at} on: {err}", path.display());
+                    return Err(StoreError::Io(format!("{what}. Nothing was changed")));
+                }
+            }
+        }
     }
     Ok(())
 }

@@ -13,8 +13,8 @@ use super::engine::Engine;
 use super::keys::{self, Key, Tree};
 use super::tx::Tx;
 use super::{
-    Store, StoreError, StoreReader, client_keys, codec, outcomes, requests, sessions, sources, tokens,
-    webhooks,
+    Store, StoreError, StoreReader, batches, client_keys, codec, outcomes, requests, sessions, sources,
+    tokens, webhooks,
 };
 use crate::domain::batch::Batch;
 use crate::domain::company::Company;
@@ -120,7 +120,8 @@ impl Store {
             .await
     }
 
-    /// The files of a batch are deleted, at the provider and here.
+    /// The files of a batch are deleted, at the provider and here. Those of a batch that surfaced for an old create call of
+    /// it while they were waited for come next.
     pub async fn note_files_erased(&self, id: ErasureId, batch: BatchId) -> Result<(), StoreError> {
         self.committer
             .commit(1, move |tx| {
@@ -130,20 +131,30 @@ impl Store {
                     let mut erasure = load(tx, id)?;
                     erasure.batches += 1;
                     save(tx, &erasure)?;
+                    for shadow in shadows_of(tx, batch)? {
+                        let found = tx.read::<Batch>(Tree::Batches, shadow.as_bytes())?;
+                        if found.is_some_and(|shadow| shadow.may_have_files()) {
+                            tx.put(Tree::Erasing, of_batch(id, shadow), Vec::new());
+                        }
+                    }
+                }
+                if let Some(mut batch) = tx.read::<Batch>(Tree::Batches, batch.as_bytes())?
+                    && batch.closed_at.is_some()
+                {
+                    batch.files.clear();
+                    tx.write(Tree::Batches, batch.id.as_bytes().to_vec(), &batch)?;
                 }
                 Ok(())
             })
             .await
     }
 
-    /// Nothing refers to it any more: what is left lies in the store's old pages. Not while a batch is open for it.
+    /// Nothing refers to it any more: what is left lies in the store's old pages. Not while files are waited for.
     pub async fn note_records_erased(&self, id: ErasureId) -> Result<(), StoreError> {
         self.committer
             .commit(1, move |tx| {
                 let mut erasure = load(tx, id)?;
-                // Its own entry is the only one left.
-                let open = tx.scan_prefix(Tree::Erasing, id.as_bytes(), 2)?.len() > 1;
-                if erasure.state == ErasureState::Running && !open {
+                if erasure.state == ErasureState::Running && !waits_for_files(tx, &erasure)? {
                     erasure.state = ErasureState::Compacting;
                     save(tx, &erasure)?;
                 }
@@ -152,19 +163,30 @@ impl Store {
             .await
     }
 
-    /// The store was compacted after these erasures, at most 250, had removed what they erase: they are done.
-    pub async fn finish_erasures(&self, ids: Vec<ErasureId>, now: Timestamp) -> Result<(), StoreError> {
+    /// The store was compacted after these erasures, at most 250, had removed what they erase: they are done. Gives those;
+    /// one for which files were found meanwhile goes on with them.
+    pub async fn finish_erasures(
+        &self,
+        ids: Vec<ErasureId>,
+        now: Timestamp,
+    ) -> Result<Vec<ErasureId>, StoreError> {
         self.committer
             .commit(ids.len(), move |tx| {
+                let mut done = Vec::with_capacity(ids.len());
                 for id in ids {
                     let erasure = load(tx, id)?;
-                    if erasure.state == ErasureState::Compacting {
-                        let done = Erasure { state: ErasureState::Done, done_at: Some(now), ..erasure };
-                        save(tx, &done)?;
-                        tx.remove(Tree::Erasing, id.as_bytes().to_vec());
+                    if erasure.state != ErasureState::Compacting {
+                        continue;
                     }
+                    if waits_for_files(tx, &erasure)? {
+                        save(tx, &Erasure { state: ErasureState::Running, ..erasure })?;
+                        continue;
+                    }
+                    save(tx, &Erasure { state: ErasureState::Done, done_at: Some(now), ..erasure })?;
+                    tx.remove(Tree::Erasing, id.as_bytes().to_vec());
+                    done.push(id);
                 }
-                Ok(())
+                Ok(done)
             })
             .await
     }
@@ -338,14 +360,28 @@ pub(super) fn batches_that_had(tx: &Tx<'_>, request: &Request) -> Result<BTreeSe
     let was_in = request.history.iter().map(|attempt| attempt.batch).chain(request.batch);
     let mut batches: BTreeSet<_> = was_in.collect();
     for batch in batches.clone() {
-        let shadows = tx.scan_prefix(Tree::Shadows, batch.as_bytes(), SHADOWS)?;
-        batches.extend(shadows.iter().filter_map(|(key, _)| keys::batch_at_end(key)));
+        batches.extend(shadows_of(tx, batch)?);
     }
     for (key, _) in tx.scan_prefix(Tree::Bookings, request.id.as_bytes(), BOOKINGS)? {
         let Some(provider_batch) = key.get(request.id.as_bytes().len()..) else { continue };
         batches.extend(tx.read::<BatchId>(Tree::ProviderBatches, provider_batch)?);
     }
     Ok(batches)
+}
+
+fn shadows_of(tx: &Tx<'_>, batch: BatchId) -> Result<Vec<BatchId>, StoreError> {
+    let shadows = tx.scan_prefix(Tree::Shadows, batch.as_bytes(), SHADOWS)?;
+    Ok(shadows.iter().filter_map(|(key, _)| keys::batch_at_end(key)).collect())
+}
+
+/// Whether files that have something of what is erased are to be deleted yet. Its own entry is no batch's.
+fn waits_for_files(tx: &Tx<'_>, erasure: &Erasure) -> Result<bool, StoreError> {
+    let aged = match &erasure.subject {
+        Subject::Session { company, session, .. } => aged_of(company, *session),
+        Subject::Company(company) => Key::new().company(company).done(),
+    };
+    Ok(tx.scan_prefix(Tree::Erasing, erasure.id.as_bytes(), 2)?.len() > 1
+        || !tx.scan_prefix(Tree::AgedBatches, &aged, 1)?.is_empty())
 }
 
 /// Stands for a session where a request had none.
@@ -355,8 +391,31 @@ fn aged_of(company: &CompanyId, session: SessionId) -> Vec<u8> {
     Key::new().company(company).bytes(session.as_bytes()).done()
 }
 
-/// Notes that the files of a batch have something of a request that is removed for its age, or was removed before: that
-/// they are deleted is only asked for, and an erasure has to know it.
+/// Has the provider's files of a batch deleted that have something of a request, which will not know of the batch any more.
+/// An erasure that comes later has to see that they are gone.
+pub(super) fn let_files_go(tx: &mut Tx<'_>, request: &Request, batch: BatchId) -> Result<(), StoreError> {
+    match tx.read::<Batch>(Tree::Batches, batch.as_bytes())? {
+        Some(batch) if batch.may_have_files() => {
+            batches::delete_files(tx, &batch);
+            note_aged(tx, &request.group.company, request.source.session(), batch.id)
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Has the files go of a batch that fell out of the history of a request, and of those of its old create calls.
+pub(super) fn let_go_of(tx: &mut Tx<'_>, request: &Request, batch: BatchId) -> Result<(), StoreError> {
+    if request.batch == Some(batch) || request.history.iter().any(|attempt| attempt.batch == batch) {
+        return Ok(());
+    }
+    for batch in shadows_of(tx, batch)?.into_iter().chain([batch]) {
+        let_files_go(tx, request, batch)?;
+    }
+    Ok(())
+}
+
+/// Notes that the files of a batch have something of a request that is removed for its age, was removed before, or forgets
+/// the batch: that they are deleted is only asked for, and an erasure has to know it.
 pub(super) fn note_aged(
     tx: &mut Tx<'_>,
     company: &CompanyId,
@@ -366,15 +425,26 @@ pub(super) fn note_aged(
     match known(tx, &company_tombstone(company))? {
         None => {
             let of = aged_of(company, session.unwrap_or(NO_SESSION));
-            tx.put(Tree::AgedBatches, Key::new().bytes(&of).bytes(batch.as_bytes()).done(), Vec::new());
-        }
-        Some(erasure) if erasure.state == ErasureState::Running => {
-            tx.put(Tree::Erasing, of_batch(erasure.id, batch), Vec::new());
+            let batch = batch.as_bytes();
+            tx.put(Tree::AgedOf, Key::new().bytes(batch).bytes(&of).done(), Vec::new());
+            tx.put(Tree::AgedBatches, Key::new().bytes(&of).bytes(batch).done(), Vec::new());
         }
         // All of the company was erased already: nobody comes for it any more.
-        Some(_) => {}
+        Some(erasure) if erasure.state == ErasureState::Done => {}
+        Some(erasure) => tx.put(Tree::Erasing, of_batch(erasure.id, batch), Vec::new()),
     }
     Ok(())
+}
+
+/// Forgets what had files of a batch whose files are gone, some of it at once; whether that was all.
+pub(super) fn forget_aged(tx: &mut Tx<'_>, batch: BatchId) -> Result<bool, StoreError> {
+    let found = tx.scan_prefix(Tree::AgedOf, batch.as_bytes(), batches::CHUNK)?;
+    for (key, _) in &found {
+        let of = key.get(batch.as_bytes().len()..).unwrap_or_default();
+        tx.remove(Tree::AgedBatches, Key::new().bytes(of).bytes(batch.as_bytes()).done());
+        tx.remove(Tree::AgedOf, key.clone());
+    }
+    Ok(found.len() < batches::CHUNK)
 }
 
 /// Has an erasure see to files that had something of what was removed for its age before; whether there were any.
@@ -383,7 +453,13 @@ fn take_over_aged(tx: &mut Tx<'_>, erasure: ErasureId, prefix: &[u8]) -> Result<
     for (key, _) in &found {
         let batch = keys::batch_at_end(key)
             .ok_or_else(|| StoreError::Codec("the key of a batch is too short".to_owned()))?;
-        tx.put(Tree::Erasing, of_batch(erasure, batch), Vec::new());
+        // It may be that they went meanwhile, and only what waited for them did not.
+        let known = tx.read::<Batch>(Tree::Batches, batch.as_bytes())?;
+        if known.is_some_and(|batch| batch.may_have_files()) {
+            tx.put(Tree::Erasing, of_batch(erasure, batch), Vec::new());
+        }
+        let of = key.get(..key.len().saturating_sub(batch.as_bytes().len())).unwrap_or_default();
+        tx.remove(Tree::AgedOf, Key::new().bytes(batch.as_bytes()).bytes(of).done());
         tx.remove(Tree::AgedBatches, key.clone());
     }
     Ok(!found.is_empty())
@@ -414,11 +490,18 @@ fn see_to_files_of(
     Ok(true)
 }
 
-/// What had files is a batch that is there.
-pub(super) fn verify_aged(engine: &Engine, key: &[u8]) -> Result<Option<String>, StoreError> {
-    let batch = keys::batch_at_end(key).map(|id| engine.get(Tree::Batches, id.as_bytes())).transpose()?;
-    let is_there = batch.flatten().is_some();
-    Ok((!is_there).then(|| "something was removed of a batch that is not there".to_owned()))
+/// What had files is a batch that is there, and is found by its batch as well as by whose it was.
+pub(super) fn verify_aged(engine: &Engine, by_batch: bool, key: &[u8]) -> Result<Option<String>, StoreError> {
+    const ID: usize = 16;
+    let at = if by_batch { ID } else { key.len().saturating_sub(ID) };
+    let (before, behind) = key.split_at_checked(at).unwrap_or_default();
+    let (other, batch) = if by_batch { (Tree::AgedBatches, before) } else { (Tree::AgedOf, behind) };
+    if engine.get(Tree::Batches, batch)?.is_none() {
+        return Ok(Some("something was removed of a batch that is not there".to_owned()));
+    }
+    let turned = Key::new().bytes(behind).bytes(before).done();
+    let is_there = engine.get(other, &turned)?.is_some();
+    Ok((!is_there).then(|| format!("a batch had what was removed, and {} does not say so", other.name())))
 }
 
 fn of_batch(erasure: ErasureId, batch: BatchId) -> Vec<u8> {
@@ -518,132 +601,4 @@ impl StoreReader {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::domain::id::{EventId, WebhookId};
-    use crate::domain::request::{Endpoint, Group, Source};
-    use crate::domain::session::SessionFacts;
-    use crate::domain::source::{ReadOutcome, SourceId, TranscriptAt};
-    use crate::domain::webhook::EventKind;
-    use crate::domain::webhook::signature::SigningSecret;
-    use crate::store::{CallLine, ClientKey, NewRequest, Reading, SessionIn, WebhookChange};
-
-    const START: Timestamp = Timestamp::from_millis(1_800_000_000_000);
-    const SOURCE: SourceId = SourceId::from_bytes([7; 16]);
-
-    fn company(id: &str) -> CompanyId {
-        id.parse().unwrap()
-    }
-
-    fn reading() -> Reading {
-        Reading { outcome: ReadOutcome::Unchanged, error: None, whole: None, next_at: START }
-    }
-
-    async fn webhook(store: &Store, of: &str, number: u8) {
-        let change = WebhookChange {
-            url: "https://example.com/".to_owned(),
-            events: vec![EventKind::RequestFinished],
-            description: None,
-            enabled: true,
-        };
-        let (id, secret) =
-            (WebhookId::from_bytes([number; 16]), SigningSecret::new([1; SigningSecret::BYTES]));
-        store.make_webhook(company(of), id, secret, change, START).await.unwrap();
-        for event in 0..3 {
-            let event = EventId::from_bytes([number * 16 + event; 16]);
-            store.test_webhook(company(of), id, event, START).await.unwrap().unwrap();
-        }
-    }
-
-    async fn request(store: &Store, of: &str, number: u8, key: &str, now: Timestamp) {
-        let request = NewRequest {
-            id: RequestId::from_bytes([number; 16]),
-            group: Group {
-                company: company(of),
-                endpoint: Endpoint::ChatCompletions,
-                model: "gpt-4o-mini".to_owned(),
-            },
-            source: Source::Generic { client_id: None },
-            key: Some(ClientKey::Line(CallLine { idempotency_key: key.to_owned(), line: 1 })),
-            content_hash: [0; 32],
-            body: Some("{}".to_owned()),
-            line_bytes: 1,
-            line_crc: 1,
-            estimated_tokens: 1,
-            output_max: None,
-            inputs: 0,
-            metadata: None,
-            priority: 0,
-            not_before: None,
-        };
-        store.accept_requests(vec![request], now).await.unwrap();
-    }
-
-    async fn session(store: &Store, of: &str, number: u8) {
-        let session = SessionIn {
-            company: company(of),
-            external_id: "chat".to_owned(),
-            id: SessionId::from_bytes([number; 16]),
-            facts: SessionFacts::default(),
-            messages: None,
-            content_hash: [0; 32],
-            settles_at: START,
-            fetch: Some(TranscriptAt { source: SOURCE, url: "u".to_owned(), host: [1; 8] }),
-            line: None,
-        };
-        store.accept_sessions(vec![session], START).await.unwrap();
-    }
-
-    /// How many entries each tree has, but for those of an erasure itself and of what is kept.
-    fn entries(store: &Store) -> Vec<(&'static str, usize)> {
-        let kept = [Tree::Meta, Tree::Erasures, Tree::Erasing, Tree::Tombstones, Tree::Gone, Tree::Counters];
-        let trees = Tree::ALL.iter().filter(|tree| !kept.contains(tree));
-        trees
-            .map(|tree| (tree.name(), store.reader().engine.scan(*tree, &[], None, 999).unwrap().len()))
-            .collect()
-    }
-
-    #[tokio::test]
-    async fn a_company_leaves_nothing_in_any_tree_and_its_neighbour_everything() {
-        let store = Store::in_memory(Uuid::nil()).await.unwrap();
-        let later = START.plus(Duration::from_secs(25 * 3600));
-        let fill = async |of: &str, number: u8| {
-            webhook(&store, of, number).await;
-            session(&store, of, number).await;
-            store.note_reading(company(of), SOURCE, reading(), START).await.unwrap();
-            // A key that is used anew after its day leaves an end behind that nobody has come for.
-            request(&store, of, number, "key", START).await;
-            request(&store, of, number + 100, "key", later).await;
-        };
-        let company_of = |id: &str| Company {
-            id: company(id),
-            name: id.to_owned(),
-            model: "gpt-4o-mini".to_owned(),
-            suspended: false,
-            budget_micros: None,
-            retention: Default::default(),
-        };
-        store.put_companies(vec![company_of("stays")]).await.unwrap();
-        fill("stays", 1).await;
-        while store.forget_keys(later).await.unwrap() > 0 {}
-        let before = entries(&store);
-        store.put_companies(vec![company_of("goes")]).await.unwrap();
-        fill("goes", 2).await;
-        let id = ErasureId::from_bytes([9; 16]);
-        store.erase_company(company("goes"), id, "a test".to_owned(), later).await.unwrap().unwrap();
-        for _ in 0..99 {
-            let chunk = store.erase_chunk(id, later).await.unwrap();
-            assert_eq!(store.verify().await.unwrap().violations, []);
-            if chunk.gone {
-                break;
-            }
-        }
-        assert_eq!(entries(&store), before);
-        // What was under way when the company went comes too late.
-        store.note_reading(company("goes"), SOURCE, reading(), later).await.unwrap();
-        session(&store, "goes", 3).await;
-        assert_eq!(entries(&store), before);
-    }
-}
+mod tests;

@@ -76,7 +76,7 @@ trees! {
     Story = "story",
     /// company, status → how many
     Counters = "counters",
-    /// due time, file id → a file of ours to delete at the provider
+    /// due time, file id → whose file of ours is to be deleted, and at which provider
     Deletions = "deletions",
     /// provider, model → room for tokens there
     Rooms = "rooms",
@@ -128,6 +128,8 @@ trees! {
     AgedBatches = "aged_batches",
     /// batch, shadow of it → nothing
     Shadows = "shadows",
+    /// batch, company, session or zeros → nothing: the same as in `aged_batches`, found by the batch
+    AgedOf = "aged_of",
 }
 
 /// Builds a key piece by piece.

@@ -201,7 +201,7 @@ fn complete(
     }
     requests::move_to(tx, request, RequestStatus::ProcessingComplete)?;
     request.attempts = request.attempts.saturating_add(1);
-    request.remember(Attempt { number: request.attempts, batch: batch.id, failure: None, at: now });
+    remember(tx, request, Attempt { number: request.attempts, batch: batch.id, failure: None, at: now })?;
     request.completed_at = Some(now);
     request.failure = None;
     tx.put_text(Tree::Results, request.id.as_bytes(), body.as_bytes())?;
@@ -227,6 +227,14 @@ fn leave(tx: &mut Tx<'_>, batch: BatchId, request: RequestId) -> Result<(), Stor
     Ok(())
 }
 
+/// Adds to a request's history. What had the one that falls out of it is not known any more, so its files go now.
+fn remember(tx: &mut Tx<'_>, request: &mut Request, attempt: Attempt) -> Result<(), StoreError> {
+    if let Some(oldest) = request.remember(attempt) {
+        erasing::let_go_of(tx, request, oldest.batch)?;
+    }
+    Ok(())
+}
+
 /// A request whose text is lost fails alone: its batch goes without it.
 pub(super) fn lose_input(
     tx: &mut Tx<'_>,
@@ -240,7 +248,7 @@ pub(super) fn lose_input(
     }
     let mut request = requests::load(tx, request)?;
     let failure = Failure::new(FailureClass::Permanent, "input_lost", why);
-    request.remember(Attempt { number: 0, batch, failure: Some(failure.clone()), at: now });
+    remember(tx, &mut request, Attempt { number: 0, batch, failure: Some(failure.clone()), at: now })?;
     request.failure = Some(failure);
     leave(tx, batch, request.id)?;
     requests::move_to(tx, &mut request, RequestStatus::ProcessingFailed)?;
@@ -420,7 +428,7 @@ fn ask_again(
     again: Again,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    request.remember(Attempt { number: 0, batch: batch.id, failure: Some(failure.clone()), at: now });
+    remember(tx, request, Attempt { number: 0, batch: batch.id, failure: Some(failure.clone()), at: now })?;
     if let Some(answered) = answered {
         request.answered = answered;
     }
@@ -456,7 +464,7 @@ fn give_end(
         request.attempts = request.attempts.saturating_add(1);
     }
     let number = if ran { request.attempts } else { 0 };
-    request.remember(Attempt { number, batch: batch.id, failure: Some(failure.clone()), at: now });
+    remember(tx, request, Attempt { number, batch: batch.id, failure: Some(failure.clone()), at: now })?;
     if let Some(answered) = answered {
         request.answered = answered;
     }

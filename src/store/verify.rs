@@ -490,7 +490,15 @@ impl Scan {
                     wrong.push((1, "an erasure is under way and is not there".to_owned()));
                 }
             }
-            Tree::AgedBatches => wrong.extend(erasing::verify_aged(engine, key)?.map(|what| (4, what))),
+            Tree::AgedBatches | Tree::AgedOf => {
+                wrong.extend(erasing::verify_aged(engine, tree == Tree::AgedOf, key)?.map(|what| (4, what)));
+            }
+            Tree::Deletions => {
+                let batch = keys::batch_at_start(value);
+                if batch.map(|id| engine.get(Tree::Batches, id.as_bytes())).transpose()?.flatten().is_none() {
+                    wrong.push((4, "a file is to be deleted of a batch that is not there".to_owned()));
+                }
+            }
             Tree::Shadows => {
                 let shadow =
                     keys::batch_at_end(key).map(|id| get::<Batch>(engine, Tree::Batches, id.as_bytes()));
@@ -539,7 +547,6 @@ impl Scan {
             | Tree::Pending
             | Tree::Backoff
             | Tree::LiveBatches
-            | Tree::Deletions
             | Tree::SessionsOf => {}
         }
         Ok(wrong)

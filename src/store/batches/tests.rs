@@ -16,7 +16,7 @@ use crate::domain::session::{Message, Role, SessionFacts};
 use crate::domain::step;
 use crate::store::{Accepted, NewRequest, SessionIn};
 
-const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
+pub const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 const LIMITS: Limits =
     Limits { requests_max: 100, bytes_max: 100_000, tokens_max: None, age_max: Duration::ZERO };
 const POLICY: Policy = Policy { backoff: Duration::ZERO, capacity_backoff: Duration::ZERO, sweeps_min: 3 };
@@ -27,15 +27,15 @@ fn group() -> Group {
     Group { company: "acme".parse().unwrap(), endpoint: Endpoint::ChatCompletions, model: "m".to_owned() }
 }
 
-fn batch_id(number: u8) -> BatchId {
+pub fn batch_id(number: u8) -> BatchId {
     BatchId::from_bytes([number; 16])
 }
 
-fn provider_id(number: u8) -> ProviderBatchId {
+pub fn provider_id(number: u8) -> ProviderBatchId {
     ProviderBatchId::new(format!("batch_{number}"))
 }
 
-async fn store_with(requests: u8) -> (Store, Vec<RequestId>) {
+pub async fn store_with(requests: u8) -> (Store, Vec<RequestId>) {
     let store = Store::in_memory(uuid::Uuid::nil()).await.unwrap();
     let new = (1..=requests).map(request);
     let accepted = store.accept_requests(new.collect(), NOW).await.unwrap();
@@ -49,7 +49,7 @@ async fn store_with(requests: u8) -> (Store, Vec<RequestId>) {
     (store, ids)
 }
 
-fn request(number: u8) -> NewRequest {
+pub fn request(number: u8) -> NewRequest {
     NewRequest {
         id: RequestId::from_bytes([number; 16]),
         group: group(),
@@ -69,7 +69,7 @@ fn request(number: u8) -> NewRequest {
 }
 
 /// The company of the group, with a budget for each month.
-fn acme_with(micros: u64) -> Company {
+pub fn acme_with(micros: u64) -> Company {
     Company {
         id: group().company,
         name: String::new(),
@@ -80,16 +80,16 @@ fn acme_with(micros: u64) -> Company {
     }
 }
 
-fn sound(store: &Store) {
+pub fn sound(store: &Store) {
     assert_eq!(store.reader().verify().unwrap().violations, []);
 }
 
-async fn take(store: &Store, batch: &Batch, event: &Event) -> Batch {
+pub async fn take(store: &Store, batch: &Batch, event: &Event) -> Batch {
     let step = step::step(&batch.state, batch.orders(), event, &POLICY).unwrap();
     store.commit_step(batch.id, batch.revision, step, NOW).await.unwrap()
 }
 
-fn seen(number: u8, status: ObservedStatus) -> Observation {
+pub fn seen(number: u8, status: ObservedStatus) -> Observation {
     Observation {
         id: provider_id(number),
         status: Some(status),
@@ -102,13 +102,13 @@ fn seen(number: u8, status: ObservedStatus) -> Observation {
     }
 }
 
-fn intent(number: u8) -> Intent {
+pub fn intent(number: u8) -> Intent {
     let input = InputFile { id: FileId::new(format!("file-{number}")), upload: 1, bytes: 0, created_at: NOW };
     Intent { nonce: Nonce::from_bytes([number; 16]), input, at: NOW, made_with: Credentials::default() }
 }
 
 /// Cuts a batch of what waits and takes it to the provider.
-async fn sent(store: &Store, number: u8) -> Batch {
+pub async fn sent(store: &Store, number: u8) -> Batch {
     let id = batch_id(number);
     store.open_batch(Batch::open(id, group(), ProviderIdentity::default(), NOW)).await.unwrap();
     let batch = store.cut_chunk(id, Revision(0), LIMITS).await.unwrap().batch;
@@ -128,7 +128,7 @@ async fn send(store: &Store, number: u8, mut batch: Batch) -> Batch {
     batch
 }
 
-async fn close(store: &Store, mut batch: Batch, named: HashMap<RequestId, Failure>) -> Batch {
+pub async fn close(store: &Store, mut batch: Batch, named: HashMap<RequestId, Failure>) -> Batch {
     while !matches!(batch.state, BatchState::Cleaning { .. }) {
         let closed = store.close_chunk(batch.id, batch.revision, named.clone(), RETRY, POLICY, NOW);
         batch = closed.await.unwrap().batch;
@@ -143,14 +143,19 @@ async fn refused(store: &Store, number: u8, batch: &Batch, problem: Problem) -> 
     close(store, batch, HashMap::new()).await
 }
 
-async fn completed(store: &Store, number: u8, batch: &Batch) -> Batch {
+pub async fn completed(store: &Store, number: u8, batch: &Batch) -> Batch {
     let members = store.reader().members(batch.id, None, 1000).unwrap();
+    ended(store, number, batch, &members).await
+}
+
+/// The end of a batch that has an answer to these requests.
+pub async fn ended(store: &Store, number: u8, batch: &Batch, answered: &[RequestId]) -> Batch {
     let ended = seen(number, ObservedStatus::Ended(Terminal::Completed));
     let seen = Observation { output: Some(FileId::new("out")), ..ended };
     let kind = crate::domain::batch::ResultKind::Output;
     let mut batch = take(store, batch, &Event::Observed { seen, at: NOW }).await;
     batch = take(store, &batch, &Event::Downloaded { kind, torn: false }).await;
-    batch = apply(store, &batch, &members).await;
+    batch = apply(store, &batch, answered).await;
     close(store, batch, HashMap::new()).await
 }
 

@@ -127,6 +127,9 @@ async fn each_check_names_what_does_not_fit() {
             "something was removed of a batch that is not there",
             put(Tree::AgedBatches, &[7; 40], Some(b"")),
         ),
+        (4, "aged_of does not say so", put(Tree::AgedBatches, batch.as_bytes(), Some(b""))),
+        (4, "aged_batches does not say so", put(Tree::AgedOf, batch.as_bytes(), Some(b""))),
+        (4, "a file is to be deleted of a batch that is not there", put(Tree::Deletions, &[7; 9], Some(b""))),
         (
             3,
             "a shadow is listed of a batch, and is none of it",
