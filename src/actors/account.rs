@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::clock::{Clock, within};
 use crate::domain::batch::Credentials;
 use crate::domain::id::Timestamp;
+use crate::domain::step::Policy;
 use crate::provider::ProviderError;
 
 /// A pause is never tried later than this after the try before.
@@ -96,6 +97,10 @@ struct Paused {
 #[derive(Default)]
 struct State {
     paused: Option<Paused>,
+    /// Until when nothing is sent because the provider asked for that, on the monotonic clock.
+    rests_until: u64,
+    /// How many were turned back for it.
+    turned_back: u32,
     trusted_until: u64,
     /// That known batches are gone. It stands beside the pause: a key that is refused and taken again says nothing of them.
     gone: Option<Pause>,
@@ -150,8 +155,14 @@ impl Account {
         state.paused = Some(Paused { shown, probe_at, probing: false });
     }
 
-    /// Pauses it if that is what an error says; says whether it did.
+    /// Pauses it if that is what an error says, or lets it rest as long as the provider asks for.
     pub fn heed(&self, clock: &dyn Clock, err: &ProviderError) {
+        if let ProviderError::RateLimited { retry_after: Some(wait), .. } = err {
+            let wait = u64::try_from((*wait).min(Policy::ASKED_WAIT_MAX).as_millis()).unwrap_or(u64::MAX);
+            let until = clock.monotonic_ms().saturating_add(wait);
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.rests_until = state.rests_until.max(until);
+        }
         if let ProviderError::Account { code, status, .. } = err {
             let cause = if crate::domain::retry::is_billing(code) { Cause::Money } else { Cause::Key };
             // The code only: the provider's words may hold a part of the key.
@@ -181,6 +192,11 @@ impl Account {
         // Whether they are there again is seen by asking for them, not by sending more.
         if call == Call::Send && (state.gone.is_some() || !state.unproven.is_empty()) {
             return Err(PROBE_WAIT_MAX);
+        }
+        if call == Call::Send && now < state.rests_until {
+            // Not all at once when it is over.
+            state.turned_back = state.turned_back.wrapping_add(1);
+            return Err(spread(Duration::from_millis(state.rests_until - now), state.turned_back));
         }
         let Some(paused) = &mut state.paused else { return Ok(()) };
         match (paused.shown.cause, call) {
@@ -236,6 +252,7 @@ impl Account {
             let trust = u64::try_from(TRUST.as_millis()).unwrap_or(u64::MAX);
             state.trusted_until = clock.monotonic_ms().saturating_add(trust);
         }
+        state.rests_until = 0;
         let unproven = std::mem::take(&mut state.unproven);
         let was = paused.is_some() || gone.is_some() || !unproven.is_empty();
         state.proven.extend(unproven.into_keys());
@@ -284,12 +301,28 @@ impl Account {
         clock.monotonic_ms() < state.trusted_until
     }
 
+    /// How long nothing is sent yet because the provider asked for that.
+    pub fn rests(&self, clock: &dyn Clock) -> Option<Duration> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = state.rests_until.checked_sub(clock.monotonic_ms()).filter(|left| *left > 0)?;
+        Some(Duration::from_millis(left))
+    }
+
     /// The pause, if there is one.
     pub fn paused(&self) -> Option<Pause> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let paused = state.paused.as_ref().map(|paused| &paused.shown);
         paused.or(state.gone.as_ref()).or_else(|| state.unproven.values().next()).cloned()
     }
+}
+
+/// The wait of the one that was turned back as the `number`th: up to a quarter longer than it was asked for, at most half a
+/// minute, and each in another place between.
+fn spread(wait: Duration, number: u32) -> Duration {
+    const LONGEST: Duration = Duration::from_secs(30);
+    // Steps of the golden ratio leave no two near each other.
+    let place = number.wrapping_mul(0x9E37_79B9) >> 16;
+    wait + (wait / 4).min(LONGEST) * place / (1 << 16)
 }
 
 fn tell(cause: Cause, why: &str) {
@@ -389,6 +422,31 @@ mod tests {
         account.doubt(&clock, old, "");
         assert!(!account.is_trusted(&clock) && !account.is_proven(old), "that was a word about money");
         assert!(account.resume(&clock) && account.is_proven(old) && !account.is_trusted(&clock));
+    }
+
+    #[test]
+    fn nothing_is_sent_before_the_provider_wants_it_and_then_not_all_at_once() {
+        let (account, clock) = account();
+        let may = |call| account.may(clock.monotonic_ms(), call);
+        let limited = |secs| {
+            let retry_after = Some(Duration::from_secs(secs));
+            let (code, message) = (String::new(), String::new());
+            account.heed(&clock, &ProviderError::RateLimited { call: "a call", code, message, retry_after });
+        };
+        limited(40);
+        limited(4);
+        assert_eq!((may(Call::Read), account.paused()), (Ok(()), None), "it is no pause of the account");
+        let waits: BTreeSet<_> = (0..100).map(|_| may(Call::Send).unwrap_err()).collect();
+        assert_eq!(waits.len(), 100);
+        let bounds = Duration::from_secs(40)..=Duration::from_secs(50);
+        assert!(waits.iter().all(|wait| bounds.contains(wait)), "{waits:?}");
+        assert_eq!(account.rests(&clock), Some(Duration::from_secs(40)));
+        clock.advance(Duration::from_secs(40));
+        assert_eq!((may(Call::Send), account.rests(&clock)), (Ok(()), None));
+        limited(7 * 24 * 3600);
+        assert_eq!(account.rests(&clock), Some(Policy::ASKED_WAIT_MAX));
+        account.resume(&clock);
+        assert_eq!(may(Call::Send), Ok(()));
     }
 
     #[tokio::test]

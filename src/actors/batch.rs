@@ -42,6 +42,8 @@ pub struct BatchActor {
     obituary: Obituary,
     /// When this process began to look for an uncertain creation, on the monotonic clock.
     uncertain_since: Option<u64>,
+    /// When this process first heard of a batch that has ended without its files, on the monotonic clock.
+    settling_since: Option<u64>,
     /// Whether it was told that the list in which it is looked for is not proven to be ours.
     told_unproven: bool,
     /// The lines that the provider said are wrong, once they have been looked up.
@@ -73,6 +75,7 @@ impl BatchActor {
             creator,
             obituary,
             uncertain_since: None,
+            settling_since: None,
             told_unproven: false,
             began,
             named: None,
@@ -87,6 +90,15 @@ impl BatchActor {
         let (wall, monotonic) = self.began;
         let since = self.shared.clock.monotonic_ms().saturating_sub(monotonic);
         wall.plus(std::time::Duration::from_millis(since))
+    }
+
+    /// When an answer about the batch came. Of one whose files are waited for only the time counts in which this process
+    /// waited: a restart knows no clock that nobody turned meanwhile.
+    fn answered_at(&mut self) -> Timestamp {
+        let BatchState::Settling { since, .. } = &self.batch.state else { return self.steady_now() };
+        let now = self.shared.clock.monotonic_ms();
+        let waited = now.saturating_sub(*self.settling_since.get_or_insert(now));
+        since.plus(std::time::Duration::from_millis(waited))
     }
 
     fn happened(&mut self, event: &Event, ctx: &mut Context<Self>) {
@@ -151,6 +163,9 @@ impl BatchActor {
         if step.changes.contains(&Change::Admitted) {
             self.shared.account.succeeded(Success::Admitted);
             self.obituary.registry.do_send(Admitted { model: self.batch.group.model.clone() });
+        }
+        if step.changes.contains(&Change::Overdue) {
+            tracing::warn!(batch.id = %self.batch.id, "batch {} should have ended hours ago, says the provider itself", self.batch.id);
         }
         let batch = &self.batch;
         if let Some(story) = &step.story {
@@ -259,7 +274,7 @@ impl BatchActor {
     fn spawn(&mut self, ctx: &mut Context<Self>, call: impl Future<Output = Event> + 'static) {
         let running = ctx.spawn(call.into_actor(self).map(|mut event, this, ctx| {
             if let Event::Observed { at, .. } | Event::NotKnown { at } = &mut event {
-                *at = this.steady_now();
+                *at = this.answered_at();
             }
             if let Some(turn) = this.in_turn(ctx, move |this, ctx| this.happened(&event, ctx)) {
                 this.running = Some(turn);
@@ -400,7 +415,7 @@ impl Handler<Observed> for BatchActor {
 
     fn handle(&mut self, Observed { seen }: Observed, ctx: &mut Context<Self>) {
         if self.batch.provider_batch.as_ref() == Some(&seen.id) {
-            let at = self.steady_now();
+            let at = self.answered_at();
             self.happened(&Event::Observed { seen, at }, ctx);
         }
     }
@@ -415,7 +430,7 @@ impl Handler<NotKnown> for BatchActor {
     type Result = ();
 
     fn handle(&mut self, NotKnown: NotKnown, ctx: &mut Context<Self>) {
-        let at = self.steady_now();
+        let at = self.answered_at();
         self.happened(&Event::NotKnown { at }, ctx);
     }
 }

@@ -181,11 +181,16 @@ pub async fn create(shared: &Shared, batch: &Batch, intent: Intent) -> Event {
             shared.account.succeeded(Success::Created);
             Event::Created(observation(created))
         }
-        Err(err) => Event::CreateFailed {
-            input_gone: is_input_gone(&err),
-            trouble: trouble(shared, err),
-            at: shared.clock.now(),
-        },
+        Err(err) => {
+            if matches!(err, ProviderError::NotSent { .. } | ProviderError::RateLimited { .. }) {
+                shared.pace.not_created(&batch.group.company);
+            }
+            Event::CreateFailed {
+                input_gone: is_input_gone(&err),
+                trouble: trouble(shared, err),
+                at: shared.clock.now(),
+            }
+        }
     }
 }
 
@@ -234,7 +239,8 @@ pub async fn fence(shared: &Shared, intent: &Intent) -> Event {
     }
 }
 
-/// Has the provider cancel a batch, however long that takes. What became of it is what the answer says.
+/// Has the provider cancel a batch, again and again until the batch itself shows that it heard: a call may be refused for
+/// what passes, as by a server that does not show everywhere yet what it has just made.
 pub async fn cancel(shared: &Shared, id: &ProviderBatchId) -> Event {
     let mut pause = Duration::from_millis(500);
     loop {
@@ -246,8 +252,14 @@ pub async fn cancel(shared: &Shared, id: &ProviderBatchId) -> Event {
             Err(err) => Err(err),
         };
         match answer {
-            Ok(Some(batch)) => return Event::Observed { seen: observation(batch), at: shared.clock.now() },
-            Ok(None) => return Event::NotKnown { at: shared.clock.now() },
+            Ok(Some(batch)) if is_ending(&batch.status) => {
+                return Event::Observed { seen: observation(batch), at: shared.clock.now() };
+            }
+            // Whether one that is not there is gone is for the poller to find out.
+            Ok(found) => {
+                let how = found.as_ref().map_or("not there", |batch| batch.status.label());
+                tracing::warn!(provider_batch = %id, "batch {id} is {how} after a call to cancel it; it is called again");
+            }
             Err(err) => {
                 shared.account.heed(shared.clock.as_ref(), &err);
                 tracing::warn!(provider_batch = %id, error = %err, "batch {id} could not be cancelled yet");
@@ -546,11 +558,17 @@ fn trouble(shared: &Shared, err: ProviderError) -> Trouble {
     }
 }
 
+/// Whether a batch has ended, or comes to its end without more being run.
+const fn is_ending(status: &ProviderStatus) -> bool {
+    status.is_terminal() || matches!(status, ProviderStatus::Cancelling | ProviderStatus::Finalizing)
+}
+
 /// What the provider's object says, in the domain's words.
 pub fn observation(batch: BatchObject) -> Observation {
     let running = |running| Some(ObservedStatus::Running(running));
     let ended = |how| Some(ObservedStatus::Ended(how));
     Observation {
+        expires_at: batch.expires_at,
         status: match &batch.status {
             ProviderStatus::Validating => running(Running::Validating),
             ProviderStatus::InProgress => running(Running::InProgress),

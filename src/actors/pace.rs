@@ -61,6 +61,11 @@ impl Pace {
         self.creations.turn(clock, &Some(company.clone())).await;
     }
 
+    /// A creation that surely did not come about is no creation: another one may take its place.
+    pub fn not_created(&self, company: &CompanyId) {
+        self.creations.give_back(&Some(company.clone()));
+    }
+
     /// How many batches wait for our own limit, and how long the first of them still has to; none if nobody waits.
     pub fn waits(&self, clock: &dyn Clock) -> Option<Waits> {
         let left = self.creations.left(clock);
@@ -118,12 +123,7 @@ pub struct Transit<'a> {
 
 impl Drop for Transit<'_> {
     fn drop(&mut self) {
-        let mut state = self.limit.lock();
-        if let Some(at) = state.had.iter().position(|(_, company)| *company == self.company) {
-            state.had.remove(at);
-        }
-        state.took(&self.company, -1);
-        self.limit.changed(state);
+        self.limit.give_back(&self.company);
     }
 }
 
@@ -200,6 +200,16 @@ impl Limit {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets the last that a company had, if it has one.
+    fn give_back(&self, company: &Whose) {
+        let mut state = self.lock();
+        if let Some(at) = state.had.iter().rposition(|(_, whose)| whose == company) {
+            state.had.remove(at);
+            state.took(company, -1);
+        }
+        self.changed(state);
     }
 
     fn changed(&self, mut state: MutexGuard<'_, State>) {
@@ -301,6 +311,12 @@ mod tests {
         drop(third);
         assert_eq!(pace.waits(&clock), None);
         clock.advance(Duration::from_secs(1));
+        assert!(pace.creation(&clock, &a).now_or_never().is_some());
+        assert!(pace.creation(&clock, &a).now_or_never().is_none());
+        // One that came to nothing leaves its place to another.
+        pace.not_created(&company("b"));
+        assert!(pace.creation(&clock, &a).now_or_never().is_none());
+        pace.not_created(&a);
         assert!(pace.creation(&clock, &a).now_or_never().is_some());
         assert!(pace.creation(&clock, &a).now_or_never().is_none());
     }

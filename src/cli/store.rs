@@ -11,6 +11,7 @@ use super::{CliError, block_on, data_folder, output, verify};
 use crate::app;
 use crate::clock::{Ids, SharedClock, SystemClock};
 use crate::config::Settings;
+use crate::disk;
 use crate::domain::id::Timestamp;
 use crate::http::report_view;
 use crate::provider::ProviderError;
@@ -48,6 +49,7 @@ pub fn run(command: &StoreArgs, settings: &Settings, json: bool) -> Result<(), C
 
 fn compact(settings: &Settings, json: bool) -> Result<(), CliError> {
     block_on(async {
+        disk::make_openable(data_folder(settings));
         let ids = Ids::new(Arc::new(SystemClock::new()));
         let store = Store::open_existing(data_folder(settings), ids.next(), Arc::new(|_| {})).await?;
         let before = store.reader().size_on_disk();
@@ -66,6 +68,8 @@ fn accept(yes: bool, settings: &Settings, json: bool) -> Result<(), CliError> {
     block_on(async {
         let clock: SharedClock = Arc::new(SystemClock::new());
         let ids = Ids::new(clock.clone());
+        // A full disk must not keep an operator from it.
+        disk::make_openable(data_folder(settings));
         let store = Store::open_existing(data_folder(settings), ids.next(), Arc::new(|_| {})).await?;
         let standing = store.standing().await?;
         output::talk("reading the whole store");

@@ -526,6 +526,8 @@ pub struct Orders {
     pub cancel: Option<Then>,
     /// It may not be sent again: it was not cut here.
     pub never_sent: bool,
+    /// It was told that it should have ended long ago.
+    pub is_overdue: bool,
     /// Where the provider refuses it and names neither a line nor a reason that we know, one of its requests is thought
     /// to be at fault, and not the account.
     pub at_fault: bool,
@@ -582,6 +584,8 @@ pub struct Batch {
     pub error: Option<FileId>,
     /// Its files that the provider may have yet: each input file, also of an upload that was repeated, and the results.
     pub files: Vec<FileId>,
+    /// Whether it was told that the provider has not ended it long after its window closed.
+    pub is_overdue: bool,
     /// Intents that were given up, newest last; a batch that surfaces for one of them is a shadow.
     pub superseded: Vec<Intent>,
     /// When it was made.
@@ -624,6 +628,7 @@ impl Batch {
             output: None,
             error: None,
             files: Vec::new(),
+            is_overdue: false,
             superseded: Vec::new(),
             created_at,
             completed_at: None,
@@ -638,6 +643,7 @@ impl Batch {
         Orders {
             cancel: self.cancel.as_ref().map(|cancel| cancel.then),
             never_sent: self.origin != Origin::Cut,
+            is_overdue: self.is_overdue,
             // The first halves are a test: if it is a request, one of them is admitted.
             at_fault: self.counts.members > 1 && self.members_max.is_none(),
         }

@@ -102,7 +102,12 @@ impl Ended {
 
     /// Whether the provider must have result files that it does not show yet.
     pub fn lacks_files(&self) -> bool {
-        if self.output.is_none() && self.completed_lines.is_some_and(|lines| lines > 0) {
+        let may_have_good_lines = match self.how {
+            // Some servers count nothing, and that an error file is there says nothing of the good lines.
+            Terminal::Completed | Terminal::Expired | Terminal::Cancelled => self.completed_lines != Some(0),
+            Terminal::Failed => self.completed_lines.is_some_and(|lines| lines > 0),
+        };
+        if self.output.is_none() && may_have_good_lines {
             return true;
         }
         let lines = match (self.completed_lines, self.failed_lines) {
@@ -117,6 +122,13 @@ impl Ended {
             Terminal::Expired | Terminal::Cancelled => lines != Some(0),
             Terminal::Failed => lines.is_some_and(|lines| lines > 0),
         }
+    }
+
+    /// Whether lines that it completed, and that were paid for, are in no file that can be had.
+    pub fn has_lost_lines(&self) -> bool {
+        // One that was worked through and counts nothing may have completed whatever is in no file.
+        let completed = self.completed_lines.map_or(self.how == Terminal::Completed, |lines| lines > 0);
+        self.output.is_none() && completed
     }
 
     /// The result files that exist, in the order in which they are taken in.

@@ -21,6 +21,8 @@ pub struct Observation {
     pub failed_lines: Option<u64>,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
+    /// When its window closes, by the provider's clock.
+    pub expires_at: Option<Timestamp>,
     /// When it ended, by the provider's clock.
     pub ended_at: Option<Timestamp>,
 }

@@ -97,6 +97,15 @@ pub fn is_key_trouble(code: &str) -> bool {
     listed(&KEY_CODES, code)
 }
 
+/// Its batch was refused for what may be one of its lines, and none is named: its requests are tried in halves.
+pub const NOT_NAMED: &str = "batch_refused_for_a_line";
+
+/// Whether a refusal says that there is no room at the provider just now.
+pub fn is_no_room(failure: &Failure) -> bool {
+    let (code, message) = (Some(failure.code.as_str()), Some(failure.detail.as_str()));
+    BatchFault { code, message, ..BatchFault::default() }.is_capacity()
+}
+
 /// What to do about a failed line, from its HTTP status, its `error.code` and its `error.type`.
 ///
 /// A status of 0 is what some servers write where there was none. What we do not know is transient where

@@ -33,6 +33,8 @@ pub enum Change {
     },
     /// The provider has admitted it.
     Admitted,
+    /// The provider has not ended it long after its window closed.
+    Overdue,
     /// The provider's batch has ended like this.
     Ended(Ended),
     /// Every member has its outcome.
@@ -94,6 +96,8 @@ impl Policy {
     pub const DOWNLOAD_WAIT: Duration = Duration::from_secs(30);
     /// Uploads of one input file before the operator decides.
     pub const UPLOADS_MAX: u32 = 5;
+    /// How long after the end of its window a batch that runs is told of (contract section 2.3).
+    pub const OVERDUE_AFTER: Duration = Duration::from_secs(2 * 3600);
     /// A longer wait that the provider asks for is cut to this.
     pub const ASKED_WAIT_MAX: Duration = Duration::from_secs(3600);
 }
@@ -143,13 +147,13 @@ fn decide(state: &BatchState, orders: Orders, event: &Event, policy: &Policy) ->
         }
         (S::Uploading { .. }, E::Uploaded(input)) => Ok(submitting::uploaded(input)),
         (S::Uploading { upload, wait }, E::UploadFailed { trouble, at }) => {
-            Ok(submitting::upload_failed(*upload, wait, trouble, *at, policy))
+            Ok(submitting::upload_failed((*upload, wait), orders, trouble, *at, policy))
         }
         (S::Parked { upload, .. }, E::Unparked) => Ok(submitting::unparked(*upload)),
         (S::Ready { .. }, E::WaitEnded) => Ok(stay(state).with([Effect::MakeIntent])),
         (S::Ready { wait, .. }, E::IntentMade(intent)) => Ok(submitting::intent_made(intent, wait)),
         (S::Creating { intent, wait }, E::CreateFailed { trouble, input_gone, at }) => {
-            Ok(submitting::create_failed(intent, wait, trouble, *input_gone, *at, policy))
+            Ok(submitting::create_failed((intent, wait), orders, trouble, *input_gone, *at, policy))
         }
         (S::Creating { intent, wait }, E::Created(seen)) => Ok(submitting::created(intent, wait, seen)),
         (S::Uncertain { intent, .. }, E::Created(seen)) => {

@@ -79,6 +79,7 @@ pub async fn provider(api: &Api) -> Result<Value, ApiError> {
             "tried": pause.tried,
         })
     });
+    let rests = api.shared.account.rests(api.shared.clock.as_ref());
     let waits = api.shared.pace.waits(api.shared.clock.as_ref()).map(|waits| {
         json!({
             "batches": waits.batches,
@@ -95,6 +96,7 @@ pub async fn provider(api: &Api) -> Result<Value, ApiError> {
         "ok": true,
         "provider": { "kind": api.shared.identity.kind, "baseUrl": api.shared.identity.base_url },
         "paused": paused,
+        "rateLimitedUntil": rests.map(|wait| now.plus(wait).to_string()),
         "waits": waits,
         "batchesLastHour": used,
         "batchesPerHour": per_hour,

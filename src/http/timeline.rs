@@ -103,6 +103,7 @@ pub fn around(shared: &Shared) -> Around {
         polling: shared.switches.polling(),
         standing: shared.condition.standing(),
         paused: shared.account.paused(),
+        rate_limited: shared.account.rests(shared.clock.as_ref()),
         pace: shared.pace.waits(shared.clock.as_ref()),
         limits: shared.limits_now(),
         creation_interval: shared.creation_interval,

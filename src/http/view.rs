@@ -136,6 +136,7 @@ pub fn batch(batch: &Batch) -> Value {
             "erased": counts.erased,
             "outstanding": counts.outstanding(),
         },
+        "overdue": batch.is_overdue,
         "waitingUntil": wait.map_or(Value::Null, |wait| time(wait.until)),
         "waitingFor": wait.and_then(|wait| wait.until.and(wait.why.as_deref())),
         "inputBytes": batch.input_bytes,

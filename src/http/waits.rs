@@ -47,6 +47,8 @@ pub enum For {
     CompanySuspended,
     /// A limit of our own toward the provider.
     HourlyLimit,
+    /// The provider, which asked for a pause.
+    RateLimited,
     /// The provider, which has the batch.
     Provider,
     /// A step of its batch here.
@@ -72,6 +74,7 @@ impl For {
             Self::SwitchedOff => "switched_off",
             Self::CompanySuspended => "company_suspended",
             Self::HourlyLimit => "hourly_limit",
+            Self::RateLimited => "rate_limited",
             Self::Provider => "provider",
             Self::BatchStep => "batch_step",
             Self::Anomaly => "anomaly",
@@ -129,6 +132,8 @@ pub struct Around {
     pub standing: Standing,
     /// The account's pause.
     pub paused: Option<Pause>,
+    /// How long nothing is sent because the provider asked for that.
+    pub rate_limited: Option<Duration>,
     /// Our own limit on batches an hour, where somebody waits for it.
     pub pace: Option<Waits>,
     /// Bounds of a batch.
@@ -358,6 +363,7 @@ fn in_batch(now: &BatchNow, around: &Around) -> Waiting {
         BatchState::Sealed => stopped(around).unwrap_or_else(|| step("its batch is about to be sent")),
         BatchState::Uploading { .. } => stopped(around)
             .or_else(|| paused(around, |_| true))
+            .or_else(|| rate_limited(around))
             .unwrap_or_else(|| step("the input file of its batch is being sent")),
         BatchState::Ready { .. } => ready(now, around),
         BatchState::Creating { .. } => step("the provider is being asked to create its batch"),
@@ -371,7 +377,9 @@ fn in_batch(now: &BatchNow, around: &Around) -> Waiting {
             "its batch is parked for the operator, who may have it tried again with `nightshift resume`: {}",
             failure.code
         )),
-        BatchState::Observing { running, missing, .. } => observing(*running, missing.is_some(), around),
+        BatchState::Observing { running, missing, .. } => {
+            observing(*running, missing.is_some(), batch.is_overdue, around)
+        }
         BatchState::Settling { .. } => step("its batch has ended, and the result files are not there yet"),
         BatchState::Downloading { .. } => {
             let key = |cause| cause == Cause::Key;
@@ -399,9 +407,11 @@ fn own_wait(now: &BatchNow, wait: &Wait, around: &Around) -> Option<Waiting> {
 
 /// As `effects::make_intent` asks, in its order.
 fn ready(now: &BatchNow, around: &Around) -> Waiting {
-    if let Some(waiting) =
-        stopped(around).or_else(|| no_admission(now, around)).or_else(|| paused(around, |_| true))
-    {
+    let waiting = stopped(around)
+        .or_else(|| no_admission(now, around))
+        .or_else(|| paused(around, |_| true))
+        .or_else(|| rate_limited(around));
+    if let Some(waiting) = waiting {
         return waiting;
     }
     match around.pace {
@@ -442,13 +452,23 @@ fn paused(around: &Around, holds: impl Fn(Cause) -> bool) -> Option<Waiting> {
     Some(Waiting::new(For::PausedProvider, detail))
 }
 
-fn observing(running: Running, missing: bool, around: &Around) -> Waiting {
+/// As `Account::pass` asks.
+fn rate_limited(around: &Around) -> Option<Waiting> {
+    let wait = around.rate_limited?;
+    let detail = "the provider said that there were too many calls and asked for a pause before the next";
+    Some(Waiting::new(For::RateLimited, detail).until(Some(around.now.plus(wait))))
+}
+
+fn observing(running: Running, missing: bool, overdue: bool, around: &Around) -> Waiting {
     let mut detail = match running {
         Running::Validating => "the provider checks its batch",
         Running::InProgress => "the provider runs its batch; that may take a day",
         Running::Finalizing => "the provider puts the results of its batch together",
     }
     .to_owned();
+    if overdue {
+        detail.push_str("; its window closed hours ago, and it is still waited for");
+    }
     if missing {
         detail = "the provider says that it does not know its batch; it is asked again".to_owned();
     }

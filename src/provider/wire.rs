@@ -270,7 +270,11 @@ impl<T: Entry> Page<T> {
             }
         };
         let data = entries.iter().map(T::from_value).collect::<Result<Vec<T>, WireError>>()?;
-        let has_more = map.is_some_and(|map| more(map, data.len(), asked));
+        let has_more = match map {
+            Some(map) => more(map, data.len(), asked),
+            // A bare array says nothing. One that is longer than was asked for comes from a server without pages.
+            None => u32::try_from(data.len()) == Ok(asked),
+        };
         Ok(Self { has_more, data })
     }
 }
@@ -499,7 +503,9 @@ mod tests {
         assert!(!page(json!({"value": [one]}), 20).unwrap().has_more);
         assert!(page(json!({"value": [one]}), 1).unwrap().has_more);
         assert!(page(json!({"data": [one], "paging": {"next_cursor": "c"}}), 20).unwrap().has_more);
-        assert!(!page(json!([one]), 1).unwrap().has_more);
+        assert!(page(json!([one]), 1).unwrap().has_more);
+        assert!(!page(json!([one]), 2).unwrap().has_more && !page(json!([]), 1).unwrap().has_more);
+        assert!(!page(json!([one, one]), 1).unwrap().has_more, "it has no pages");
         assert!(page(json!({"data": [], "has_more": true}), 20).unwrap().has_more);
         assert!(!page(json!({"data": [], "paging": {"next_cursor": "c"}}), 20).unwrap().has_more);
         assert!(!page(json!({"data": null}), 20).unwrap().has_more);

@@ -215,14 +215,20 @@ pub(super) enum BatchFault {
         #[serde(default = "half")]
         share: f64,
     },
-    /// Once it has ended, this many reads still show no file ids.
-    NullOutput { polls: u64 },
+    /// Once it has ended, this many reads still show no file ids, or with `output_only` that of the error file alone.
+    NullOutput {
+        polls: u64,
+        #[serde(default)]
+        output_only: bool,
+    },
     /// Ids that are unset are `""`.
     EmptyIds {},
     /// It shows `validating` until it has ended.
     SkipStates {},
     /// Its counts do not add up.
     WrongCounts {},
+    /// It counts nothing.
+    NoCounts {},
     /// This many reads show a status that nobody knows.
     UnknownStatus { status: String, polls: u64 },
     /// Its times are RFC 3339 text.

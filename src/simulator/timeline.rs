@@ -129,6 +129,7 @@ impl BatchRecord {
                 | BatchFault::EmptyIds {}
                 | BatchFault::SkipStates {}
                 | BatchFault::WrongCounts {}
+                | BatchFault::NoCounts {}
                 | BatchFault::UnknownStatus { .. }
                 | BatchFault::IsoTimes {}
                 | BatchFault::UnknownFields {} => {}

@@ -178,10 +178,13 @@ fn usage(results: Option<&Results>) -> Value {
 fn disguised(batch: &BatchRecord, mut view: Value, shown: Shown) -> Value {
     for (_, fault) in &batch.faults {
         match fault {
-            BatchFault::NullOutput { polls } if shown.reads_after_end <= *polls => {
+            BatchFault::NullOutput { polls, output_only } if shown.reads_after_end <= *polls => {
                 view["output_file_id"] = Value::Null;
-                view["error_file_id"] = Value::Null;
+                if !output_only {
+                    view["error_file_id"] = Value::Null;
+                }
             }
+            BatchFault::NoCounts {} => view["request_counts"] = Value::Null,
             BatchFault::WrongCounts {} => {
                 view["request_counts"]["completed"] = json!(1);
                 view["request_counts"]["failed"] = json!(0);

@@ -502,7 +502,7 @@ fn suspects_max(tx: &Tx<'_>, request: &Request) -> Result<Option<u64>, StoreErro
     let code = |attempt: &Attempt| attempt.failure.as_ref().map(|failure| failure.code.clone());
     let refused = |attempt: &&Attempt| code(attempt).as_deref() == Some(outcomes::REFUSED);
     let rounds = request.history.iter().rev().take_while(refused).count();
-    let at_once = [outcomes::TOO_LARGE, outcomes::NOT_NAMED];
+    let at_once = [outcomes::TOO_LARGE, retry::NOT_NAMED];
     if !code(last).is_some_and(|code| at_once.contains(&code.as_str())) && rounds < REFUSED_ROUNDS_MAX {
         return Ok(None);
     }
@@ -560,6 +560,7 @@ pub(super) fn take_step(
                 let id = batch.id;
                 rooms::change(tx, batch, |room| room.admitted(id, now))?;
             }
+            Change::Overdue => batch.is_overdue = true,
             Change::Ended(ended) => {
                 batch.completed_at = Some(ended.at);
                 batch.output.clone_from(&ended.output);

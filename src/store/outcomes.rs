@@ -22,8 +22,6 @@ use crate::domain::step::{self, Policy};
 
 /// Its batch was not admitted because of other lines, as far as is known.
 pub(super) const REFUSED: &str = "batch_refused";
-/// Its batch was not admitted because of a line that was not named.
-pub(super) const NOT_NAMED: &str = "batch_refused_for_a_line";
 /// Its batch was not admitted because of its size.
 pub(super) const TOO_LARGE: &str = "batch_too_large";
 
@@ -401,7 +399,7 @@ fn not_admitted(
             alone(failure)
         }
         BatchFailure::SomeLine(failure) | BatchFailure::Unknown(failure) => {
-            Failure::new(FailureClass::Transient, NOT_NAMED, &failure.to_string())
+            Failure::new(FailureClass::Transient, retry::NOT_NAMED, &failure.to_string())
         }
         BatchFailure::TooLarge(failure) => {
             Failure::new(FailureClass::Transient, TOO_LARGE, &failure.to_string())

@@ -402,6 +402,7 @@ async fn turned_away(store: &Store, id: BatchId, revision: Revision, at: Timesta
         completed_lines: None,
         failed_lines: None,
         problems: vec![problem.clone()],
+        expires_at: None,
         ended_at: None,
     };
     let mut batch = store.reader().batch(id).unwrap().unwrap();

@@ -561,6 +561,7 @@ impl Driven<'_> {
             completed_lines: None,
             failed_lines: None,
             problems: Vec::new(),
+            expires_at: None,
             ended_at: ended.then(|| self.nightshift.now()),
         }
     }

@@ -114,7 +114,7 @@ fn a_restored_store_that_sends_before_it_has_compared_is_noticed() {
 
 #[test]
 fn a_batch_from_after_the_backup_that_is_taken_for_a_shadow_is_noticed() {
-    is_noticed(Broken::TakesStrangersForShadows, "invariant 2");
+    is_noticed_within(1000, Broken::TakesStrangersForShadows, "invariant 2");
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn a_request_that_is_run_again_after_a_final_failure_is_noticed() {
 
 #[test]
 fn a_list_that_broke_off_and_counts_as_a_search_is_noticed() {
-    is_noticed(Broken::TakesPartsForWhole, "invariant 2");
+    is_noticed_within(1000, Broken::TakesPartsForWhole, "invariant 2");
 }
 
 #[test]

@@ -29,9 +29,25 @@ pub(super) fn observed(
         Some(ObservedStatus::Running(now)) if rank(now) > rank(running) => {
             let step = observing(intent, now, wait, None).telling(format!("the provider says {}", word(now)));
             // A cancellation may come before admission, and says nothing about room.
-            if now == Running::InProgress { step.changing(Change::Admitted) } else { step }
+            let step = if now == Running::InProgress { step.changing(Change::Admitted) } else { step };
+            overdue(step, orders, seen, at)
         }
-        Some(ObservedStatus::Running(_)) | None => observing(intent, running, wait, None),
+        Some(ObservedStatus::Running(_)) | None => {
+            overdue(observing(intent, running, wait, None), orders, seen, at)
+        }
+    }
+}
+
+/// Tells once that a batch runs although its window closed long ago. It is waited for all the same: it may end yet, and is
+/// paid for.
+fn overdue(step: Step, orders: Orders, seen: &Observation, at: Timestamp) -> Step {
+    match seen.expires_at {
+        Some(by) if !orders.is_overdue && at.since(by) >= Policy::OVERDUE_AFTER => {
+            step.changing(Change::Overdue).telling_more(&format!(
+                "its window closed at {by} and the provider has not ended it; it is still waited for"
+            ))
+        }
+        Some(_) | None => step,
     }
 }
 
@@ -99,8 +115,7 @@ fn over(ended: Ended, at: Timestamp, since: Option<Timestamp>) -> Step {
             None => step.telling("ended, but its result files are not there yet; asking again"),
         };
     }
-    // Completed lines without a file were paid for; where the provider counts none, they are only missing.
-    let lost = ended.output.is_none() && ended.completed_lines.is_some_and(|lines| lines > 0);
+    let lost = ended.has_lost_lines();
     let story = format!("the provider says {}", ended.how.label());
     applying::first_file(ended.clone(), lost).changing(Change::Ended(ended)).telling(story)
 }

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use super::{Change, Policy, Step, backoff, go};
-use crate::domain::batch::{BatchState, Cancel, Closing, InputFile, Intent, Running, Then, Wait};
+use crate::domain::batch::{BatchState, Cancel, Closing, InputFile, Intent, Orders, Running, Then, Wait};
 use crate::domain::effect::Effect;
 use crate::domain::event::{Observation, ObservedStatus, Trouble};
 use crate::domain::id::Timestamp;
 use crate::domain::request::{Failure, FailureClass};
+use crate::domain::retry;
 
 pub(super) fn fill_ended(members: u64, at: Timestamp) -> Step {
     if members == 0 {
@@ -69,8 +70,8 @@ pub(super) fn uploaded(input: &InputFile) -> Step {
 }
 
 pub(super) fn upload_failed(
-    upload: u32,
-    wait: &Wait,
+    (upload, wait): (u32, &Wait),
+    orders: Orders,
     trouble: &Trouble,
     at: Timestamp,
     policy: &Policy,
@@ -81,8 +82,18 @@ pub(super) fn upload_failed(
             let wake = wait.until.map(Effect::WakeAt);
             go(BatchState::Uploading { upload, wait }).with(wake).telling(story)
         }
-        Err(failure) => parked(upload, failure),
+        Err(failure) => halved_or_parked(orders, upload, failure),
     }
+}
+
+/// Refused again and again: one of its requests may be what the provider does not take, and then smaller batches find it.
+fn halved_or_parked(orders: Orders, upload: u32, failure: Failure) -> Step {
+    if !orders.at_fault {
+        return parked(upload, failure);
+    }
+    let story = format!("refused again and again ({}); its requests are tried in halves", failure.code);
+    let failure = Failure::new(FailureClass::Transient, retry::NOT_NAMED, &failure.to_string());
+    given_back(&failure).telling(story)
 }
 
 pub(super) fn intent_made(intent: &Intent, wait: &Wait) -> Step {
@@ -105,8 +116,8 @@ pub(super) fn created(intent: &Intent, wait: &Wait, seen: &Observation) -> Step 
 }
 
 pub(super) fn create_failed(
-    intent: &Intent,
-    wait: &Wait,
+    (intent, wait): (&Intent, &Wait),
+    orders: Orders,
     trouble: &Trouble,
     input_gone: bool,
     at: Timestamp,
@@ -119,20 +130,41 @@ pub(super) fn create_failed(
                 "it is uncertain whether the create call had its effect ({why}); looking for it"
             ));
     }
+    if let Trouble::Refused(failure) = trouble
+        && retry::is_no_room(failure)
+    {
+        // Some servers say at once what others say of the batch.
+        let story = format!("the provider has no room ({}); its requests go back", failure.code);
+        let failure = Failure { class: FailureClass::Capacity, ..failure.clone() };
+        let first = policy.capacity_backoff;
+        return given_back(&failure).changing(Change::NoRoom { first }).telling(story);
+    }
+    if input_gone {
+        return sent_again(intent, at, policy);
+    }
     match next_wait(wait, trouble, at, policy) {
-        Ok(wait) if input_gone => {
-            let upload = intent.input.upload + 1;
-            go(BatchState::Uploading { upload, wait: Wait { until: None, why: None, ..wait } })
-                .with([Effect::UploadInput { upload }])
-                .telling("the provider has lost the input file; uploading it again")
-        }
         Ok(wait) => {
             let story = waiting("the create call", &wait);
             let wake = wait.until.map(Effect::WakeAt);
             go(BatchState::Ready { input: intent.input.clone(), wait }).with(wake).telling(story)
         }
-        Err(failure) => parked(intent.input.upload, failure),
+        Err(failure) => halved_or_parked(orders, intent.input.upload, failure),
     }
+}
+
+/// The provider does not find the input file. It need not have lost it: what was just sent may not be seen everywhere yet,
+/// so there is a pause that grows, and an end to it.
+fn sent_again(intent: &Intent, at: Timestamp, policy: &Policy) -> Step {
+    let upload = intent.input.upload;
+    let why = "the provider does not find the input file";
+    if upload >= Policy::UPLOADS_MAX {
+        return parked(upload, Failure::new(FailureClass::Permanent, "input_gone", why));
+    }
+    let until = at.plus(backoff(policy.backoff, upload.saturating_sub(1)));
+    let wait = Wait { until: Some(until), why: Some(why.to_owned()), failures: 1, refusals: 0 };
+    go(BatchState::Uploading { upload: upload + 1, wait })
+        .with([Effect::WakeAt(until)])
+        .telling(format!("{why}; uploading it again at {until}"))
 }
 
 pub(super) fn swept(

@@ -48,6 +48,7 @@ fn seen(status: ObservedStatus) -> Observation {
         completed_lines: Some(0),
         failed_lines: Some(0),
         problems: Vec::new(),
+        expires_at: None,
         ended_at: None,
     }
 }
@@ -165,9 +166,56 @@ fn an_outage_between_two_refusals_does_not_make_them_forgotten_nor_count_itself(
 }
 
 #[test]
-fn an_input_file_that_is_gone_is_uploaded_again() {
+fn an_input_file_that_is_gone_is_uploaded_again_after_a_pause_that_grows_and_five_times_at_most() {
     let event = Event::CreateFailed { trouble: refused(), input_gone: true, at: at(10) };
-    assert_eq!(take(&creating(), &event).effects, [Effect::UploadInput { upload: 2 }]);
+    let mut pauses = Vec::new();
+    for number in 1..Policy::UPLOADS_MAX {
+        let creating = BatchState::Creating { intent: intent(number), wait: Wait::default() };
+        let step = take(&creating, &event);
+        let BatchState::Uploading { upload, wait } = &step.next else { panic!("{:?}", step.next) };
+        assert_eq!((*upload, &step.effects[..]), (number + 1, &[Effect::WakeAt(wait.until.unwrap())][..]));
+        pauses.push(wait.until.unwrap().since(at(10)).as_secs());
+        let woken = take(&step.next, &Event::WaitEnded);
+        assert_eq!(woken.effects, [Effect::FindOrUploadInput { upload: number + 1 }]);
+    }
+    assert!(pauses.is_sorted() && pauses[0] > 0 && pauses[0] < pauses[3], "{pauses:?}");
+    let creating = BatchState::Creating { intent: intent(Policy::UPLOADS_MAX), wait: Wait::default() };
+    let step = take(&creating, &event);
+    assert!(matches!(&step.next, BatchState::Parked { failure, .. } if failure.code == "input_gone"));
+}
+
+#[test]
+fn a_refusal_for_want_of_room_that_comes_at_once_gives_the_requests_back_and_closes_the_gate() {
+    for (code, words) in
+        [("token_limit_exceeded", ""), ("invalid_request", "Enqueued token limit reached for m.")]
+    {
+        let failure = Failure::new(FailureClass::Permanent, code, words);
+        let step = take(&creating(), &create_failed(Trouble::Refused(failure)));
+        let BatchState::Dissolving { then: Then::Requeue, failure } = &step.next else {
+            panic!("{:?}", step.next)
+        };
+        assert_eq!((failure.class, failure.code.as_str()), (FailureClass::Capacity, code));
+        assert!(step.changes.contains(&Change::NoRoom { first: Duration::from_secs(60) }));
+        assert!(!step.story.unwrap().contains("Enqueued"), "the provider's words are no matter for the log");
+    }
+}
+
+#[test]
+fn what_is_refused_three_times_at_the_call_itself_is_halved_as_far_as_it_may_be_a_request() {
+    let at_fault = Orders { at_fault: true, ..Orders::default() };
+    let wait = Wait { until: None, why: None, failures: 2, refusals: 2 };
+    let uploading = BatchState::Uploading { upload: 1, wait: wait.clone() };
+    let creating = BatchState::Creating { intent: intent(1), wait };
+    let upload_failed = Event::UploadFailed { trouble: refused(), at: at(10) };
+    for (state, event) in [(uploading, upload_failed), (creating, create_failed(refused()))] {
+        assert!(matches!(take(&state, &event).next, BatchState::Parked { .. }));
+        let step = step(&state, at_fault, &event, &POLICY).unwrap();
+        let BatchState::Dissolving { failure, .. } = step.next else { panic!("{:?}", step.next) };
+        assert_eq!(
+            (failure.class, failure.code.as_str()),
+            (FailureClass::Transient, "batch_refused_for_a_line")
+        );
+    }
 }
 
 #[test]
@@ -221,6 +269,40 @@ fn a_missing_output_id_is_asked_for_again_for_ten_minutes() {
     let there = Observation { output: Some(FileId::new("out")), ..early.clone() };
     assert!(matches!(take(&still, &observed(there, 599)).next, BatchState::Downloading { lost: false, .. }));
     assert!(matches!(take(&still, &observed(early, 600)).next, BatchState::Closing { lost: true, .. }));
+}
+
+#[test]
+fn an_error_file_is_no_proof_that_nothing_was_completed_where_nothing_is_counted() {
+    let error = Observation { error: Some(FileId::new("err")), ..ended(Terminal::Completed) };
+    let uncounted = Observation { completed_lines: None, failed_lines: None, ..error.clone() };
+    for how in [Terminal::Completed, Terminal::Expired, Terminal::Cancelled] {
+        let seen = Observation { status: Some(ObservedStatus::Ended(how)), ..uncounted.clone() };
+        assert!(
+            matches!(take(&observing(), &observed(seen, 0)).next, BatchState::Settling { .. }),
+            "{how:?}"
+        );
+    }
+    let state = take(&observing(), &observed(uncounted.clone(), 0)).next;
+    // What a batch that was worked through has in no file was presumably paid for.
+    let late = take(&state, &observed(uncounted, 600)).next;
+    assert!(matches!(late, BatchState::Downloading { kind: ResultKind::Error, lost: true, .. }), "{late:?}");
+    let counted = Observation { completed_lines: Some(0), failed_lines: Some(3), ..error };
+    let next = take(&observing(), &observed(counted, 0)).next;
+    assert!(matches!(next, BatchState::Downloading { kind: ResultKind::Error, lost: false, .. }), "{next:?}");
+}
+
+#[test]
+fn a_batch_that_runs_on_long_after_its_window_is_told_of_once_and_waited_for() {
+    let late = Policy::OVERDUE_AFTER.as_secs() as i64;
+    let running =
+        Observation { expires_at: Some(at(100)), ..seen(ObservedStatus::Running(Running::InProgress)) };
+    let overdue = |step: &Step| step.changes.contains(&Change::Overdue);
+    assert!(!overdue(&take(&observing(), &observed(running.clone(), 100 + late - 1))));
+    let told = take(&observing(), &observed(running.clone(), 100 + late));
+    assert!(overdue(&told) && matches!(told.next, BatchState::Observing { .. }));
+    let orders = Orders { is_overdue: true, ..Orders::default() };
+    let again = step(&told.next, orders, &observed(running, 200 + late), &POLICY).unwrap();
+    assert!(again.changes_nothing(&told.next), "{again:?}");
 }
 
 #[test]

@@ -58,6 +58,7 @@ fn around() -> Around {
     Around {
         now: at(10),
         creation: true,
+        rate_limited: None,
         polling: true,
         standing: Standing::new(),
         paused: None,
@@ -191,9 +192,12 @@ fn what_is_in_a_batch_waits_for_what_its_batch_waits_for() {
     let paused = |cause| Around { paused: Some(pause(cause)), ..around() };
     let waits = Waits { batches: 3, per_hour: 2000, left: 4 * MINUTE };
     let pace = Around { pace: Some(waits), ..around() };
+    let limited = Around { rate_limited: Some(2 * MINUTE), pace: Some(waits), ..around() };
     let no_end: Option<Timestamp> = None;
     let none = Room::default;
     let cases: Vec<(Batch, Room, Around, Expected)> = vec![
+        (uploading(None), none(), limited.clone(), (For::RateLimited, Some(at(12)))),
+        (ready(None), none(), limited, (For::RateLimited, Some(at(12)))),
         (batch(BatchState::Filling), none(), off.clone(), (For::BatchStep, no_end)),
         (batch(BatchState::Sealed), none(), around(), (For::BatchStep, no_end)),
         (batch(BatchState::Sealed), none(), off.clone(), (For::SwitchedOff, no_end)),
@@ -230,6 +234,18 @@ fn what_is_in_a_batch_waits_for_what_its_batch_waits_for() {
             );
         }
     }
+}
+
+#[test]
+fn a_batch_that_runs_on_behind_its_window_is_told_so() {
+    let running = Running::InProgress;
+    let mut batch =
+        batch(BatchState::Observing { intent: intent(), running, wait: Wait::default(), missing: None });
+    batch.is_overdue = true;
+    let now = BatchNow { batch, since: at(4), room: Room::default(), anomaly: None };
+    let place = Place::Batch(Box::new(now));
+    let found = of_request(&request(RequestStatus::BatchingInProgress), &place, &around()).unwrap();
+    assert!(found.for_what == For::Provider && found.detail.contains("its window closed"), "{found:?}");
 }
 
 #[test]

@@ -98,6 +98,7 @@ pub fn seen(number: u8, status: ObservedStatus) -> Observation {
         completed_lines: Some(0),
         failed_lines: Some(0),
         problems: Vec::new(),
+        expires_at: None,
         ended_at: None,
     }
 }
@@ -200,6 +201,11 @@ async fn a_poison_line_that_is_never_named_is_found_by_halves_and_holds_the_othe
 }
 
 /// Refuses the batch for a reason that nobody knows until it is given up or waits for the operator.
+async fn close_dissolving(store: &Store, batch: Batch) -> Batch {
+    assert!(matches!(batch.state, BatchState::Dissolving { .. }), "{:?}", batch.state);
+    close(store, batch, HashMap::new()).await
+}
+
 async fn refused_without_a_reason(store: &Store, number: u8, mut batch: Batch) -> Batch {
     loop {
         let problem = Problem { code: Some("odd".to_owned()), ..Problem::default() };
@@ -246,6 +252,39 @@ async fn a_poison_line_that_is_refused_without_a_reason_is_found_by_halves_and_w
     let parked = parked.unwrap();
     assert_eq!(store.reader().members(parked.id, None, 10).unwrap(), [poison]);
     assert_eq!(store.reader().request(poison).unwrap().unwrap().attempts, 0);
+}
+
+#[tokio::test]
+async fn what_is_refused_at_the_create_call_itself_is_tried_in_halves() {
+    let (store, ids) = store_with(8).await;
+    let mut batch = ready(&store, 1, 8).await;
+    let refusal = Failure::new(FailureClass::Permanent, "something_new", "");
+    for _ in 0..3 {
+        batch = intend(&store, 1, &batch).await;
+        let trouble = Trouble::Refused(refusal.clone());
+        batch = take(&store, &batch, &Event::CreateFailed { trouble, input_gone: false, at: NOW }).await;
+    }
+    let batch = close_dissolving(&store, batch).await;
+    assert_eq!((batch.counts.returned, batch.counts.failed), (8, 0));
+    let half = sent(&store, 2).await;
+    assert_eq!((half.counts.members, half.members_max), (4, Some(4)));
+    assert_eq!(store.reader().request(ids[0]).unwrap().unwrap().attempts, 0);
+    sound(&store);
+}
+
+#[tokio::test]
+async fn a_refusal_for_want_of_room_at_the_create_call_itself_teaches_how_much_there_is() {
+    let (store, _) = store_with(4).await;
+    let batch = ready(&store, 1, 4).await;
+    let batch = intend(&store, 1, &batch).await;
+    let trouble = Trouble::Refused(Failure::new(FailureClass::Permanent, "token_limit_exceeded", ""));
+    let batch = take(&store, &batch, &Event::CreateFailed { trouble, input_gone: false, at: NOW }).await;
+    let batch = close_dissolving(&store, batch).await;
+    let room = store.reader().room(&batch).unwrap();
+    assert_eq!((room.reserved, room.enqueued, room.learned.unwrap().tokens), (0, 0, 32));
+    assert!(room.closed.is_some_and(|closed| closed.probe.is_none()), "{room:?}");
+    assert_eq!(store.reader().summary(None).unwrap(), [4, 0, 0, 0]);
+    sound(&store);
 }
 
 #[tokio::test]
@@ -439,7 +478,7 @@ async fn intend(store: &Store, number: u8, batch: &Batch) -> Batch {
 #[tokio::test]
 async fn a_batch_that_is_parked_leaves_the_gate_to_others() {
     let (store, _) = store_with(6).await;
-    let first = ready(&store, 1, 2).await;
+    let first = ready(&store, 1, 1).await;
     let large = ready(&store, 2, 4).await;
     let large = intend(&store, 2, &large).await;
     let running = seen(2, ObservedStatus::Running(Running::Validating));

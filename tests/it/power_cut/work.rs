@@ -198,6 +198,7 @@ async fn advance(store: &Store, batch: Batch) -> Batch {
         completed_lines: output.then_some(1),
         failed_lines: None,
         problems: Vec::new(),
+        expires_at: None,
         ended_at: None,
     };
     let event = match &batch.state {

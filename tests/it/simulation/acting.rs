@@ -49,7 +49,8 @@ impl Sim {
             return Some(Trouble::Later { retry_after_ms, why: "429".to_owned() });
         }
         if self.dice.chance(rates.refused) {
-            return Some(Trouble::Refused(Failure::new(FailureClass::Permanent, "http_400", "no")));
+            let code = if self.dice.chance(20) { "token_limit_exceeded" } else { "http_400" };
+            return Some(Trouble::Refused(Failure::new(FailureClass::Permanent, code, "no")));
         }
         if self.dice.chance(rates.account) {
             self.paused_until = self.mono().plus(Duration::from_secs(60));
@@ -204,10 +205,8 @@ impl Sim {
             metadata.insert("ns_batch".to_owned(), json!(call.batch.to_string()));
             metadata.insert("ns_nonce".to_owned(), json!(call.nonce));
         }
-        let first =
-            self.remote.content(&call.input, self.millis()).and_then(|lines| custom_ids(lines).next());
         let created = self.remote.create(&call.input, call.endpoint, metadata, self.millis(), late);
-        if let (Some(batch), Some(first)) = (created["id"].as_str(), first) {
+        if let (Some(batch), Some(first)) = (created["id"].as_str(), call.first) {
             self.first_lines.insert(batch.to_owned(), first);
         }
         self.note(format_args!("the provider creates {} of {}", created["id"], call.batch));
@@ -220,6 +219,10 @@ impl Sim {
             batch: id,
             nonce: intent.nonce.to_string(),
             input: intent.input.id.as_str().to_owned(),
+            first: {
+                let lines = self.remote.content(intent.input.id.as_str(), self.millis());
+                lines.and_then(|lines| custom_ids(lines).next())
+            },
             endpoint: batch.group.endpoint.path(),
         };
         let failed = |trouble| Event::CreateFailed { trouble, input_gone: false, at };

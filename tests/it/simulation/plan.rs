@@ -146,6 +146,8 @@ pub fn plan(seed: u64, dice: &mut Dice) -> Plan {
         rule(json!({"fault": "expire", "share": 0.5}), 30),
         rule(json!({"fault": "cancel", "share": 0.4}), 30),
         rule(json!({"fault": "null_output", "polls": 3}), 40),
+        rule(json!({"fault": "null_output", "polls": 3, "output_only": true}), 40),
+        rule(json!({"fault": "no_counts"}), 60),
         rule(json!({"fault": "empty_ids"}), 60),
         rule(json!({"fault": "skip_states"}), 60),
         rule(json!({"fault": "wrong_counts"}), 30),

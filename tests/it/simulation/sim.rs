@@ -121,6 +121,8 @@ pub struct Late {
     pub batch: BatchId,
     pub nonce: String,
     pub input: String,
+    /// Who stands in its first line; the file may be gone before the call has its effect.
+    pub first: Option<RequestId>,
     pub endpoint: &'static str,
 }
 

@@ -1,5 +1,7 @@
 //! An operator cancels a batch, at every stretch of its way.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::bench::{
     Provider, assert_once, assert_whole, batch, batches, cancel, command, folder, id, question, send, serve,
     until,
@@ -97,6 +99,33 @@ fn a_running_batch_keeps_what_it_has_and_a_kill_after_the_order_changes_nothing(
     until(&mut server, "the rest", |server| (server.summary() == [0, 0, 20 + kept, 20 - kept]).then_some(()));
     assert!(server.terminate().success());
     assert_once(&provider.runs(), usize::try_from(20 + kept).unwrap());
+    assert_whole(folder.path());
+}
+
+#[test]
+fn a_cancel_that_is_refused_is_called_again_until_the_batch_shows_that_it_heard() {
+    let folder = folder();
+    let port = free_port();
+    let slow = |options: &mut nightshift::simulator::Options| {
+        options.turnaround = std::time::Duration::from_secs(100);
+    };
+    let provider = Provider::start(&folder.path().join("provider"), "{}", slow);
+    let refusals = AtomicUsize::new(0);
+    provider.shut(move |call| {
+        let statuses = [(404, "not_found"), (400, "not_yet"), (409, "conflict")];
+        let is_cancel = call.ends_with("/cancel");
+        is_cancel.then(|| statuses.get(refusals.fetch_add(1, Ordering::SeqCst)).copied()).flatten()
+    });
+    let mut server = serve(folder.path(), &provider, port, &["creation.max_requests=10"]);
+    send(&server, "demo", 10, question);
+    let running = until(&mut server, "a running batch", |server| {
+        batches(server).into_iter().find(|batch| batch["step"] == "observing")
+    });
+    assert_eq!(cancel(&server, &id(&running), END).0, 200);
+    until(&mut server, "the end", |server| (batch(server, &id(&running))["step"] == "closed").then_some(()));
+    assert_eq!(batch(&server, &id(&running))["status"], "cancelled");
+    assert_eq!(provider.calls("/cancel"), 4);
+    assert!(server.terminate().success());
     assert_whole(folder.path());
 }
 

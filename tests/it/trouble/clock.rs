@@ -82,3 +82,29 @@ fn whatever_the_clock_says_nothing_ends_early_hangs_or_is_paid_for_twice() {
     assert_once(&remote.runs(), sent);
     assert_whole(folder.path());
 }
+
+#[test]
+fn a_restart_with_a_clock_that_is_ahead_gives_no_result_file_up_that_comes_late() {
+    let folder = folder();
+    let port = free_port();
+    let faults = r#"{"batches": [{"fault": "null_output", "polls": 12, "output_only": true, "nth": 1}, {"fault": "no_counts"}]}"#;
+    let remote = Provider::start(&folder.path().join("provider"), faults, |_| ());
+    let clock = folder.path().join("clock");
+    turn_clock(&clock, "+0");
+    let mut server = serve_with_clock(folder.path(), &remote, port, &clock);
+    send_from(&server, "demo", 0, 5, question);
+    until(&mut server, "a batch without its files", |server| {
+        (batches(server)[..].first()?["step"] == "settling").then_some(())
+    });
+    server.kill();
+    turn_clock(&clock, "+3h");
+    let mut server = serve_with_clock(folder.path(), &remote, port, &clock);
+    until(&mut server, "the end", |server| {
+        let [pending, in_progress, completed, failed] = server.summary();
+        (pending + in_progress == 0).then_some((completed, failed))
+    });
+    assert_eq!(server.summary(), [0, 0, 5, 0]);
+    assert!(server.terminate().success());
+    assert_once(&remote.runs(), 5);
+    assert_whole(folder.path());
+}

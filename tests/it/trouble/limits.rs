@@ -131,3 +131,54 @@ fn ten_requests_do_not_wait_behind_another_companys_thirty_thousand() {
     assert_once(&simulator.runs(), 30_010);
     assert_whole(folder.path());
 }
+
+#[test]
+fn a_refusal_for_want_of_room_at_the_call_itself_closes_the_gate_and_uses_no_attempt() {
+    let folder = folder();
+    let port = free_port();
+    let faults = r#"{"calls": [
+        {"call": "batches.create", "fault": "status", "status": 400, "code": "token_limit_exceeded", "times": 2}
+    ]}"#;
+    let simulator = Provider::start(&folder.path().join("provider"), faults, |_| ());
+    let mut server = serve(folder.path(), &simulator, port, &SET);
+    send(&server, "demo", 20, question);
+    until(&mut server, "the closed gate", |server| {
+        let room = provider(server)["rooms"][0].clone();
+        (room["gate"] == "closed" && room["learnedLimit"].is_u64()).then_some(())
+    });
+    until(&mut server, "the end", |server| (server.summary() == [0, 0, 20, 0]).then_some(()));
+    assert!(requests(&server).iter().all(|request| request["attempts"] == 1));
+    assert!(batches(&server).iter().all(|batch| batch["closedAt"].is_string() || batch["step"] != "parked"));
+    assert!(server.terminate().success());
+    assert_once(&simulator.runs(), 20);
+    assert_whole(folder.path());
+}
+
+#[test]
+fn a_pause_that_the_provider_asks_for_holds_for_every_batch_and_its_refusal_is_no_creation() {
+    let folder = folder();
+    let port = free_port();
+    let faults = r#"{"calls": [
+        {"call": "batches.create", "fault": "status", "status": 429, "retry_after": {"seconds": 4}, "nth": 1}
+    ]}"#;
+    let simulator = Provider::start(&folder.path().join("provider"), faults, |_| ());
+    let mut server = serve(folder.path(), &simulator, port, &SET);
+    send(&server, "demo", 5, question);
+    until(&mut server, "the pause", |server| provider(server)["rateLimitedUntil"].is_string().then_some(()));
+    send(&server, "other", 5, question);
+    until(&mut server, "a request that waits for its end", |server| {
+        let timeline = server.get("/api/v1/companies/other/requests/other-0/timeline");
+        (timeline["timeline"]["waiting"]["for"] == "rate_limited").then_some(())
+    });
+    assert_eq!(simulator.calls("POST /v1/batches"), 1);
+    until(&mut server, "the end", |server| (server.summary() == [0, 0, 10, 0]).then_some(()));
+    let shown = provider(&server);
+    assert_eq!(
+        (&shown["rateLimitedUntil"], &shown["batchesLastHour"]),
+        (&serde_json::Value::Null, &2.into())
+    );
+    assert_eq!(simulator.calls("POST /v1/batches"), 3);
+    assert!(server.terminate().success());
+    assert_once(&simulator.runs(), 10);
+    assert_whole(folder.path());
+}

@@ -69,6 +69,14 @@ pub fn plan(seed: u64, dice: &mut Dice) -> Plan {
             kinds.push(json!({"fault": "truncate", "share": 0.6}));
             kinds.push(json!({"fault": "stall", "share": 0.3}));
         }
+        if call == "batches.create" {
+            kinds.push(json!({"fault": "status", "status": 400, "code": "token_limit_exceeded"}));
+            kinds.push(json!({"fault": "status", "status": 400, "code": "something_new"}));
+        }
+        if call == "batches.cancel" {
+            kinds.push(json!({"fault": "status", "status": 404}));
+            kinds.push(json!({"fault": "status", "status": 400}));
+        }
         if call.ends_with("list") {
             kinds.push(json!({"fault": "empty_page"}));
         }
@@ -121,6 +129,8 @@ pub fn plan(seed: u64, dice: &mut Dice) -> Plan {
         rule(json!({"fault": "expire", "share": 0.5}), 60, Some(3)),
         rule(json!({"fault": "cancel", "share": 0.4}), 60, Some(3)),
         rule(json!({"fault": "null_output", "polls": 3}), 60, Some(3)),
+        rule(json!({"fault": "null_output", "polls": 3, "output_only": true}), 60, Some(3)),
+        rule(json!({"fault": "no_counts"}), 60, None),
         rule(json!({"fault": "empty_ids"}), 60, None),
         rule(json!({"fault": "skip_states"}), 60, None),
         rule(json!({"fault": "wrong_counts"}), 30, None),
