@@ -9,21 +9,21 @@ import gzip, hashlib, itertools, json, os, sys, time, urllib.error, urllib.parse
 
 def call(path, body=None, **headers):
     request = urllib.request.Request(f"{base}/{path}", body, {"Authorization": f"Bearer {token}", **headers})
-    try:
-        return json.load(urllib.request.urlopen(request, timeout=300))
-    except urllib.error.HTTPError as err:
-        if err.code not in (429, 503):
-            sys.exit(err.read().decode())
-        time.sleep(int(err.headers.get("Retry-After", 5)))  # too much, or not now
-        return call(path, body, **headers)
+    for left in reversed(range(100)):
+        try:
+            return json.load(urllib.request.urlopen(request, timeout=300))
+        except urllib.error.HTTPError as err:
+            if err.code not in (429, 503) or not left:
+                sys.exit(err.read().decode())
+            time.sleep(int(err.headers.get("Retry-After", 5)))  # too much, or not now
 
 
 (company, kind, file), token = sys.argv[1:], os.environ["NIGHTSHIFT_TOKEN"]
 base, ids, bad = f"{os.environ['NIGHTSHIFT_URL']}/api/v1/companies/{company}", [], 0
 with open(file, "rb") as lines:
-    while chunk := list(itertools.islice(lines, 1000)):  # a reply names the ids of so many
+    for number, chunk in enumerate(iter(lambda: list(itertools.islice(lines, 1000)), [])):  # a reply names so many ids
         headers = {"Content-Type": "application/x-ndjson", "Content-Encoding": "gzip",
-                   "Idempotency-Key": hashlib.sha256(b"".join(chunk)).hexdigest()}
+                   "Idempotency-Key": hashlib.sha256(b"%d:%s" % (number, b"".join(chunk))).hexdigest()}
         reply = call(kind, gzip.compress(b"".join(chunk)), **headers)
         print({name: reply[name] for name in ("accepted", "duplicate", "errors")}, file=sys.stderr)
         bad, refused = bad + reply["rejected"], [error["line"] for error in reply["errors"]]

@@ -36,6 +36,8 @@ pub const CRASH_POINTS: &[&str] = &[
     "import.after_chunk",
     "reading.before_commit",
     "reading.after_commit",
+    "reading.order.before_commit",
+    "reading.order.after_commit",
     "transcript.before_commit",
     "transcript.after_commit",
     "fetch_failed.before_commit",

@@ -53,19 +53,28 @@ fn path_of(shared: &Shared, company: &CompanyId, source: SourceId) -> PathBuf {
 /// Removes what a kill left over: before anything is read, and also of sources that are not configured any more, whose
 /// companies may be erased by now.
 pub fn clean(spool: &Path) {
-    let is_export = |path: &Path| {
-        let name = path.file_name().and_then(|name| name.to_str());
-        name.is_some_and(|name| name.starts_with("export-") && name.ends_with(".part"))
-    };
-    let removed = std::fs::read_dir(spool).and_then(|mut entries| {
-        entries.try_for_each(|entry| {
-            let path = entry?.path();
-            if is_export(&path) { std::fs::remove_file(path) } else { Ok(()) }
-        })
-    });
-    if let Err(err) = removed {
+    if let Err(err) = remove(spool, |_| true) {
         tracing::warn!(path = %spool.display(), error = %err, "an export that a kill left in the spool stays");
     }
+}
+
+/// Removes what lies there of a company's exports, of which none is being read.
+pub fn remove_of(spool: &Path, company: &CompanyId) -> std::io::Result<()> {
+    remove(spool, |of| of == company.as_str())
+}
+
+fn remove(spool: &Path, is_wanted: impl Fn(&str) -> bool) -> std::io::Result<()> {
+    let company_of = |path: &Path| {
+        let name = path.file_name()?.to_str()?.strip_prefix("export-")?.strip_suffix(".part")?;
+        Some(name.rsplit_once('-')?.0.to_owned())
+    };
+    for entry in std::fs::read_dir(spool)? {
+        let path = entry?.path();
+        if company_of(&path).is_some_and(|company| is_wanted(&company)) {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Fetches the export, unless it is as `have` says.

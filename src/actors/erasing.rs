@@ -7,13 +7,14 @@ use std::time::Duration;
 use actix::prelude::*;
 
 use super::Shared;
+use super::download;
 use super::effects;
 use super::finding::{self, read};
 use super::registry::{CancelOf, GiveBack, Registry, blocking};
 use crate::condition::{Hindrance, safe_mode};
 use crate::domain::batch::{Batch, BatchState, Cancel, Then};
 use crate::domain::erasure::{Erasure, ErasureState, Subject};
-use crate::domain::id::{BatchId, ErasureId, FileId, Timestamp};
+use crate::domain::id::{BatchId, CompanyId, ErasureId, FileId, Timestamp};
 use crate::domain::request::{Failure, FailureClass};
 use crate::provider::ProviderError;
 use crate::provider::wire::FileObject;
@@ -233,7 +234,14 @@ async fn go_on(
         // What is left is in batches that have to give it back first.
         return Ok((ErasureState::Running, Files::Left));
     }
-    let files = erase_files(shared, erasure.id).await?;
+    let exports = match &erasure.subject {
+        Subject::Company(company) => erase_exports(shared, company).await?,
+        Subject::Session { .. } => Files::Gone,
+    };
+    let files = match erase_files(shared, erasure.id).await? {
+        Files::Gone => exports,
+        files @ (Files::Left | Files::Trouble(_)) => files,
+    };
     if files != Files::Gone {
         return Ok((ErasureState::Running, files));
     }
@@ -290,6 +298,24 @@ async fn end_batches(
         match page.last() {
             Some(last) if page.len() == BATCHES => after = Some(*last),
             Some(_) | None => return Ok(()),
+        }
+    }
+}
+
+/// Removes what lies here of a company's exports. A reading that found the company has its end first; none that begins
+/// now finds it.
+async fn erase_exports(shared: &Arc<Shared>, company: &CompanyId) -> Result<Files, StoreError> {
+    let mut own = shared.sources.iter().filter(|source| source.company == *company);
+    if own.any(|source| source.is_being_read()) {
+        return Ok(Files::Left);
+    }
+    let (spool, company) = (shared.spool.clone(), company.clone());
+    match blocking(move || Ok(download::remove_of(&spool, &company))).await? {
+        Ok(()) => Ok(Files::Gone),
+        Err(err) => {
+            let why = format!("an export in the spool cannot be removed: {err}");
+            tracing::error!(path = %shared.spool.display(), "{why}; an erasure needs it gone, and tries again");
+            Ok(Files::Trouble(why))
         }
     }
 }

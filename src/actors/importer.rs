@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -16,7 +17,9 @@ use super::{Shared, every, later};
 use crate::condition::Hindrance;
 use crate::domain::id::CompanyId;
 use crate::domain::session::SessionFacts;
-use crate::domain::source::{self, ReadCounts, ReadOutcome, SourceId, TranscriptAt, Validators};
+use crate::domain::source::{
+    self, ReadCounts, ReadOutcome, SourceId, SourceRecord, TranscriptAt, Validators,
+};
 use crate::fetch::{FetchError, Login, Url};
 use crate::import::export::Transcript;
 use crate::import::{Options, export};
@@ -63,7 +66,18 @@ pub struct Source {
     pub every: Duration,
     /// How many of its transcripts are fetched from one host at the same time.
     pub transcript_concurrency: usize,
-    wanted: Notify,
+    ordered: Notify,
+    /// Readings that are under way, with what they hold of the export.
+    readings: AtomicUsize,
+}
+
+/// A reading that is under way, until it is dropped.
+struct Held(Arc<Source>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.readings.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Source {
@@ -74,12 +88,23 @@ impl Source {
             Place::Remote(remote) => remote.url.to_string(),
         };
         let id = SourceId::from_bytes(first(&text));
-        Self { id, company, place, label, options, every, transcript_concurrency: 4, wanted: Notify::new() }
+        let (ordered, readings) = (Notify::new(), AtomicUsize::new(0));
+        Self { id, company, place, label, options, every, transcript_concurrency: 4, ordered, readings }
     }
 
-    /// Has it read soon, and all of it whatever its server says of changes.
+    /// Has it read soon. An order that is stored has all of it read, whatever its server says of changes.
     pub fn read_now(&self) {
-        self.wanted.notify_one();
+        self.ordered.notify_one();
+    }
+
+    /// Whether a reading is under way. One that begins after this was asked sees what was stored before it was.
+    pub fn is_being_read(&self) -> bool {
+        self.readings.fetch_add(0, Ordering::SeqCst) > 0
+    }
+
+    fn hold(self: &Arc<Self>) -> Held {
+        self.readings.fetch_add(1, Ordering::SeqCst);
+        Held(self.clone())
     }
 
     fn zone(&self) -> String {
@@ -126,16 +151,18 @@ pub struct Importer {
     intake: Addr<Intake>,
     shared: Arc<Shared>,
     busy: bool,
-    /// Somebody wants it read, whatever its server says of changes.
+    /// Somebody wants it read once the reading that is under way has ended.
     wanted: bool,
     /// Readings in a row that failed and may go well soon.
     failures: u32,
+    /// Its company was not there when it was last looked at, and that was told.
+    is_orphaned: bool,
 }
 
 impl Importer {
     /// An importer that hands what it reads to `intake`.
     pub const fn new(source: Arc<Source>, intake: Addr<Intake>, shared: Arc<Shared>) -> Self {
-        Self { source, intake, shared, busy: false, wanted: false, failures: 0 }
+        Self { source, intake, shared, busy: false, wanted: false, failures: 0, is_orphaned: false }
     }
 
     fn read(&mut self, ctx: &mut Context<Self>) {
@@ -143,17 +170,19 @@ impl Importer {
             return;
         }
         self.busy = true;
-        let whole = std::mem::take(&mut self.wanted);
+        self.wanted = false;
         let (source, intake, shared) = (self.source.clone(), self.intake.clone(), self.shared.clone());
         let again = source::pause(self.failures + 1, false).min(source.every);
         let read = async move {
-            panics::caught(import(source, intake, shared, whole, again)).await.unwrap_or_else(|_| {
+            panics::caught(import(source, intake, shared, again)).await.unwrap_or_else(|_| {
                 tracing::error!("an import broke off; it is read again in its time");
-                false
+                Again::InItsTime
             })
         };
-        ctx.spawn(read.into_actor(self).map(move |soon, this, ctx| {
+        ctx.spawn(read.into_actor(self).map(move |next, this, ctx| {
             this.busy = false;
+            this.note_company(next != Again::WithItsCompany);
+            let soon = next == Again::Soon;
             this.failures = if soon { this.failures + 1 } else { 0 };
             if this.wanted {
                 this.read(ctx);
@@ -164,11 +193,20 @@ impl Importer {
         }));
     }
 
+    /// Tells once that there is nobody to read for.
+    fn note_company(&mut self, is_there: bool) {
+        if !std::mem::replace(&mut self.is_orphaned, !is_there) && !is_there {
+            let source = &self.source;
+            tracing::warn!(company.id = %source.company, source.id = %source.id,
+                "the export {} is not read: there is no company {}", source.label, source.company);
+        }
+    }
+
     /// Reads when somebody asks for it, again and again.
     fn listen(&mut self, ctx: &mut Context<Self>) {
         let source = self.source.clone();
-        let wanted = async move { source.wanted.notified().await };
-        ctx.spawn(wanted.into_actor(self).map(|(), this, ctx| {
+        let ordered = async move { source.ordered.notified().await };
+        ctx.spawn(ordered.into_actor(self).map(|(), this, ctx| {
             this.wanted = true;
             this.read(ctx);
             this.listen(ctx);
@@ -208,25 +246,42 @@ async fn hand_in(
     }
 }
 
-/// Reads the source once and notes how it ended. Says whether it should be tried again before its time.
-async fn import(
-    source: Arc<Source>,
-    intake: Addr<Intake>,
-    shared: Arc<Shared>,
-    whole: bool,
-    again: Duration,
-) -> bool {
-    let ended = read_once(&source, &intake, &shared, whole).await;
+/// When a source is read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Again {
+    /// As it is configured.
+    InItsTime,
+    /// Before that: what went wrong may pass.
+    Soon,
+    /// Once there is its company.
+    WithItsCompany,
+}
+
+/// Reads the source once and notes how it ended.
+async fn import(source: Arc<Source>, intake: Addr<Intake>, shared: Arc<Shared>, again: Duration) -> Again {
+    // Before the company is looked for: the erasure of one that is found waits for this.
+    let _held = source.hold();
+    let known = match known(&source, &shared).await {
+        Ok(Some(known)) => Ok(known),
+        Ok(None) => return Again::WithItsCompany,
+        Err(err) => Err(NotRead::failed(err)),
+    };
+    let orders = known.as_ref().map_or(0, |known| known.orders);
+    let ended = match known {
+        Ok(known) => read_once(&source, &intake, &shared, &known).await,
+        Err(err) => Some(Err(err)),
+    };
     let mut soon = false;
     let reading = |outcome, error, whole, pause| Reading {
         outcome,
         error,
         whole,
+        orders,
         next_at: shared.clock.now().plus(pause),
     };
     let reading = match ended {
         // The program is leaving.
-        None => return false,
+        None => return Again::InItsTime,
         Some(Ok(None)) => {
             tracing::debug!(company.id = %source.company, source.id = %source.id, "{} has not changed", source.label);
             reading(ReadOutcome::Unchanged, None, None, source.every)
@@ -249,7 +304,17 @@ async fn import(
     if let Err(err) = noted {
         tracing::error!(error = %err, source.id = %source.id, "how an import ended could not be stored");
     }
-    soon
+    if soon { Again::Soon } else { Again::InItsTime }
+}
+
+/// What is known of the source; none where there is no company to read it for.
+async fn known(source: &Arc<Source>, shared: &Shared) -> Result<Option<SourceRecord>, StoreError> {
+    let (reader, asked) = (shared.reader.clone(), source.clone());
+    blocking(move || match reader.company(&asked.company)? {
+        Some(_) => Ok(Some(reader.source(&asked.company, asked.id)?.unwrap_or_default())),
+        None => Ok(None),
+    })
+    .await
 }
 
 fn tell(source: &Source, counts: &ReadCounts) {
@@ -296,7 +361,7 @@ async fn read_once(
     source: &Arc<Source>,
     intake: &Addr<Intake>,
     shared: &Arc<Shared>,
-    whole: bool,
+    known: &SourceRecord,
 ) -> Option<Result<Whole, NotRead>> {
     let remote = match &source.place {
         Place::File { csv, .. } => {
@@ -305,11 +370,9 @@ async fn read_once(
         }
         Place::Remote(remote) => remote,
     };
-    let have = match last_read(source, shared).await {
-        Ok(_) if whole => Validators::default(),
-        Ok(have) => have,
-        Err(err) => return Some(Err(NotRead::failed(err))),
-    };
+    // The state that is wholly taken in, if it was read as it would be now and nobody wants all of it again.
+    let is_had = known.orders == 0 && known.time_zone == source.zone();
+    let have = if is_had { known.validators.clone() } else { Validators::default() };
     let home: Downloaded = match download::download(shared, &source.company, source.id, remote, &have).await {
         Ok(Some(home)) => home,
         Ok(None) => return Some(Ok(None)),
@@ -317,14 +380,6 @@ async fn read_once(
     };
     let counts = take_in(source, &home.path, intake, shared).await?;
     Some(counts.map(|counts| Some((counts, home.validators.clone()))))
-}
-
-/// The state of the export that is wholly taken in, if it was read as it would be now.
-async fn last_read(source: &Arc<Source>, shared: &Shared) -> Result<Validators, StoreError> {
-    let (reader, asked) = (shared.reader.clone(), source.clone());
-    let known = blocking(move || reader.source(&asked.company, asked.id)).await?;
-    let known = known.filter(|known| known.time_zone == source.zone());
-    Ok(known.map(|known| known.validators).unwrap_or_default())
 }
 
 /// Takes in the whole file. None when the program is leaving.
@@ -336,8 +391,9 @@ async fn take_in(
 ) -> Option<Result<ReadCounts, NotRead>> {
     // Two chunks on the way at most: the reader waits for the store, not the memory.
     let (sender, mut chunks) = mpsc::channel::<Vec<ChatSession>>(2);
-    let (reading, path) = (source.clone(), path.to_owned());
-    let reader = tokio::task::spawn_blocking(move || read(&reading, &path, &sender));
+    // It has the file open, also where nobody waits for its chunks any more.
+    let (reading, path) = (source.hold(), path.to_owned());
+    let reader = tokio::task::spawn_blocking(move || read(&reading.0, &path, &sender));
     let mut counts = ReadCounts::default();
     while let Some(sessions) = chunks.recv().await {
         let asked = AcceptSessions { company: source.company.clone(), sessions };

@@ -146,6 +146,8 @@ pub struct SourceRecord {
     pub next_at: Option<Timestamp>,
     /// Its transcripts.
     pub transcripts: FetchCounts,
+    /// Orders to read all of it that no reading has carried out yet.
+    pub orders: u32,
 }
 
 /// Where the fetching of a transcript stands.

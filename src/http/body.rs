@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, Visitor};
+use tokio::time::{Instant, timeout_at};
 use warp::http::StatusCode;
 
 use super::lines::{self, Body};
@@ -16,24 +18,28 @@ use crate::serving::BodyError;
 
 /// A body of a call that is not a stream.
 pub const SMALL_BYTES_MAX: u64 = 1 << 20;
-/// How long a body that is read whole may take.
-const TIME: std::time::Duration = std::time::Duration::from_secs(15);
+/// How long a body that is read whole may take; it gets more by what has come of it,
+const TIME: Duration = Duration::from_secs(15);
+/// at so many bytes a second. Whoever sends less on average is too slow, however often a byte comes.
+const BYTES_PER_SEC_MIN: u64 = 64 << 10;
 
 /// Reads a body whole.
-pub async fn whole(mut body: Body, max_bytes: u64) -> Result<Bytes, ApiError> {
-    let mut whole = BytesMut::new();
-    let reading = async {
-        while let Some(chunk) = body.next().await {
-            let chunk = chunk.map_err(|err| lines::body_error(&err))?;
-            if (whole.len() + chunk.len()) as u64 > max_bytes {
-                return Err(lines::body_error(&BodyError::TooLarge { limit: max_bytes }));
-            }
-            whole.extend_from_slice(&chunk);
+pub async fn whole(body: Body, max_bytes: u64) -> Result<Bytes, ApiError> {
+    within(TIME, body, max_bytes).await
+}
+
+async fn within(time: Duration, mut body: Body, max_bytes: u64) -> Result<Bytes, ApiError> {
+    let (started, mut whole) = (Instant::now(), BytesMut::new());
+    loop {
+        let deadline = started + time + Duration::from_secs(whole.len() as u64 / BYTES_PER_SEC_MIN);
+        let next = timeout_at(deadline, body.next()).await;
+        let Some(piece) = next.map_err(|_| lines::body_error(&BodyError::TooSlow))? else { break };
+        let piece = piece.map_err(|err| lines::body_error(&err))?;
+        if (whole.len() + piece.len()) as u64 > max_bytes {
+            return Err(lines::body_error(&BodyError::TooLarge { limit: max_bytes }));
         }
-        Ok(())
-    };
-    let in_time = tokio::time::timeout(TIME, reading).await;
-    in_time.map_err(|_| lines::body_error(&BodyError::TooSlow))??;
+        whole.extend_from_slice(&piece);
+    }
     Ok(whole.freeze())
 }
 
@@ -72,5 +78,36 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
             }
         }
         deserializer.deserialize_map(Visit(PhantomData))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pieces of so many bytes, each some time after the one before.
+    fn pieces(sizes: &'static [usize]) -> Body {
+        let later = async |size: &usize| {
+            let began = Instant::now();
+            while began.elapsed() < Duration::from_millis(5) {
+                tokio::task::yield_now().await;
+            }
+            Ok(Bytes::from(vec![b' '; *size]))
+        };
+        let first = futures_util::stream::iter([Ok(Bytes::from(vec![b' '; sizes[0]]))]);
+        Box::pin(first.chain(futures_util::stream::iter(&sizes[1..]).then(later)))
+    }
+
+    #[tokio::test]
+    async fn a_body_has_the_longer_the_more_of_it_came_and_one_that_stops_is_given_up() {
+        // Nothing at the start, and 16 seconds for its first mebibyte.
+        let steady = within(Duration::ZERO, pieces(&[1 << 20, 1, 1]), 2 << 20).await;
+        assert_eq!(steady.map(|whole| whole.len()), Ok((1 << 20) + 2));
+        let slow = within(Duration::ZERO, pieces(&[1, 1]), 100).await;
+        assert_eq!(slow.map_err(|err| err.code), Err("too_slow"));
+        let silent = within(Duration::ZERO, Box::pin(futures_util::stream::pending()), 100).await;
+        assert_eq!(silent.map_err(|err| err.code), Err("too_slow"));
+        let large = within(TIME, pieces(&[60, 60]), 100).await;
+        assert_eq!(large.map_err(|err| err.code), Err("too_large"));
     }
 }

@@ -27,7 +27,7 @@ pub struct CsvRows {
 /// Reads the rows of `body`; `zone` is that of times without an offset.
 pub fn rows(body: Body, zone: TimeZone) -> CsvRows {
     let broken = Arc::new(Mutex::new(None));
-    let told = broken.clone();
+    let (told, torn) = (broken.clone(), broken.clone());
     let body = body.map(move |piece| {
         piece.map_err(|err| {
             let words = err.to_string();
@@ -42,6 +42,8 @@ pub fn rows(body: Body, zone: TimeZone) -> CsvRows {
             let read = match row {
                 // Cut to size here already: rows wait on their way.
                 Ok(row) => (row.line, Ok(Row { facts: row.facts.cut(), ..row })),
+                // What is left of a row where the body broke off is no row: the call's own error tells of it.
+                Err(err) if err.ends_file && is_broken(&torn) => return,
                 Err(err) => (err.line, Err(without_line(&err.to_string()))),
             };
             // Nobody listens where the call is over.
@@ -51,6 +53,10 @@ pub fn rows(body: Body, zone: TimeZone) -> CsvRows {
         }
     });
     CsvRows { rows, broken }
+}
+
+fn is_broken(broken: &Mutex<Option<BodyError>>) -> bool {
+    broken.lock().unwrap_or_else(PoisonError::into_inner).is_some()
 }
 
 /// The reply has the line as a field of its own.

@@ -82,6 +82,7 @@ async fn start(
     rows: Rows,
     format: Format,
 ) -> Result<Answer, ApiError> {
+    let place = api.limiter.export(company)?;
     let mut export =
         Export { reader: api.shared.reader.clone(), rows, format, begun: false, is_last_page: false };
     // The first piece is read before the reply begins: until then an error can still be told.
@@ -98,7 +99,7 @@ async fn start(
     let name = HeaderValue::from_str(&name).map(|name| (CONTENT_DISPOSITION.as_str(), name));
     let total = total.map(|total| (TOTAL_ROWS, HeaderValue::from(total)));
     let headers = name.into_iter().chain(total).collect();
-    Ok(Answer::stream(StatusCode::OK, format.content_type(), pieces).with(headers))
+    Ok(Answer::stream(StatusCode::OK, format.content_type(), pieces, place).with(headers))
 }
 
 /// The rows that are still to be sent.

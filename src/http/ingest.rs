@@ -45,12 +45,14 @@ struct Tally {
     first_error: Option<LineError>,
     ids: Vec<Value>,
     ids_left_out: bool,
-    /// The last line of what was stored; all before it are stored or refused.
+    /// Of it and of every line before it is known what became of it: they are stored or refused.
     last_line: u64,
+    /// How many were refused by then. Those behind it are told again once a client goes on behind it.
+    rejected_by_then: u64,
 }
 
 impl Tally {
-    /// What an error tells of the lines before it: they are stored, whatever became of the rest.
+    /// What an error tells of the lines before it: they are stored or refused, whatever became of the rest.
     fn done(&self, with_updated: bool) -> Option<Map<String, Value>> {
         if self.last_line == 0 {
             return None;
@@ -58,8 +60,10 @@ impl Tally {
         let mut done = Map::new();
         done.insert("accepted".to_owned(), Value::from(self.accepted));
         done.insert("duplicate".to_owned(), Value::from(self.duplicate));
-        done.insert("rejected".to_owned(), Value::from(self.rejected));
+        done.insert("rejected".to_owned(), Value::from(self.rejected_by_then));
         done.insert("lastLine".to_owned(), Value::from(self.last_line));
+        let known = |error: &&Value| error["line"].as_u64().is_some_and(|line| line <= self.last_line);
+        done.insert("errors".to_owned(), self.errors.iter().filter(known).cloned().collect());
         if with_updated {
             done.insert("updated".to_owned(), Value::from(self.updated));
         }
@@ -74,6 +78,11 @@ impl Tally {
         if self.errors.len() < ERRORS_MAX {
             self.errors.push(json!({ "line": line, "code": err.code, "detail": err.detail }));
         }
+    }
+
+    /// Nothing up to this line waits any more.
+    fn settled(&mut self, line: u64) {
+        (self.last_line, self.rejected_by_then) = (line, self.rejected);
     }
 
     fn named(&mut self, line: u64, id: &str, what: &str) {
@@ -238,11 +247,12 @@ async fn take_in<K: Kind>(
     kind: &K,
     tally: &mut Tally,
 ) -> Result<bool, ApiError> {
-    let mut chunk = Chunk { items: Vec::new(), bytes: 0 };
+    let mut chunk = Chunk { items: Vec::new(), bytes: 0, looked_at: 0 };
     match Shape::of(headers)? {
         Shape::Lines => {
             let mut lines = Lines::new(body);
             while let Some((number, line)) = lines.next().await? {
+                chunk.looked_at = number;
                 match line {
                     Line::Whole(json) => chunk.add(kind, number, &json, tally),
                     Line::TooLong => {
@@ -264,6 +274,7 @@ async fn take_in<K: Kind>(
             };
             let mut rows = csv::rows(body, zone);
             while let Some((number, row)) = rows.next().await {
+                chunk.looked_at = number;
                 match row
                     .map_err(|reason| wrong("invalid_row", reason))
                     .and_then(|row| kind.of_row(number, row))
@@ -281,12 +292,14 @@ async fn take_in<K: Kind>(
             let body = body::whole(body, JSON_BYTES_MAX).await?;
             match lines::json(&body)? {
                 Json::One(json) => {
+                    chunk.looked_at = 1;
                     chunk.add(kind, 1, json.get().as_bytes(), tally);
                     chunk.store(api, company, kind, tally).await?;
                     Ok(true)
                 }
                 Json::Many(entries) => {
                     for (number, json) in (1..).zip(&entries) {
+                        chunk.looked_at = number;
                         chunk.add(kind, number, json.get().as_bytes(), tally);
                         chunk.store_if_full(api, company, kind, tally).await?;
                         if number % 256 == 0 {
@@ -306,6 +319,8 @@ async fn take_in<K: Kind>(
 struct Chunk<T> {
     items: Vec<(u64, T)>,
     bytes: usize,
+    /// The last line that was read, whether it is in here or was refused.
+    looked_at: u64,
 }
 
 impl<T> Chunk<T> {
@@ -334,6 +349,8 @@ impl<T> Chunk<T> {
     ) -> Result<(), ApiError> {
         if self.items.len() >= CHUNK || self.bytes >= CHUNK_BYTES {
             self.store(api, company, kind, tally).await?;
+        } else if self.items.is_empty() {
+            tally.settled(self.looked_at);
         }
         Ok(())
     }
@@ -347,10 +364,10 @@ impl<T> Chunk<T> {
     ) -> Result<(), ApiError> {
         self.bytes = 0;
         let items = std::mem::take(&mut self.items);
-        let Some((last, _)) = items.last() else { return Ok(()) };
-        let last = *last;
-        kind.store(api, company, items, tally).await?;
-        tally.last_line = last;
+        if !items.is_empty() {
+            kind.store(api, company, items, tally).await?;
+        }
+        tally.settled(self.looked_at);
         Ok(())
     }
 }

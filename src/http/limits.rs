@@ -1,5 +1,5 @@
 //! How much a company may send, and have sent: calls a minute and bytes an hour, told with each reply in the standard
-//! headers, and messages a minute to its webhooks.
+//! headers, messages a minute to its webhooks, and how many streams it may have under way.
 //!
 //! The headers are `RateLimit-Policy` and `RateLimit` of draft-ietf-httpapi-ratelimit-headers, and `Retry-After`. The
 //! counts are kept in memory: after a restart they begin anew.
@@ -23,20 +23,51 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// that is, would have as many else as the caller likes.
 const MESSAGES_PER_MINUTE: u64 = 60;
 
-/// Bodies that are read at the same time, of all companies,
-const RUNNING_MAX: usize = 64;
-/// and of one.
-const RUNNING_OF_ONE_MAX: usize = 8;
+/// How many streams of a kind may be under way at the same time.
+#[derive(Debug, Clone, Copy)]
+struct Places {
+    /// Of all companies,
+    of_all: usize,
+    /// and of one.
+    of_one: usize,
+    /// So many more for companies that have none: others that are slow on purpose cannot shut them out.
+    kept: usize,
+}
 
-/// A body that is being read, until it is dropped.
+impl Places {
+    const fn have_room(self, all: usize, own: usize) -> bool {
+        own < self.of_one && (all < self.of_all || own == 0 && all < self.of_all + self.kept)
+    }
+}
+
+/// Bodies that are read: each takes memory, and an export a thread.
+const BODIES: Places = Places { of_all: 64, of_one: 8, kept: 16 };
+/// Exports that are sent: each takes memory and, where its reader is slow, a connection for long.
+const EXPORTS: Places = Places { of_all: 32, of_one: 4, kept: 8 };
+
+/// Seconds until a refused export may be asked for again.
+const EXPORT_WAIT: u64 = 5;
+
+/// What is under way.
+#[derive(Debug, Clone, Copy)]
+enum Stream {
+    Body,
+    Export,
+}
+
+/// A stream that is under way, until it is dropped.
 pub struct Running {
     limiter: Arc<Limiter>,
     company: CompanyId,
+    stream: Stream,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.limiter.with(&self.company, |used| used.running = used.running.saturating_sub(1));
+        self.limiter.with(&self.company, |used| {
+            let own = used.running(self.stream);
+            *own = own.saturating_sub(1);
+        });
     }
 }
 
@@ -54,7 +85,18 @@ struct Used {
     bytes: Window,
     messages: Window,
     /// Calls whose body is being read.
-    running: usize,
+    bodies: usize,
+    /// Exports that are being sent.
+    exports: usize,
+}
+
+impl Used {
+    const fn running(&mut self, stream: Stream) -> &mut usize {
+        match stream {
+            Stream::Body => &mut self.bodies,
+            Stream::Export => &mut self.exports,
+        }
+    }
 }
 
 /// A span of time that begins with the first use.
@@ -89,25 +131,41 @@ impl Limiter {
         change(used.entry(company.clone()).or_default())
     }
 
-    /// The right to read a body; 429 where the company, or all companies together, have as many under way as they may:
-    /// each takes memory, and an export a thread.
+    /// The right to read a body; 429 where the company, or all companies together, have as many under way as they may.
     pub fn enter(self: &Arc<Self>, clock: &dyn Clock, company: &CompanyId) -> Result<Running, ApiError> {
-        let entered = {
-            let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-            let all: usize = used.values().map(|used| used.running).sum();
-            let own = used.entry(company.clone()).or_default();
-            let entered = all < RUNNING_MAX && own.running < RUNNING_OF_ONE_MAX;
-            own.running += usize::from(entered);
-            entered
-        };
-        if entered {
-            return Ok(Running { limiter: self.clone(), company: company.clone() });
+        self.place(company, Stream::Body, BODIES).ok_or_else(|| {
+            let Places { of_all, of_one, .. } = BODIES;
+            let detail = format!(
+                "{of_one} calls of a company may bring something at the same time, {of_all} of all; wait until one has \
+                 ended"
+            );
+            self.refusal(clock, company, Duration::from_secs(1), detail)
+        })
+    }
+
+    /// The right to send an export; 429 likewise.
+    pub fn export(self: &Arc<Self>, company: &CompanyId) -> Result<Running, ApiError> {
+        self.place(company, Stream::Export, EXPORTS).ok_or_else(|| {
+            let Places { of_all, of_one, .. } = EXPORTS;
+            let detail = format!(
+                "{of_one} exports of a company may be under way at the same time, {of_all} of all; wait until one has ended"
+            );
+            ApiError {
+                retry_after: Some(EXPORT_WAIT),
+                ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail)
+            }
+        })
+    }
+
+    fn place(self: &Arc<Self>, company: &CompanyId, stream: Stream, places: Places) -> Option<Running> {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = used.values_mut().map(|used| *used.running(stream)).sum();
+        let own = used.entry(company.clone()).or_default().running(stream);
+        if !places.have_room(all, *own) {
+            return None;
         }
-        let detail = format!(
-            "{RUNNING_OF_ONE_MAX} calls of a company may bring something at the same time, {RUNNING_MAX} of all; wait \
-             until one has ended"
-        );
-        Err(self.refusal(clock, company, Duration::from_secs(1), detail))
+        *own += 1;
+        Some(Running { limiter: self.clone(), company: company.clone(), stream })
     }
 
     /// Counts a call of a company that is there; 429 where it is one too many.
@@ -258,11 +316,41 @@ mod tests {
         assert_eq!(limiter.bytes(&clock, &a, 1).unwrap_err().retry_after, Some(3540));
         assert_eq!(limiter.call(&clock, &a).unwrap_err().retry_after, Some(3540));
         assert!(limiter.bytes(&clock, &b, 100).is_ok());
-        let limiter = Arc::new(limiter);
-        let running: Vec<_> = (0..RUNNING_OF_ONE_MAX).map(|_| limiter.enter(&clock, &a).unwrap()).collect();
-        assert_eq!(limiter.enter(&clock, &a).err().unwrap().code, "rate_limited");
-        assert!(limiter.enter(&clock, &b).is_ok());
-        drop(running);
-        assert!(limiter.enter(&clock, &a).is_ok());
+    }
+
+    #[test]
+    fn no_companies_together_have_every_place_and_shut_out_one_that_has_none() {
+        let clock = ManualClock::new(Timestamp::from_secs(0));
+        let limiter = Arc::new(Limiter::new(Ingest { calls_per_minute: 2, bytes_per_hour: 100 }));
+        let company = |number: usize| -> CompanyId { format!("c{number}").parse().unwrap() };
+        for (stream, of_all, of_one, kept) in [(Stream::Body, 64, 8, 16), (Stream::Export, 32, 4, 8)] {
+            let enter = |number: usize| match stream {
+                Stream::Body => limiter.enter(&clock, &company(number)),
+                Stream::Export => limiter.export(&company(number)),
+            };
+            let full = |number: usize| match enter(number) {
+                Ok(_) => panic!("a place for {number}"),
+                Err(err) => assert_eq!(
+                    (err.status.as_u16(), err.code, err.retry_after.is_some()),
+                    (429, "rate_limited", true)
+                ),
+            };
+            let mut running = Vec::new();
+            for number in 0..of_all / of_one {
+                running.extend((0..of_one).map(|_| enter(number).unwrap()));
+                full(number);
+            }
+            for number in 100..100 + kept {
+                running.push(enter(number).unwrap());
+                full(number);
+            }
+            full(200);
+            // Of the places that all may have none is free yet, and of the others one.
+            drop(running.swap_remove(0));
+            full(0);
+            drop(enter(200).unwrap());
+            running.clear();
+            drop(enter(0).unwrap());
+        }
     }
 }

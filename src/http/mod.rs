@@ -277,7 +277,10 @@ impl Call {
                 budget::set(api, company, &body).await?
             }
             Route::Sources => sources::list(api, &self.company(company).await?).await?,
-            Route::ReadSource => sources::read_now(api, &self.company(company).await?, id)?,
+            Route::ReadSource => {
+                takes_in(api)?;
+                sources::read_now(api, &self.company(company).await?, id).await?
+            }
             Route::Session => {
                 let company = self.company(company).await?;
                 results::session(api, company, id, &query).await?

@@ -10,6 +10,7 @@ use warp::http::header::{
 use warp::http::{Response as Plain, StatusCode};
 use warp::reply::Response;
 
+use super::limits::Running;
 use super::unknown_company;
 use crate::actors::intake::IntakeError;
 use crate::store::StoreError;
@@ -129,7 +130,12 @@ pub enum Piece {
 /// What a body is made of.
 enum Content {
     Json(Value),
-    Stream { content_type: &'static str, pieces: mpsc::Receiver<Piece> },
+    Stream {
+        content_type: &'static str,
+        pieces: mpsc::Receiver<Piece>,
+        /// Held until the last of it is taken, or nobody takes it any more.
+        place: Running,
+    },
 }
 
 /// What a call is answered with.
@@ -153,18 +159,23 @@ impl Answer {
     }
 
     /// A body that comes piece by piece.
-    pub fn stream(status: StatusCode, content_type: &'static str, pieces: mpsc::Receiver<Piece>) -> Self {
-        Self { status, content: Content::Stream { content_type, pieces }, headers: Vec::new() }
+    pub fn stream(
+        status: StatusCode,
+        content_type: &'static str,
+        pieces: mpsc::Receiver<Piece>,
+        place: Running,
+    ) -> Self {
+        Self { status, content: Content::Stream { content_type, pieces, place }, headers: Vec::new() }
     }
 
     /// The reply.
     pub fn reply(self) -> Response {
         let mut reply = match self.content {
             Content::Json(body) => bytes(self.status, "application/json", &body),
-            Content::Stream { content_type, pieces } => {
-                let pieces = futures_util::stream::unfold(Some(pieces), |pieces| async move {
-                    let mut open = pieces?;
-                    match open.recv().await {
+            Content::Stream { content_type, pieces, place } => {
+                let pieces = futures_util::stream::unfold(Some((pieces, place)), |open| async move {
+                    let mut open = open?;
+                    match open.0.recv().await {
                         Some(Piece::Some(bytes)) => Some((Ok(bytes), Some(open))),
                         Some(Piece::End) => None,
                         None => Some((Err(BrokenOff), None)),

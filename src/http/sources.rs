@@ -25,11 +25,15 @@ pub async fn list(api: &Api, company: &CompanyId) -> Result<Value, ApiError> {
 }
 
 /// `POST /api/v1/companies/{companyId}/sources/{id}/read`
-pub fn read_now(api: &Api, company: &CompanyId, id: &str) -> Result<Value, ApiError> {
+pub async fn read_now(api: &Api, company: &CompanyId, id: &str) -> Result<Value, ApiError> {
     let unknown = || ApiError::not_found("unknown_source", format!("there is no source {id}"));
     let wanted: SourceId = id.parse().map_err(|_| unknown())?;
     let found = api.shared.sources.iter().find(|source| source.id == wanted && source.company == *company);
-    found.ok_or_else(unknown)?.read_now();
+    let found = found.ok_or_else(unknown)?;
+    crash_point!("reading.order.before_commit");
+    api.shared.store.order_reading(company.clone(), wanted).await?;
+    crash_point!("reading.order.after_commit");
+    found.read_now();
     tracing::info!(company.id = %company, source.id = %wanted, "an operator has a source read now");
     Ok(json!({ "ok": true, "id": wanted.to_string() }))
 }

@@ -350,7 +350,12 @@ impl Store {
         why: String,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        self.committer.commit(1, move |tx| outcomes::lose_input(tx, id, request, &why, now)).await
+        let lost =
+            self.committer.commit(1, move |tx| outcomes::lose_input(tx, id, request, &why, now)).await?;
+        if let Some(company) = lost {
+            self.bell.ring(company);
+        }
+        Ok(())
     }
 
     /// Notes that a file of ours is deleted at the provider, so that nobody waits for that any more.

@@ -12,7 +12,7 @@ use crate::domain::batch::{Batch, BatchState, Ended, Origin, Terminal, Then};
 use crate::domain::budget::Booking;
 use crate::domain::erasure::Gone;
 use crate::domain::event::Event;
-use crate::domain::id::{BatchId, RequestId, Revision, Timestamp};
+use crate::domain::id::{BatchId, CompanyId, RequestId, Revision, Timestamp};
 use crate::domain::request::{
     Answered, Attempt, Cost, Failure, FailureClass, Outcome, Request, RequestStatus,
 };
@@ -233,16 +233,16 @@ fn remember(tx: &mut Tx<'_>, request: &mut Request, attempt: Attempt) -> Result<
     Ok(())
 }
 
-/// A request whose text is lost fails alone: its batch goes without it.
+/// A request whose text is lost fails alone: its batch goes without it. Gives its company, whose webhooks are told.
 pub(super) fn lose_input(
     tx: &mut Tx<'_>,
     batch: BatchId,
     request: RequestId,
     why: &str,
     now: Timestamp,
-) -> Result<(), StoreError> {
+) -> Result<Option<CompanyId>, StoreError> {
     if !tx.has(Tree::Outstanding, &keys::member(batch, request))? {
-        return Ok(());
+        return Ok(None);
     }
     let mut request = requests::load(tx, request)?;
     let failure = Failure::new(FailureClass::Permanent, "input_lost", why);
@@ -257,7 +257,8 @@ pub(super) fn lose_input(
         finished.note(tx, &request, now)?;
         finished.tell(tx, &batch, now)?;
     }
-    requests::save(tx, &request)
+    requests::save(tx, &request)?;
+    Ok(Some(request.group.company))
 }
 
 /// Gives a member its fate.

@@ -29,6 +29,8 @@ pub struct Reading {
     pub error: Option<String>,
     /// Of a whole reading: what it came to, what it was a reading of, and by which zone.
     pub whole: Option<(ReadCounts, Validators, String)>,
+    /// The orders that were there when it began; a whole reading has carried them out.
+    pub orders: u32,
     /// When it is read again.
     pub next_at: Timestamp,
 }
@@ -87,7 +89,23 @@ impl Store {
                 if let Some((counts, validators, time_zone)) = reading.whole {
                     (record.counts, record.validators, record.time_zone) = (counts, validators, time_zone);
                     record.whole_at = Some(now);
+                    record.orders = record.orders.saturating_sub(reading.orders);
                 }
+                tx.write(Tree::Sources, key, &record)
+            })
+            .await
+    }
+
+    /// Stores an order to read all of a source.
+    pub async fn order_reading(&self, company: CompanyId, source: SourceId) -> Result<(), StoreError> {
+        self.committer
+            .commit(1, move |tx| {
+                if erasing::is_erased(tx, &company)? {
+                    return Err(StoreError::NotFound { what: "company", id: company.to_string() });
+                }
+                let key = source_key(&company, source);
+                let mut record: SourceRecord = tx.read(Tree::Sources, &key)?.unwrap_or_default();
+                record.orders = record.orders.saturating_add(1);
                 tx.write(Tree::Sources, key, &record)
             })
             .await

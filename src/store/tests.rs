@@ -503,6 +503,7 @@ async fn records_are_written_in_the_bytes_that_were_agreed() {
         whole_at: Some(NOW),
         outcome: Some(ReadOutcome::Unchanged),
         next_at: Some(NOW),
+        orders: 1,
         ..SourceRecord::default()
     };
     let fetch = Fetch {

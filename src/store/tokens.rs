@@ -135,7 +135,7 @@ impl Store {
                     let id = company.to_string();
                     return Err(StoreError::NotFound { what: "company", id });
                 }
-                if !make_room(tx, token.role.company(), now)? {
+                if !make_room(tx, token.role.company(), None, now)? {
                     return Ok(Err(TokenError::TooMany));
                 }
                 save(tx, &token).map(Ok)
@@ -160,7 +160,9 @@ impl Store {
                 if !old.is_live(now) {
                     return Ok(Err(TokenError::Ended));
                 }
-                if !make_room(tx, scope.as_ref(), now)? {
+                // One that ends at once makes the room that the new one takes.
+                let goes = overlap.is_zero().then_some(old.id);
+                if !make_room(tx, scope.as_ref(), goes, now)? {
                     return Ok(Err(TokenError::TooMany));
                 }
                 let end = now.plus(overlap);
@@ -253,14 +255,19 @@ fn by_id(tx: &Tx<'_>, company: Option<&CompanyId>, id: KeyId) -> Result<Option<S
     }
 }
 
-/// Forgets the oldest of too many that have ended; says no where too many are good.
-fn make_room(tx: &mut Tx<'_>, company: Option<&CompanyId>, now: Timestamp) -> Result<bool, StoreError> {
+/// Forgets the oldest of too many that have ended; says no where too many are good besides the one that `goes`.
+fn make_room(
+    tx: &mut Tx<'_>,
+    company: Option<&CompanyId>,
+    goes: Option<KeyId>,
+    now: Timestamp,
+) -> Result<bool, StoreError> {
     let (live, mut ended): (Vec<_>, Vec<_>) =
         of(tx, company)?.into_iter().partition(|token| token.is_live(now));
     ended.sort_by_key(|token| token.ends_at);
     let too_many = (ended.len() + 1).saturating_sub(ENDED_MAX);
     ended.iter().take(too_many).for_each(|token| forget(tx, token));
-    Ok(live.len() < LIVE_MAX)
+    Ok(live.iter().filter(|token| Some(token.id) != goes).count() < LIVE_MAX)
 }
 
 impl StoreReader {
@@ -307,6 +314,30 @@ mod tests {
         }
         let new = store.reader().token(&[9; 32]).unwrap().unwrap();
         assert!(new.is_live(NOW), "{new:?}");
+    }
+
+    #[tokio::test]
+    async fn where_no_more_keys_may_be_one_can_be_replaced_at_once_and_not_with_an_overlap() {
+        let store = Store::in_memory(Uuid::nil()).await.unwrap();
+        let key = |number: u8| KeyId::from_bytes([number; 16]);
+        let token =
+            |number: u8| StoredToken::new(key(number), [number; 32], Role::Viewer, String::new(), NOW);
+        for number in 1..=100 {
+            store.create_token(token(number), NOW).await.unwrap();
+        }
+        assert_eq!(store.create_token(token(101), NOW).await, Err(TokenError::TooMany));
+        let rotate = async |old: u8, new: u8, overlap: Duration| {
+            store
+                .rotate_token(None, key(old), (key(new), [new; 32]), overlap, NOW)
+                .await
+                .map(|token| token.id)
+        };
+        assert_eq!(rotate(1, 101, Duration::from_secs(1)).await, Err(TokenError::TooMany));
+        assert_eq!(rotate(1, 101, Duration::ZERO).await, Ok(key(101)));
+        assert_eq!(rotate(101, 102, Duration::ZERO).await, Ok(key(102)));
+        let live = store.reader().tokens(None).unwrap().into_iter().filter(|token| token.is_live(NOW));
+        assert_eq!(live.count(), 100);
+        assert_eq!(store.create_token(token(103), NOW).await, Err(TokenError::TooMany));
     }
 
     #[tokio::test]

@@ -2,8 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nightshift::http::table;
@@ -332,11 +336,13 @@ fn the_client_of_thirty_lines_sends_waits_and_brings_results_once() {
 
     let folder = tempfile::tempdir().unwrap();
     let server = demonstration(folder.path(), &["simulator.turnaround=1s"]);
+    let script = folder.path().join("client.py");
+    fs::write(&script, &client).unwrap();
     let send = |kind: &str, lines: &[Value]| {
         let file = folder.path().join("lines.ndjson");
         fs::write(&file, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
         let output = run(Command::new("python3")
-            .arg(root().join("docs/client.py"))
+            .arg(&script)
             .args(["demo", kind])
             .arg(&file)
             .env("NIGHTSHIFT_URL", &server.url)
@@ -364,4 +370,49 @@ fn the_client_of_thirty_lines_sends_waits_and_brings_results_once() {
 
     let refused = send("requests", &[json!({ "body": {} })]);
     assert_eq!((refused.0, refused.1.len()), (1, 0));
+
+    // Chunks that are equal are two all the same.
+    let small = client.replace("islice(lines, 1000)", "islice(lines, 1)");
+    assert_ne!(small, client);
+    fs::write(&script, small).unwrap();
+    let (code, results, said) = send("requests", &[question("Name a hill."), question("Name a hill.")]);
+    assert_eq!((code, results.len()), (0, 2), "{said}");
+    assert_ne!(results[0]["id"], results[1]["id"]);
+}
+
+#[test]
+fn the_client_gives_up_on_a_server_that_never_takes_anything() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("lines.ndjson");
+    fs::write(&file, "{}\n").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = asked.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut reader = BufReader::new(stream.unwrap());
+            let (mut line, mut length) = (String::new(), 0);
+            while line != "\r\n" {
+                line.clear();
+                reader.read_line(&mut line).unwrap();
+                if let Some(said) = line.to_lowercase().strip_prefix("content-length:") {
+                    length = said.trim().parse().unwrap();
+                }
+            }
+            reader.read_exact(&mut vec![0; length]).unwrap();
+            counted.fetch_add(1, Ordering::SeqCst);
+            let answer = "HTTP/1.1 503 Not now\r\nretry-after: 0\r\ncontent-length: 4\r\nconnection: close\r\n\r\nfull";
+            reader.into_inner().write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    let output = run(Command::new("python3")
+        .arg(root().join("docs/client.py"))
+        .args(["demo", "requests"])
+        .arg(&file)
+        .env("NIGHTSHIFT_URL", &url)
+        .env("NIGHTSHIFT_TOKEN", TOKEN)
+        .env("no_proxy", "*"));
+    assert_eq!((output.status.code(), text(&output.stderr).trim()), (Some(1), "full"));
+    assert_eq!(asked.load(Ordering::SeqCst), 100);
 }

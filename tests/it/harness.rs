@@ -331,6 +331,14 @@ impl Nightshift {
 
     /// The same where the body is no JSON, or of many lines.
     pub async fn raw(&self, call: Call) -> Raw {
+        let reply = self.begin(call).await;
+        let (status, headers) = (reply.status().as_u16(), reply.headers().clone());
+        let body = String::from_utf8(reply.bytes().await.unwrap().to_vec()).unwrap();
+        Raw { status, headers, body }
+    }
+
+    /// A reply of whose body nothing is taken yet.
+    pub async fn begin(&self, call: Call) -> reqwest::Response {
         let mut request = warp::http::Request::builder()
             .method(call.method)
             .uri(call.path)
@@ -343,10 +351,7 @@ impl Nightshift {
         }
         let request = request.body(call.body).unwrap();
         let service = TowerToHyperService::new(warp::service(self.routes.clone()));
-        let reply = reqwest::Response::from(service.call(request).await.unwrap().map(reqwest::Body::wrap));
-        let (status, headers) = (reply.status().as_u16(), reply.headers().clone());
-        let body = String::from_utf8(reply.bytes().await.unwrap().to_vec()).unwrap();
-        Raw { status, headers, body }
+        reqwest::Response::from(service.call(request).await.unwrap().map(reqwest::Body::wrap))
     }
 
     pub async fn get(&self, path: &str) -> Value {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Call, DEMO, Nightshift, golden, with_a_creator, with_actors};
+use crate::harness::{Call, DEMO, Nightshift, body_in_pieces, golden, with_a_creator, with_actors};
 
 const REQUESTS: &str = "/api/v1/companies/demo/requests";
 const SESSIONS: &str = "/api/v1/companies/demo/sessions";
@@ -541,6 +541,63 @@ fn what_is_packed_is_taken_like_what_is_not_and_what_is_torn_keeps_what_came_bef
         let refused = nightshift.call(call).await;
         assert_eq!(refused.problem(415), "unsupported_encoding");
         assert_eq!(refused.header("accept-encoding"), Some("gzip, zstd"));
+    });
+}
+
+/// Sends a body that breaks off behind `text`; gives the error.
+async fn break_off(nightshift: &Nightshift, path: &str, content_type: &str, text: &str) -> Value {
+    let (pieces, body) = body_in_pieces();
+    pieces.send(Ok(text.to_owned())).unwrap();
+    pieces.send(Err(std::io::Error::other("gone"))).unwrap();
+    let reply = nightshift.call(Call::streamed(path, content_type, body)).await;
+    assert_eq!(reply.problem(400), "broken_body");
+    reply.body
+}
+
+/// The lines that a reply names as refused.
+fn refused_lines(reply: &Value) -> Vec<u64> {
+    reply["errors"].as_array().unwrap().iter().map(|error| error["line"].as_u64().unwrap()).collect()
+}
+
+#[test]
+fn a_stream_that_breaks_off_tells_what_became_of_each_line_up_to_the_last_that_is_settled() {
+    with_actors(async |nightshift| {
+        let good = |from: usize, to: usize| -> String {
+            (from..=to).map(|n| format!("{}\n", line(Some(&format!("b-{n}")), "x"))).collect()
+        };
+        // A chunk is stored behind line 252, and lines 253 and 254 wait for the next one.
+        let body = format!("{{}}\n{}{{}}\n{}{{}}\n{{\"id\":", good(2, 250), good(252, 253));
+        let told = break_off(&nightshift, REQUESTS, LINES, &body).await;
+        assert_eq!((counts(&told), &told["lastLine"]), ([250, 0, 2], &json!(252)), "{told}");
+        assert_eq!(refused_lines(&told), [1, 251]);
+        // The rest of the same lines, and of each it is told once.
+        let rest: Vec<&str> = body.lines().skip(252).take(2).collect();
+        let rest = send_lines(&nightshift, REQUESTS, rest.join("\n")).await;
+        assert_eq!((counts(&rest), refused_lines(&rest)), ([1, 0, 1], vec![2]));
+        // What was only refused is settled, too, and one that waits is not.
+        let told = break_off(&nightshift, REQUESTS, LINES, "{}\n{}\n").await;
+        assert_eq!((counts(&told), refused_lines(&told)), ([0, 0, 2], vec![1, 2]));
+        let told = break_off(&nightshift, REQUESTS, LINES, &format!("{}{{}}\n", good(1000, 1000))).await;
+        assert_eq!(told.get("lastLine"), None, "{told}");
+        let many = break_off(&nightshift, SESSIONS, LINES, &"{}\n".repeat(1500)).await;
+        assert_eq!((counts(&many), refused_lines(&many).len()), ([0, 0, 1500], 1000));
+        assert_eq!((&many["lastLine"], &many["updated"]), (&json!(1500), &json!(0)));
+    });
+}
+
+#[test]
+fn what_is_left_of_a_row_where_an_export_breaks_off_is_no_bad_row() {
+    with_actors(async |nightshift| {
+        let row = |number: usize| {
+            format!("s{number},01.02.2026 10:00:00,01.02.2026 10:05:00,,NL,nl,1,,,,,1,1,0,,hello\n")
+        };
+        let rows: String = (1..=250).map(row).collect();
+        let body = format!("{}bad\n{rows}bad\ns251,01.02.20", row(0));
+        let told = break_off(&nightshift, SESSIONS, "text/csv", &body).await;
+        assert_eq!((counts(&told), &told["lastLine"]), ([251, 0, 2], &json!(253)), "{told}");
+        assert_eq!(refused_lines(&told), [2, 253]);
+        let told = break_off(&nightshift, SESSIONS, "text/csv", "s1,01.02.20").await;
+        assert_eq!(told.get("rejected"), None, "{told}");
     });
 }
 

@@ -9,8 +9,8 @@ use nightshift::store::{NewRequest, SessionIn};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    ACME, Call, DEMO, Nightshift, VIEWER, batch_id, company, golden, good_line, refused_line, request_id,
-    session_id, until, with_a_creator, with_actors,
+    ACME, ADMIN, Call, DEMO, Nightshift, VIEWER, batch_id, company, golden, good_line, refused_line,
+    request_id, session_id, until, with_a_creator, with_actors,
 };
 use crate::legacy_api::world;
 
@@ -271,6 +271,36 @@ fn a_page_looks_at_so_many_rows_and_no_more_and_the_next_one_goes_on() {
         let export = nightshift.raw(Call::get(own("export/requests?model=rare"))).await;
         assert_eq!(export.body.lines().count(), 1);
         assert!(export.body.contains(&request_id(1).to_string()));
+    });
+}
+
+#[test]
+fn a_company_has_so_many_exports_under_way_and_each_until_its_reader_has_it_all_or_is_gone() {
+    with_actors(async |nightshift| {
+        nightshift.request(1, "demo", |_| {}).await;
+        let ask = |token| Call::get(own("export/requests")).token(token);
+        let mut open = Vec::new();
+        for token in [DEMO, DEMO, ADMIN, VIEWER] {
+            let begun = nightshift.begin(ask(token)).await;
+            assert_eq!(begun.status().as_u16(), 200);
+            open.push(begun);
+        }
+        // Whoever asks, they are the company's.
+        for token in [DEMO, ADMIN] {
+            let refused = nightshift.call(ask(token)).await;
+            assert_eq!((refused.problem(429), refused.header("retry-after")), ("rate_limited", Some("5")));
+        }
+        let other = nightshift.raw(Call::get("/api/v1/companies/acme/export/sessions")).await;
+        assert_eq!(other.status, 200);
+        // One that is gone, and one that has it all.
+        drop(open.pop());
+        open.push(nightshift.begin(ask(DEMO)).await);
+        assert_eq!(nightshift.call(ask(DEMO)).await.problem(429), "rate_limited");
+        let whole = open.swap_remove(0).text().await.unwrap();
+        assert_eq!(whole.lines().count(), 1);
+        for _ in 0..10 {
+            assert_eq!(nightshift.raw(ask(DEMO)).await.status, 200);
+        }
     });
 }
 

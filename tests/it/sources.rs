@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nightshift::clock::Clock;
+use nightshift::condition::Hindrance;
 use nightshift::config::{self, Settings};
 use nightshift::domain::id::Timestamp;
 use serde_json::Value;
@@ -243,6 +244,102 @@ fn what_a_kill_left_of_an_export_is_gone_with_the_next_start_although_nobody_rea
 }
 
 #[test]
+fn an_erased_company_has_no_export_read_and_its_erasure_waits_for_a_reading_that_is_under_way() {
+    let folder = tempfile::tempdir().unwrap();
+    actix::System::new().block_on(async {
+        let files = Files::default();
+        let web = files.serve().await;
+        files.text("/export.csv", &row("a", "01.02.2026", ""));
+        files.text("/other.csv", &row("b", "01.02.2026", ""));
+        let import = format!(
+            "csv = \"{}\"\n[[imports]]\ncompany = \"other\"\ncsv = \"{}\"",
+            web.url("/export.csv"),
+            web.url("/other.csv")
+        );
+        let mut settings = settings(folder.path(), &import, &[web.host()]);
+        settings.fetch.timeout = Duration::from_secs(600);
+        let running = Running::start(&settings).await;
+        running.until_outcome("read").await;
+        let others = async |it: &Running| it.call("GET", "../other/sources").await["sources"][0].clone();
+        running.until("the other is read", async |it| others(it).await["outcome"] == "read").await;
+        // What a reading left that could not remove its file, and what is of a company with a longer name.
+        let spool = folder.path().join("data/spool");
+        let left = |company: &str| spool.join(format!("export-{company}-{}.part", "a5".repeat(16)));
+        std::fs::write(left("demo"), "words of a chat").unwrap();
+        std::fs::write(left("demo-2"), "").unwrap();
+        files.set("/export.csv", Answer::ok(row("a", "01.02.2026", "")).shape(Shape::Held));
+        let source = running.source().await["id"].as_str().unwrap().to_owned();
+        running.call("POST", &format!("sources/{source}/read")).await;
+        running.until("it is read again", async |_| web.count("/export.csv") == 2).await;
+
+        let order = Some(serde_json::json!({ "confirm": "demo" }));
+        let ordered = running.ask("POST", "/api/admin/legacy/companies/demo/erase", order.as_ref()).await;
+        let state = async |it: &Running, ordered: &Value| {
+            let id = ordered["erasure"]["id"].as_str().unwrap();
+            it.get(&format!("/api/admin/legacy/erasures/{id}")).await["erasure"]["state"].clone()
+        };
+        // One that came later is done meanwhile.
+        let later = running.call("POST", "../other/sessions/b/erase").await;
+        running.later("the later one is done", async |it| state(it, &later).await == "done").await;
+        assert_eq!(state(&running, &ordered).await, "running");
+        web.open();
+        running.later("it is done", async |it| state(it, &ordered).await == "done").await;
+        assert!(!left("demo").exists() && left("demo-2").exists());
+        let others_read = web.count("/other.csv");
+        running.later("the other is read again", async |_| web.count("/other.csv") > others_read + 1).await;
+        assert_eq!(web.count("/export.csv"), 2);
+        assert_eq!(running.application.shared().store.verify().await.unwrap().violations, []);
+    });
+}
+
+#[test]
+fn an_order_to_read_an_export_outlives_a_kill_and_is_carried_out_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let files = Files::default();
+    let web = runtime.block_on(files.serve());
+    files.text("/export.csv", &row("a", "01.02.2026", ""));
+    let import = format!("csv = \"{}\"\nevery = \"1h\"", web.url("/export.csv"));
+    let file = config_file(folder.path(), &import, &[web.host()]);
+    let text = std::fs::read_to_string(&file).unwrap().replace("timeout = \"1s\"", "timeout = \"600s\"");
+    std::fs::write(&file, text).unwrap();
+    let start = || {
+        let port = free_port();
+        let mut command = nightshift(folder.path());
+        command.arg("--config").arg(&file).args(["--set", "creation.enabled=false"]);
+        command.args(["--set", &format!("server.bind=127.0.0.1:{port}")]);
+        Server::spawn(command, port)
+    };
+    let until = |server: &Server, what: &str, is_so: &dyn Fn(&Value) -> bool| {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let source = server.get("/api/v1/companies/demo/sources")["sources"][0].clone();
+            if is_so(&source) {
+                return source;
+            }
+            assert!(Instant::now() < end, "not {what}: {source:#}; log:\n{}", server.tail());
+            std::thread::yield_now();
+        }
+    };
+    let mut server = start();
+    let source = until(&server, "read", &|source| source["outcome"] == "read");
+    files.set("/export.csv", Answer::ok("").shape(Shape::Silent));
+    let order = format!("/api/v1/companies/demo/sources/{}/read", source["id"].as_str().unwrap());
+    assert_eq!(server.post(&order, "application/json", String::new())["ok"], true);
+    until(&server, "asked for", &|_| web.count("/export.csv") == 2);
+    server.kill();
+    files.text("/export.csv", &row("a", "01.02.2026", ""));
+    let mut server = start();
+    until(&server, "read again", &|now| now["lastWhole"] != source["lastWhole"]);
+    server.kill();
+    let server = start();
+    until(&server, "unchanged", &|source| source["outcome"] == "unchanged");
+    let asked = web.asked();
+    let conditions: Vec<_> = asked.iter().map(|asked| asked.headers.contains_key("if-none-match")).collect();
+    assert_eq!(conditions, [false, false, false, true]);
+}
+
+#[test]
 fn an_export_that_cannot_be_had_says_why_and_is_tried_again_soon() {
     let folder = tempfile::tempdir().unwrap();
     actix::System::new().block_on(async {
@@ -294,6 +391,10 @@ fn an_address_that_is_not_allowed_is_told_at_the_start_and_in_its_state() {
         assert_eq!(web.asked().len(), 0);
         let unknown = running.call("POST", &format!("sources/{}/read", "a5".repeat(16))).await;
         assert_eq!(unknown["code"], "unknown_source", "{unknown}");
+        running.application.shared().condition.raise(Hindrance::SafeMode, "a test");
+        let order = format!("sources/{}/read", source["id"].as_str().unwrap());
+        let refused = running.call("POST", &order).await;
+        assert_eq!((&refused["status"], &refused["code"]), (&503.into(), &"safe_mode".into()), "{refused}");
         let others = running.call("GET", "../other/sources").await;
         assert_eq!(others["sources"], serde_json::json!([]), "{others}");
     });

@@ -24,7 +24,7 @@ fn company(id: &str) -> CompanyId {
 }
 
 fn reading() -> Reading {
-    Reading { outcome: ReadOutcome::Unchanged, error: None, whole: None, next_at: START }
+    Reading { outcome: ReadOutcome::Unchanged, error: None, whole: None, orders: 0, next_at: START }
 }
 
 async fn webhook(store: &Store, of: &str, number: u8) {

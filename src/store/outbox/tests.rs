@@ -1,5 +1,7 @@
 //! Webhooks and what they are told, over a store in memory.
 
+use futures_util::FutureExt as _;
+
 use super::*;
 use crate::domain::batch::{BatchState, Closing, ProviderIdentity};
 use crate::domain::cut::Limits;
@@ -145,6 +147,19 @@ async fn an_outcome_and_what_is_told_of_it_are_one_commit() {
     complete(&store, &[1], Vec::new()).await.unwrap();
     assert_eq!(entries(&store, Tree::Events), 1);
     assert_eq!(store.something_to_deliver().await.into_iter().collect::<Vec<_>>(), [acme()]);
+}
+
+#[tokio::test]
+async fn what_is_told_of_a_lost_input_is_delivered_at_once() {
+    let store = store().await;
+    listen(&store, 1, &[EventKind::RequestFinished]).await;
+    // The webhook itself has rung.
+    drop(store.something_to_deliver().now_or_never());
+    store.lose_input(BATCH, request(1), "its text is lost".to_owned(), NOW).await.unwrap();
+    assert_eq!(deliveries(&store, 1).len(), 1);
+    let rung = store.something_to_deliver().now_or_never().unwrap_or_default();
+    assert!(rung.contains(&acme()), "nobody is told that there is something to deliver");
+    sound(&store);
 }
 
 #[tokio::test]

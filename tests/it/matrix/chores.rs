@@ -16,6 +16,7 @@ use crate::process::TOKEN;
 const JSON: &str = "application/json";
 const REQUESTS: &str = "/api/v1/companies/demo/requests";
 const SESSIONS: &str = "/api/v1/companies/demo/sessions";
+const SOURCES: &str = "/api/v1/companies/demo/sources";
 const WEBHOOKS: &str = "/api/v1/companies/demo/webhooks";
 const COMPANIES: &str = "/api/admin/legacy/companies";
 /// So long a request waits that wants to be sent later.
@@ -97,7 +98,9 @@ impl Lane {
         if self.work.is_old() {
             self.send_besides(process);
         }
-        if self.work != Work::Import {
+        if self.work == Work::Import {
+            Self::have_read(process);
+        } else {
             let from = self.sent;
             self.sent += self.work.wave();
             // Whether it is answered or not: it is sent once more at the end.
@@ -108,6 +111,16 @@ impl Lane {
         if self.work == Work::Office {
             self.run_the_office(process);
         }
+    }
+
+    /// An operator has the export read.
+    fn have_read(process: &Process) {
+        let listed = process.call("GET", SOURCES, JSON, String::new());
+        let Some(id) = listed.and_then(|listed| listed["sources"][0]["id"].as_str().map(str::to_owned))
+        else {
+            return;
+        };
+        process.call("POST", &format!("{SOURCES}/{id}/read"), JSON, String::new());
     }
 
     fn session(number: usize) -> Value {

@@ -135,6 +135,8 @@ const IMPORT: &[&str] = &[
     "settle.after_commit",
     "reading.before_commit",
     "reading.after_commit",
+    "reading.order.before_commit",
+    "reading.order.after_commit",
     "transcript.before_commit",
     "transcript.after_commit",
     "fetch_failed.before_commit",
