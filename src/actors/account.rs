@@ -155,14 +155,24 @@ impl Account {
         state.paused = Some(Paused { shown, probe_at, probing: false });
     }
 
-    /// Pauses it if that is what an error says, or lets it rest as long as the provider asks for.
-    pub fn heed(&self, clock: &dyn Clock, err: &ProviderError) {
+    /// Sends nothing for as long as the provider asks for in its answer to an upload or a creation. What it says of reads
+    /// is no matter for what is sent: those have limits of their own.
+    pub fn rest(&self, clock: &dyn Clock, err: &ProviderError) {
         if let ProviderError::RateLimited { retry_after: Some(wait), .. } = err {
             let wait = u64::try_from((*wait).min(Policy::ASKED_WAIT_MAX).as_millis()).unwrap_or(u64::MAX);
             let until = clock.monotonic_ms().saturating_add(wait);
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             state.rests_until = state.rests_until.max(until);
         }
+    }
+
+    /// Whether one that was let through, and then had to wait for something else, may still send.
+    pub fn may_send_on(&self, clock: &dyn Clock) -> bool {
+        !self.is_in_doubt() && self.rests(clock).is_none()
+    }
+
+    /// Pauses it if that is what an error says.
+    pub fn heed(&self, clock: &dyn Clock, err: &ProviderError) {
         if let ProviderError::Account { code, status, .. } = err {
             let cause = if crate::domain::retry::is_billing(code) { Cause::Money } else { Cause::Key };
             // The code only: the provider's words may hold a part of the key.
@@ -431,11 +441,12 @@ mod tests {
         let limited = |secs| {
             let retry_after = Some(Duration::from_secs(secs));
             let (code, message) = (String::new(), String::new());
-            account.heed(&clock, &ProviderError::RateLimited { call: "a call", code, message, retry_after });
+            account.rest(&clock, &ProviderError::RateLimited { call: "a call", code, message, retry_after });
         };
         limited(40);
         limited(4);
         assert_eq!((may(Call::Read), account.paused()), (Ok(()), None), "it is no pause of the account");
+        assert!(!account.may_send_on(&clock));
         let waits: BTreeSet<_> = (0..100).map(|_| may(Call::Send).unwrap_err()).collect();
         assert_eq!(waits.len(), 100);
         let bounds = Duration::from_secs(40)..=Duration::from_secs(50);

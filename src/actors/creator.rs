@@ -158,10 +158,8 @@ async fn open_due(
         young.retain(|waits| served.insert(waits.group.company.clone()));
         due.extend(young.into_iter().map(|waits| (waits, Due::Turn)));
     }
-    due.sort_by_cached_key(|(waits, _)| {
-        let held = held.get(&waits.group.company).copied().unwrap_or_default();
-        (held, waits.waiting.oldest)
-    });
+    // Who has no batch comes before those whose batches hold nothing any more.
+    due.sort_by_cached_key(|(waits, _)| (held.get(&waits.group.company).copied(), waits.waiting.oldest));
     let mut sharers: HashMap<String, HashSet<CompanyId>> = HashMap::new();
     for (waits, _) in &due {
         let companies = sharers.entry(waits.group.model.clone()).or_default();
@@ -257,7 +255,7 @@ pub fn out_of_money(affordable: Affordable, batch: &Batch) -> Option<String> {
 
 /// An empty batch for a group.
 pub fn empty(shared: &Shared, group: Group) -> Batch {
-    let rates = shared.prices.price_of(&group.model).map(|price| price.usual);
+    let price = shared.prices.price_of(&group.model).copied();
     let id = BatchId::new(shared.ids.next());
-    Batch { rates, ..Batch::open(id, group, shared.identity.clone(), shared.clock.now()) }
+    Batch { price, ..Batch::open(id, group, shared.identity.clone(), shared.clock.now()) }
 }

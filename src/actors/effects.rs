@@ -16,6 +16,7 @@ use crate::domain::batch::{Batch, InputFile, Intent, Problem, ResultKind, Runnin
 use crate::domain::event::{Event, Observation, ObservedStatus, Trouble};
 use crate::domain::id::{FileId, Nonce, ProviderBatchId, RequestId, Timestamp};
 use crate::domain::request::{Answered, Failure, FailureClass, Outcome, Request, Source};
+use crate::domain::retry;
 use crate::domain::room::LOOK_AGAIN;
 use crate::provider::jsonl::{self, Decoded, LineReader, RawLine};
 use crate::provider::wire::{BatchObject, FileObject, ProviderStatus};
@@ -104,18 +105,22 @@ async fn try_upload(
     let bytes = input::prepare(shared, batch, &path)
         .await
         .map_err(|err| Trouble::Local { why: format!("{}: {err}", path.display()) })?;
+    let clock = shared.clock.as_ref();
     let _slot = loop {
-        let slot = shared.pace.upload(shared.clock.as_ref(), &batch.group.company).await;
+        let slot = shared.pace.upload(clock, &batch.group.company).await;
         // Much may have come between while there was no room, or no slot.
-        if shared.switches.creation() && shared.condition.may_submit() && !shared.account.is_in_doubt() {
+        if shared.switches.creation() && shared.condition.may_submit() && shared.account.may_send_on(clock) {
             break slot;
         }
         // Not while it is held: results come home although nothing is sent.
         drop(slot);
         creation_enabled(shared).await;
-        shared.account.pass(shared.clock.as_ref(), Call::Send).await;
+        shared.account.pass(clock, Call::Send).await;
     };
-    let sent = shared.provider.upload_file(&path, &name).await.map_err(|err| trouble(shared, err))?;
+    let sent = shared.provider.upload_file(&path, &name).await.map_err(|err| {
+        shared.account.rest(clock, &err);
+        trouble(shared, err)
+    })?;
     shared.account.succeeded(Success::Uploaded);
     Ok(input(sent, bytes))
 }
@@ -151,12 +156,15 @@ pub async fn make_intent(shared: &Arc<Shared>, batch: &Batch, input: InputFile) 
         }
     }
     let clock = shared.clock.as_ref();
-    shared.account.pass(clock, Call::Send).await;
-    shared.pace.creation(clock, &batch.group.company).await;
-    // Something may have come in the way meanwhile.
-    creation_enabled(shared).await;
-    if shared.account.is_in_doubt() {
+    loop {
         shared.account.pass(clock, Call::Send).await;
+        shared.pace.creation(clock, &batch.group.company).await;
+        // Something may have come in the way meanwhile.
+        creation_enabled(shared).await;
+        if shared.account.may_send_on(clock) {
+            break;
+        }
+        shared.pace.not_created(&batch.group.company);
     }
     if let Some(outdated) = outdated(shared, batch, &input).await {
         return outdated;
@@ -185,12 +193,31 @@ pub async fn create(shared: &Shared, batch: &Batch, intent: Intent) -> Event {
             if matches!(err, ProviderError::NotSent { .. } | ProviderError::RateLimited { .. }) {
                 shared.pace.not_created(&batch.group.company);
             }
-            Event::CreateFailed {
-                input_gone: is_input_gone(&err),
-                trouble: trouble(shared, err),
-                at: shared.clock.now(),
-            }
+            let input_gone = is_input_gone(&err);
+            let trouble = no_room(&err).map_or_else(
+                || {
+                    shared.account.rest(shared.clock.as_ref(), &err);
+                    trouble(shared, err)
+                },
+                Trouble::Refused,
+            );
+            Event::CreateFailed { trouble, input_gone, at: shared.clock.now() }
         }
+    }
+}
+
+/// What a server that says so with a 429 means by it: not too many calls, but too many tokens. To come again with the same
+/// batch would not help.
+fn no_room(err: &ProviderError) -> Option<Failure> {
+    match err {
+        ProviderError::RateLimited { code, message, .. } => {
+            Some(Failure::new(FailureClass::Capacity, code.as_str(), message)).filter(retry::is_no_room)
+        }
+        ProviderError::NotSent { .. }
+        | ProviderError::Refused { .. }
+        | ProviderError::Account { .. }
+        | ProviderError::Uncertain { .. }
+        | ProviderError::Local { .. } => None,
     }
 }
 
@@ -251,6 +278,10 @@ pub async fn cancel(shared: &Shared, id: &ProviderBatchId) -> Event {
             Ok(batch) => Ok(Some(batch)),
             Err(err) => Err(err),
         };
+        if answer.is_ok() {
+            // It may have been the one that tries whether the key is taken again.
+            shared.account.succeeded(Success::Read);
+        }
         match answer {
             Ok(Some(batch)) if is_ending(&batch.status) => {
                 return Event::Observed { seen: observation(batch), at: shared.clock.now() };

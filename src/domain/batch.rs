@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::budget::{Month, Purse};
 use super::id::{BatchId, FileId, Nonce, ProviderBatchId, Revision, Timestamp};
-use super::price::Rates;
+use super::price::ModelPrice;
 use super::request::{Failure, Group};
 
 pub use super::ended::{Ended, Problem, ResultKind, Terminal};
@@ -567,7 +567,7 @@ pub struct Batch {
     /// What its lines cost so far, in millionths.
     pub cost_micros: u64,
     /// What its model's tokens cost when it was cut; none where that is not known.
-    pub rates: Option<Rates>,
+    pub price: Option<ModelPrice>,
     /// Which month's money it costs, and how much of that is set aside for it.
     pub purse: Purse,
     /// Members that went back to be asked once more, with what was wrong with their answer.
@@ -584,6 +584,8 @@ pub struct Batch {
     pub error: Option<FileId>,
     /// Its files that the provider may have yet: each input file, also of an upload that was repeated, and the results.
     pub files: Vec<FileId>,
+    /// Whether an upload may have had its effect without anybody having heard of it: a file that only its name tells of.
+    pub unsure_upload: bool,
     /// Whether it was told that the provider has not ended it long after its window closed.
     pub is_overdue: bool,
     /// Intents that were given up, newest last; a batch that surfaces for one of them is a shadow.
@@ -619,7 +621,7 @@ impl Batch {
             tokens_max: None,
             members_max: None,
             cost_micros: 0,
-            rates: None,
+            price: None,
             purse: Purse { month: Month::of(created_at), reserved: 0 },
             repairs: 0,
             anomalies: Anomalies::default(),
@@ -628,6 +630,7 @@ impl Batch {
             output: None,
             error: None,
             files: Vec::new(),
+            unsure_upload: false,
             is_overdue: false,
             superseded: Vec::new(),
             created_at,
@@ -658,7 +661,7 @@ impl Batch {
 
     /// Whether the provider has, or may get, a file that tells something of its members, as far as is known.
     pub const fn may_have_files(&self) -> bool {
-        self.closed_at.is_none() || !self.files.is_empty()
+        self.closed_at.is_none() || !self.files.is_empty() || self.unsure_upload
     }
 
     /// Whose members its lines are about.

@@ -18,7 +18,7 @@ pub struct PriceTable {
 }
 
 /// The prices of one model: millionths of a currency unit for a million tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelPrice {
     /// The usual prices.
     pub usual: Rates,
@@ -39,16 +39,8 @@ pub struct Rates {
     pub output: u64,
 }
 
-impl Rates {
-    /// What so many tokens are thought to cost, in millionths, none of them from a cache; rounded up.
-    pub fn estimate(&self, input: u64, output: u64) -> u64 {
-        let sum = u128::from(input) * u128::from(self.input) + u128::from(output) * u128::from(self.output);
-        u64::try_from(sum.div_ceil(TOKENS_PER_PRICE)).unwrap_or(u64::MAX)
-    }
-}
-
 /// Other prices for the whole of a request with more input than a threshold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LongContext {
     /// They hold when the input has more tokens than this.
     pub above: u64,
@@ -92,14 +84,26 @@ impl PriceTable {
 }
 
 impl ModelPrice {
+    /// What so many tokens are thought to cost, in millionths, none of them from a cache; rounded up.
+    pub fn estimate(&self, input: u64, output: u64) -> u64 {
+        let rates = self.rates(input);
+        let sum = u128::from(input) * u128::from(rates.input) + u128::from(output) * u128::from(rates.output);
+        u64::try_from(sum.div_ceil(TOKENS_PER_PRICE)).unwrap_or(u64::MAX)
+    }
+
+    /// The prices of a request with so much input.
+    fn rates(&self, input: u64) -> &Rates {
+        match &self.long_context {
+            Some(long) if input > long.above => &long.rates,
+            Some(_) | None => &self.usual,
+        }
+    }
+
     /// The price of one answer in millionths. Rounded once, at the end, half up.
     ///
     /// Cached and cache-written tokens are part of the input; what a provider claims beyond it is not counted twice.
     pub fn micros(&self, usage: &Usage) -> u64 {
-        let rates = match &self.long_context {
-            Some(long) if usage.prompt > long.above => &long.rates,
-            Some(_) | None => &self.usual,
-        };
+        let rates = self.rates(usage.prompt);
         let cached = usage.cached.min(usage.prompt);
         let written = usage.cache_write.min(usage.prompt - cached);
         let plain = usage.prompt - cached - written;
@@ -205,6 +209,13 @@ mod tests {
             currency: "USD".to_owned(),
             models: models.map(|(name, price)| (name.to_owned(), price)).into(),
         }
+    }
+
+    #[test]
+    fn what_a_long_input_is_thought_to_cost_goes_by_the_prices_of_long_ones() {
+        let price = table().price_of("gpt-6-sol").copied().unwrap();
+        assert_eq!(price.estimate(272_000, 1000), 277_000);
+        assert_eq!(price.estimate(300_000, 1000), 607_500);
     }
 
     fn usage(prompt: u64, completion: u64) -> Usage {

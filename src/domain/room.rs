@@ -167,7 +167,12 @@ impl Room {
         // Four bytes are a token, more or less.
         let one = self.corrected(waiting.bytes / waiting.requests.max(1) / 4);
         let held = self.reserved.saturating_add(self.enqueued) > 0;
-        Some(if max < one && held { 0 } else { max })
+        if max >= one || !held {
+            return Some(max);
+        }
+        // Those that have their own already share nothing of what is kept for newcomers: it does for one, at least.
+        let for_one = newcomer && self.for_a_cut(now, 1, true).is_some_and(|whole| whole >= one);
+        Some(if for_one { one } else { 0 })
     }
 
     /// Whether the gate waits still. What was learned after `now` was learned by a clock that was turned back since.
@@ -267,6 +272,21 @@ mod tests {
         let room = Room { enqueued: 1 << 50, ..Room::default() };
         assert_eq!(room.for_a_cut(at(0), 3, true), None);
         assert_eq!(room.admits(batch(1), 1 << 50, false, at(0)), Admission::Now);
+    }
+
+    #[test]
+    fn what_is_kept_for_newcomers_does_for_one_request_however_many_share_the_rest() {
+        let learned = Some(Learned { tokens: 90_000, at: at(0) });
+        let room = Room { learned, enqueued: 81_000, ..Room::default() };
+        let waiting =
+            |requests, tokens: u64| Waiting { requests, bytes: 4 * requests * tokens, oldest: at(0) };
+        let for_these =
+            |tokens, sharers, newcomer| room.for_these(&waiting(10, tokens), at(0), sharers, newcomer);
+        assert_eq!(for_these(5_000, 2, true), Some(5_000), "a half of it would not do");
+        assert_eq!(for_these(1_500, 11, true), Some(1_500));
+        assert_eq!(for_these(100, 9, true), Some(1_000), "a share that does is no more than that");
+        assert_eq!(for_these(9_001, 2, true), Some(0), "it is not there");
+        assert_eq!(for_these(100, 2, false), Some(0));
     }
 
     #[test]

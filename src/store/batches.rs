@@ -533,6 +533,10 @@ pub(super) fn take_step(
         .changes
         .iter()
         .any(|change| if let Change::Ended(ended) = change { ended.ran_nothing() } else { false });
+    if matches!((&before, &batch.state), (BatchState::Uploading { .. }, BatchState::Dissolving { .. })) {
+        // It may be under way.
+        batch.unsure_upload = true;
+    }
     if let BatchState::Creating { intent, .. } = &batch.state
         && before.intent() != Some(intent)
     {
@@ -565,8 +569,10 @@ pub(super) fn take_step(
                 let id = batch.id;
                 rooms::change(tx, batch, |room| room.admitted(id, now))?;
             }
+            Change::UnsureUpload => batch.unsure_upload = true,
             Change::Overdue => batch.is_overdue = true,
             Change::Ended(ended) => {
+                batch.is_overdue = false;
                 batch.completed_at = Some(ended.at);
                 batch.output.clone_from(&ended.output);
                 batch.error.clone_from(&ended.error);
@@ -592,6 +598,7 @@ pub(super) fn take_step(
                         delete_at(tx, batch, *at, file);
                     }
                 }
+                erasing::closed(tx, batch)?;
                 outbox::batch_finished(tx, batch, now)?;
             }
         }

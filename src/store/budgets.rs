@@ -28,8 +28,8 @@ fn change(tx: &mut Tx<'_>, batch: &Batch, change: impl FnOnce(&mut Money)) -> Re
 
 /// What a request is thought to cost in this batch; none where its model has no price.
 fn estimate(batch: &Batch, room: &Room, request: &Request) -> Option<u64> {
-    let rates = batch.rates?;
-    Some(rates.estimate(room.corrected(u64::from(request.estimated_tokens)), room.output(request.output_max)))
+    let price = batch.price?;
+    Some(price.estimate(room.corrected(u64::from(request.estimated_tokens)), room.output(request.output_max)))
 }
 
 /// Whether a request may be cut.

@@ -142,6 +142,7 @@ impl Store {
                     && batch.closed_at.is_some()
                 {
                     batch.files.clear();
+                    batch.unsure_upload = false;
                     tx.write(Tree::Batches, batch.id.as_bytes().to_vec(), &batch)?;
                 }
                 Ok(())
@@ -432,6 +433,18 @@ pub(super) fn note_aged(
         // All of the company was erased already: nobody comes for it any more.
         Some(erasure) if erasure.state == ErasureState::Done => {}
         Some(erasure) => tx.put(Tree::Erasing, of_batch(erasure.id, batch), Vec::new()),
+    }
+    Ok(())
+}
+
+/// A batch that had something of what was removed while it was live is closed: its files go now, as those of others did.
+pub(super) fn closed(tx: &mut Tx<'_>, batch: &Batch) -> Result<(), StoreError> {
+    if tx.scan_prefix(Tree::AgedOf, batch.id.as_bytes(), 1)?.is_empty() {
+        return Ok(());
+    }
+    batches::delete_files(tx, batch);
+    if !batch.may_have_files() {
+        forget_aged(tx, batch.id)?;
     }
     Ok(())
 }

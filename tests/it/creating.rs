@@ -5,14 +5,22 @@ use std::time::Duration;
 use nightshift::actors::creator::Nudge;
 use nightshift::condition::Hindrance;
 use nightshift::config::{self, Settings};
+use nightshift::domain::id::BatchId;
 use nightshift::domain::request::RequestStatus;
 use nightshift::provider::jsonl;
 use nightshift::store::NewRequest;
 use serde_json::{Value, json};
 
-use crate::harness::{Nightshift, until, with_a_creator};
+use crate::harness::{Call, Nightshift, good_line, until, with_a_creator};
 use crate::process::TOKEN;
 use crate::running::Running;
+
+/// Gives a request the length and sum of its line, so that it can be sent.
+fn measured(request: &mut NewRequest) {
+    let body = request.body.as_deref().unwrap();
+    let measured = jsonl::measure(request.id, request.group.endpoint, body);
+    (request.line_bytes, request.line_crc) = (measured.line_bytes, measured.line_crc);
+}
 
 fn opened(nightshift: &Nightshift) -> usize {
     nightshift.shared.reader.live_batches().unwrap().len()
@@ -37,13 +45,35 @@ fn a_tick_that_came_while_nothing_could_be_sent_is_made_up_for_when_that_is_over
 }
 
 #[test]
+fn a_company_without_a_batch_comes_before_one_whose_batches_hold_nothing_any_more() {
+    with_a_creator(async |nightshift| {
+        let going_on = Call::json("/api/admin/legacy/companies/acme", &json!({ "suspended": false }));
+        nightshift.call(going_on.method("PUT")).await.good();
+        nightshift.request(1, "demo", measured).await;
+        let mut batch = nightshift.open_batch(1, "demo", 1).await;
+        batch.send().await;
+        batch.read(vec![good_line(1, None)], Vec::new()).await;
+        assert!(batch.batch.state.is_live() && batch.batch.held_tokens == 0);
+        // That company's next request waits longer than the first one of the other.
+        nightshift.request(2, "demo", measured).await;
+        nightshift.clock.advance(Duration::from_secs(60));
+        nightshift.request(3, "acme", measured).await;
+        nightshift.clock.advance(Duration::from_secs(3600));
+        let cut = until("a batch of each", async || {
+            let reader = &nightshift.shared.reader;
+            let mut live = reader.live_batches().unwrap();
+            live.retain(|id| *id != batch.batch.id);
+            live.sort();
+            let company = |id: &BatchId| reader.batch(*id).unwrap().unwrap().group.company.to_string();
+            (live.len() == 2).then(|| live.iter().map(company).collect::<Vec<_>>())
+        });
+        assert_eq!(cut.await, ["acme", "demo"]);
+    });
+}
+
+#[test]
 fn a_request_whose_text_is_lost_fails_alone_and_holds_up_no_other() {
     with_a_creator(async |nightshift| {
-        let measured = |request: &mut NewRequest| {
-            let body = request.body.as_deref().unwrap();
-            let measured = jsonl::measure(request.id, request.group.endpoint, body);
-            (request.line_bytes, request.line_crc) = (measured.line_bytes, measured.line_crc);
-        };
         let good = nightshift.request(1, "demo", measured).await;
         let lost = nightshift
             .request(2, "demo", |request| {

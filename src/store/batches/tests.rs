@@ -10,20 +10,20 @@ use crate::domain::budget::{Affordable, Money, Month};
 use crate::domain::company::Company;
 use crate::domain::event::{Event, Observation, ObservedStatus, Trouble};
 use crate::domain::id::{Nonce, SessionId};
-use crate::domain::price::Rates;
+use crate::domain::price::{ModelPrice, Rates};
 use crate::domain::request::{Endpoint, FailureClass, Source};
 use crate::domain::session::{Message, Role, SessionFacts};
 use crate::domain::step;
 use crate::store::{Accepted, NewRequest, SessionIn};
 
 pub const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
-const LIMITS: Limits =
+pub const LIMITS: Limits =
     Limits { requests_max: 100, bytes_max: 100_000, tokens_max: None, age_max: Duration::ZERO };
 const POLICY: Policy = Policy { backoff: Duration::ZERO, capacity_backoff: Duration::ZERO, sweeps_min: 3 };
 const RETRY: retry::Policy =
     retry::Policy { max_attempts: 3, backoff: Duration::ZERO, capacity_backoff: Duration::ZERO };
 
-fn group() -> Group {
+pub fn group() -> Group {
     Group { company: "acme".parse().unwrap(), endpoint: Endpoint::ChatCompletions, model: "m".to_owned() }
 }
 
@@ -607,16 +607,17 @@ async fn a_batch_takes_no_more_than_its_companys_month_allows_and_what_it_does_n
     store.put_companies(vec![company.clone()]).await.unwrap();
     // A thousand tokens of an unknown answer come to 1,000 millionths, ten of the input to ten.
     let million = 1_000_000;
-    let rates = Some(Rates { input: million, cached: None, cache_write: None, output: million });
+    let usual = Rates { input: million, cached: None, cache_write: None, output: million };
+    let price = Some(ModelPrice { usual, long_context: None });
     let open =
-        |number| Batch { rates, ..Batch::open(batch_id(number), group(), ProviderIdentity::default(), NOW) };
+        |number| Batch { price, ..Batch::open(batch_id(number), group(), ProviderIdentity::default(), NOW) };
     let money = || store.reader().money(&company.id, Month::of(NOW)).unwrap();
     store.open_batch(open(1)).await.unwrap();
     let cut = store.cut_chunk(batch_id(1), Revision(0), LIMITS).await.unwrap();
     assert_eq!((cut.moved, cut.done, money()), (4, true, Money { spent: 0, reserved: 4040 }));
     let next = store.reader().affordable(&open(2)).unwrap();
     assert_eq!(next, Affordable::Spent { limit: 4200, money: money(), next: 1010 });
-    let no_price = Batch { rates: None, ..open(2) };
+    let no_price = Batch { price: None, ..open(2) };
     assert_eq!(store.reader().affordable(&no_price).unwrap(), Affordable::NoPrice);
     sound(&store);
     let batch = send(&store, 1, cut.batch).await;
@@ -642,9 +643,10 @@ async fn requests_that_cost_more_than_a_months_budget_hold_nothing_that_lies_beh
         store.accept_requests(chunk.to_vec(), NOW).await.unwrap();
     }
     let million = 1_000_000;
-    let rates = Some(Rates { input: million, cached: None, cache_write: None, output: million });
+    let usual = Rates { input: million, cached: None, cache_write: None, output: million };
+    let price = Some(ModelPrice { usual, long_context: None });
     let open =
-        |number| Batch { rates, ..Batch::open(batch_id(number), group(), ProviderIdentity::default(), NOW) };
+        |number| Batch { price, ..Batch::open(batch_id(number), group(), ProviderIdentity::default(), NOW) };
     let reader = store.reader();
     assert_eq!(reader.affordable(&open(1)).unwrap(), Affordable::TooDear { limit: 5000, next: 10_010 });
     store.accept_requests((1001..=1003).map(|number| waits(number, 0, 100)).collect(), NOW).await.unwrap();

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::domain::batch::{BatchState, Cancel, Origin, ProviderIdentity, Running, Terminal, Then, Wait};
-use crate::domain::event::{Event, ObservedStatus};
-use crate::domain::id::{EventId, FileId, WebhookId};
-use crate::domain::request::{Endpoint, Group, Source};
+use crate::domain::event::{Event, ObservedStatus, Trouble};
+use crate::domain::id::{EventId, FileId, Revision, WebhookId};
+use crate::domain::request::{Endpoint, Failure, FailureClass, Group, Source};
 use crate::domain::retention::Kind;
 use crate::domain::session::{Message, Role, SessionFacts};
 use crate::domain::source::{ReadOutcome, SourceId, TranscriptAt};
@@ -320,4 +320,46 @@ async fn what_a_late_batch_says_of_an_erased_session_is_waited_for_until_the_era
     }
     store.note_records_erased(id).await.unwrap();
     assert_eq!(store.finish_erasures(vec![id], batches::NOW).await.unwrap(), [id]);
+}
+
+#[tokio::test]
+async fn an_upload_that_nobody_heard_of_is_waited_for_until_it_was_looked_for() {
+    let (store, _) = batches::store_with(1).await;
+    let id = batches::batch_id(1);
+    let batch = Batch::open(id, batches::group(), ProviderIdentity::default(), batches::NOW);
+    store.open_batch(batch).await.unwrap();
+    let mut batch = store.cut_chunk(id, Revision(0), batches::LIMITS).await.unwrap().batch;
+    let trouble = Trouble::Uncertain { why: "reset".to_owned() };
+    let failure = Failure::new(FailureClass::Transient, "other_provider", "");
+    for event in [
+        Event::FillEnded { members: 1, at: batches::NOW },
+        Event::Released,
+        Event::UploadFailed { trouble, at: batches::NOW },
+        Event::GivenBack(failure),
+    ] {
+        batch = batches::take(&store, &batch, &event).await;
+    }
+    let batch = batches::close(&store, batch, Default::default()).await;
+    assert!(batch.files.is_empty() && batch.may_have_files());
+    let erasure = erase_acme(&store).await;
+    assert_eq!(waits_for(&store, erasure).await, [id]);
+    store.note_files_erased(erasure, id).await.unwrap();
+    assert!(!store.reader().batch(id).unwrap().unwrap().may_have_files());
+}
+
+#[tokio::test]
+async fn what_waits_for_a_batch_that_ends_without_files_is_forgotten_when_it_is_closed() {
+    let (store, ids) = batches::store_with(1).await;
+    let first = batches::sent(&store, 1).await;
+    let first = batches::completed(&store, 1, &first).await;
+    let late = shadow(&store, 2, &first).await;
+    age(&store, &ids).await;
+    assert_eq!(noted(&store), [2, 2]);
+    let seen = batches::seen(2, ObservedStatus::Ended(Terminal::Cancelled));
+    let late = batches::take(&store, &late, &Event::Observed { seen, at: batches::NOW }).await;
+    batches::close(&store, late, Default::default()).await;
+    assert_eq!(noted(&store), [1, 1]);
+    delete_files(&store, 9).await;
+    assert_eq!(noted(&store), [0, 0]);
+    batches::sound(&store);
 }

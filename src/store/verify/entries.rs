@@ -123,6 +123,10 @@ pub(super) fn batch(engine: &Engine, batch: &Batch, wrong: &mut Vec<(u8, String)
     if batch.state.is_live() != engine.get(Tree::LiveBatches, id.as_bytes())?.is_some() {
         wrong.push((2, format!("batch {id} and the list of live ones disagree")));
     }
+    if !batch.state.is_live() && batch.purse.reserved > 0 {
+        wrong
+            .push((5, format!("batch {id} is over and {} are still set aside for it", batch.purse.reserved)));
+    }
     let end = keys::after_prefix(id.as_bytes());
     let none = engine.scan(Tree::Members, id.as_bytes(), end.as_deref(), 1)?.is_empty();
     if none && batch.counts != Counts::default() {

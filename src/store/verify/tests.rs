@@ -168,6 +168,14 @@ async fn each_check_names_what_does_not_fit() {
                 (Tree::Batches, vec![8; 16], Some(codec::encode(&other).unwrap()))
             }),
         ),
+        (
+            5,
+            "is over and 7 are still set aside for it",
+            edit(Tree::Batches, batch_key, |batch: &mut Batch| {
+                batch.state = BatchState::Closed { closing: Closing::Processed };
+                batch.purse.reserved = 7;
+            }),
+        ),
         (4, "is said not to close, and is not live", put(Tree::Anomalies, &[8; 16], Some(&anomaly))),
         (4, "a key of 2 bytes says", put(Tree::Anomalies, &[9, 9], Some(&anomaly))),
         (
