@@ -114,7 +114,7 @@ impl Lane {
     }
 
     /// An operator has the export read.
-    fn have_read(process: &Process) {
+    pub(super) fn have_read(process: &Process) {
         let listed = process.call("GET", SOURCES, JSON, String::new());
         let Some(id) = listed.and_then(|listed| listed["sources"][0]["id"].as_str().map(str::to_owned))
         else {

@@ -270,7 +270,10 @@ impl Lane {
             match process.summary() {
                 // It takes nothing in before the backup is accepted.
                 Some(_) if self.work == Work::Restored => {}
-                Some([0, 0, _, 0]) if self.work == Work::Import => self.grow_export(),
+                Some([0, 0, _, 0]) if self.work == Work::Import => {
+                    self.grow_export();
+                    Self::have_read(process);
+                }
                 Some([0, 0, _, 0]) => self.send_wave(process),
                 Some([_, _, _, failed]) if failed > 0 => process.requeue_failed(),
                 Some(_) | None => {}
