@@ -16,7 +16,7 @@ use super::body::{self, Object};
 use super::lines::{self, Body, JSON_BYTES_MAX, Json, Line, Lines, Shape};
 use super::reply::{Answer, ApiError};
 use super::request_body::{Checked, check};
-use super::{csv, encoding};
+use super::{auth, csv, encoding, still_good};
 use crate::actors::intake::{AcceptRequests, AcceptSessions, CHUNK, CHUNK_BYTES, ChatSession, RequestIn};
 use crate::domain::id::{CompanyId, Timestamp};
 use crate::domain::request::Endpoint;
@@ -247,7 +247,7 @@ async fn take_in<K: Kind>(
     kind: &K,
     tally: &mut Tally,
 ) -> Result<bool, ApiError> {
-    let mut chunk = Chunk { items: Vec::new(), bytes: 0, looked_at: 0 };
+    let mut chunk = Chunk { items: Vec::new(), bytes: 0, looked_at: 0, token: auth::presented(headers) };
     match Shape::of(headers)? {
         Shape::Lines => {
             let mut lines = Lines::new(body);
@@ -322,6 +322,8 @@ struct Chunk<T> {
     /// The last line that was read, whether it is in here or was refused.
     looked_at: u64,
 }
+    /// The hash of the caller's, which may end while the body comes.
+    token: Option<[u8; 32]>,
 
 impl<T> Chunk<T> {
     fn add<K: Kind<Item = T>>(&mut self, kind: &K, number: u64, json: &[u8], tally: &mut Tally) {
@@ -366,6 +368,7 @@ impl<T> Chunk<T> {
         let items = std::mem::take(&mut self.items);
         if !items.is_empty() {
             kind.store(api, company, items, tally).await?;
+            still_good(api, self.token).await?;
         }
         tally.settled(self.looked_at);
         Ok(())

@@ -291,10 +291,10 @@ impl Call {
             Route::OwnTimeline => results::timeline(api, self.company(company).await?, id).await?,
             Route::OwnSessions => results::sessions(api, self.company(company).await?, &query).await?,
             Route::ExportRequests => {
-                return export::requests(api, self.company(company).await?, &query).await;
+                return export::requests(api, self.company(company).await?, &self.headers, &query).await;
             }
             Route::ExportSessions => {
-                return export::sessions(api, self.company(company).await?, &query).await;
+                return export::sessions(api, self.company(company).await?, &self.headers, &query).await;
             }
             Route::Webhooks(action) => {
                 let company = self.company(company).await?;
@@ -466,6 +466,17 @@ fn takes_in(api: &Api) -> Result<(), ApiError> {
         None => Ok(()),
         Some((hindrance, why)) => Err(IntakeError::Stopped(hindrance, why).into()),
     }
+}
+
+/// Looks whether a token that was let in is good still, before a stream goes on.
+async fn still_good(api: &Api, token: Option<[u8; 32]>) -> Result<(), ApiError> {
+    let (auth, now) = (api.auth.clone(), api.shared.clock.now());
+    let knows = move || token.map_or(Ok(false), |token| auth.still_knows(&token, now));
+    if blocking(knows).await? {
+        return Ok(());
+    }
+    let detail = "this token has ended; go on with another one";
+    Err(ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", detail))
 }
 
 /// Runs a read that may touch the disk beside the connections.
