@@ -275,6 +275,22 @@ fn what_is_no_request_is_refused_with_its_reason() {
                 "body.input must",
             ),
         ];
+            (
+                json!({ "endpoint": "/v1/responses", "body": { "model": "m", "input": [1, 2] } }),
+                "body.input must",
+            ),
+            (
+                json!({ "endpoint": "/v1/responses", "body": { "model": "m", "prompt": "pmpt_1" } }),
+                "body.prompt must be an object",
+            ),
+            (
+                json!({ "endpoint": "/v1/responses", "body": { "model": "m", "prompt": { "id": 1 } } }),
+                "body.prompt must be an object",
+            ),
+            (
+                json!({ "endpoint": "/v1/responses", "body": { "model": "m", "prompt": null } }),
+                "body.input is missing",
+            ),
         for (line, expected) in refused {
             let (code, detail) = refusal(&nightshift, 422, Call::json(REQUESTS, &line)).await;
             assert_eq!(code, "invalid_request", "{line}");
@@ -293,6 +309,8 @@ fn what_is_allowed_beside_the_usual_is_taken() {
             { "endpoint": "/v1/embeddings", "body": { "model": "m", "input": ["a", "b"] } },
             { "endpoint": "/v1/responses", "body": { "model": "m", "input": "a" } },
             { "body": { "model": "m", "messages": [{}], "stream": false, "something_new": 1 } },
+            { "endpoint": "/v1/responses", "body": { "model": "m", "prompt": { "id": "pmpt_1" } } },
+            { "endpoint": "/v1/responses", "body": { "model": "m", "input": [{ "role": "user", "content": "a" }] } },
             { "priority": -128, "body": { "model": "m", "messages": [{}] } },
         ]);
         let reply = send(&nightshift, &taken).await;
