@@ -19,6 +19,7 @@ use super::request_body::{Checked, check};
 use super::{auth, csv, encoding, still_good};
 use crate::actors::intake::{AcceptRequests, AcceptSessions, CHUNK, CHUNK_BYTES, ChatSession, RequestIn};
 use crate::domain::id::{CompanyId, Timestamp};
+use crate::domain::line_ends;
 use crate::domain::request::Endpoint;
 use crate::domain::session::{Message, Role, SessionFacts};
 use crate::import::csv::Row;
@@ -410,7 +411,7 @@ impl Kind for Requests {
         };
         let Checked { model, body, output_max, inputs } = check(endpoint, line.body)?;
         // What is around the body in its line is well under a kilobyte.
-        if body.len() as u64 + 1024 > self.bytes_max {
+        if line_ends::escape(&body, &line_ends::ALL).len() as u64 + 1024 > self.bytes_max {
             let detail = format!("the body is longer than a whole batch may be ({} bytes)", self.bytes_max);
             return Err(wrong("too_large", detail));
         }

@@ -314,7 +314,41 @@ fn what_is_allowed_beside_the_usual_is_taken() {
             { "priority": -128, "body": { "model": "m", "messages": [{}] } },
         ]);
         let reply = send(&nightshift, &taken).await;
-        assert_eq!(counts(&reply), [4, 0, 0], "{reply}");
+        assert_eq!(counts(&reply), [6, 0, 0], "{reply}");
+    });
+}
+
+#[test]
+fn an_error_within_an_entry_of_several_lines_says_on_which_one() {
+    with_actors(async |nightshift| {
+        let entry = "{\n  \"body\": {},\n  \"stream\": true\n}";
+        for (body, detail) in
+            [(entry.to_owned(), "(line 3 of it, column 10)"), (entry.replace('\n', ""), "(column 24)")]
+        {
+            let call = Call::post(REQUESTS, "application/json", body);
+            let (code, told) = refusal(&nightshift, 422, call).await;
+            assert_eq!(code, "invalid_request");
+            assert!(told.ends_with(detail), "{told}");
+        }
+    });
+}
+
+#[test]
+fn what_some_readers_take_for_a_line_end_is_escaped_and_the_same_body_is_known_again() {
+    with_actors(async |nightshift| {
+        let line =
+            "{\"id\":\"a\",\"body\":{\"model\":\"m\",\"messages\":[{\"x\":\"1\u{2028}2\u{2029}3\u{85}4\"}]}}";
+        for expected in [[1, 0, 0], [0, 1, 0]] {
+            let call = Call::post(REQUESTS, LINES, line);
+            let reply = nightshift.call(call).await.good();
+            assert_eq!(counts(&reply), expected, "{reply}");
+            let id = reply["requests"][0]["id"].as_str().unwrap().parse().unwrap();
+            let body = nightshift.store().reader().body(id).unwrap().unwrap();
+            assert_eq!(
+                String::from_utf8(body).unwrap(),
+                r#"{"model":"m","messages":[{"x":"1\u20282\u20293\u00854"}]}"#
+            );
+        }
     });
 }
 
