@@ -7,7 +7,7 @@ use futures_util::StreamExt;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Number, Value, json};
 use warp::http::StatusCode;
 use warp::http::header::{CONTENT_ENCODING, HeaderMap};
 
@@ -322,9 +322,9 @@ struct Chunk<T> {
     bytes: usize,
     /// The last line that was read, whether it is in here or was refused.
     looked_at: u64,
-}
     /// The hash of the caller's, which may end while the body comes.
     token: Option<[u8; 32]>,
+}
 
 impl<T> Chunk<T> {
     fn add<K: Kind<Item = T>>(&mut self, kind: &K, number: u64, json: &[u8], tally: &mut Tally) {
@@ -368,8 +368,8 @@ impl<T> Chunk<T> {
         self.bytes = 0;
         let items = std::mem::take(&mut self.items);
         if !items.is_empty() {
-            kind.store(api, company, items, tally).await?;
             still_good(api, self.token).await?;
+            kind.store(api, company, items, tally).await?;
         }
         tally.settled(self.looked_at);
         Ok(())
@@ -391,7 +391,7 @@ struct RequestLine<'a> {
     #[serde(borrow)]
     body: &'a RawValue,
     metadata: Option<BTreeMap<String, String>>,
-    priority: Option<i8>,
+    priority: Option<Number>,
     #[serde(borrow)]
     not_before: Option<Cow<'a, str>>,
 }
@@ -425,7 +425,7 @@ impl Kind for Requests {
         let not_before = line.not_before.as_deref().map(|text| time("notBefore", text)).transpose()?;
         let metadata = metadata(line.metadata.as_ref())?;
         let bytes = body.len();
-        let priority = line.priority.unwrap_or(0);
+        let priority = line.priority.as_ref().map_or(Ok(0), priority)?;
         Ok((
             RequestIn { key, endpoint, model, body, metadata, output_max, inputs, priority, not_before },
             bytes,
@@ -626,6 +626,14 @@ fn message(Object(line): Object<MessageLine>) -> Result<Message, LineError> {
     Ok(Message { role, at, text: line.content })
 }
 
+fn priority(number: &Number) -> Result<i8, LineError> {
+    let (min, max) = (i8::MIN, i8::MAX);
+    let whole = number.as_i64().and_then(|number| i8::try_from(number).ok());
+    whole.ok_or_else(|| {
+        wrong("invalid_request", format!("priority must be a whole number from {min} to {max}"))
+    })
+}
+
 fn time(name: &str, text: &str) -> Result<Timestamp, LineError> {
     match text.parse::<jiff::Timestamp>() {
         Ok(at) => Ok(Timestamp::from_millis(at.as_millisecond())),
@@ -638,10 +646,13 @@ fn line_error(err: &serde_json::Error) -> LineError {
     wrong(code, place(err))
 }
 
-/// What serde says, without the line number, which is the body's and would be taken for the file's.
+/// What serde says. Within one line without the line number, which is 1 and would be taken for the file's.
 pub(super) fn place(err: &serde_json::Error) -> String {
     let text = err.to_string();
     match text.rfind(" at line ") {
+        Some(end) if err.line() > 1 => {
+            format!("{} (line {} of it, column {})", &text[..end], err.line(), err.column())
+        }
         Some(end) => format!("{} (column {})", &text[..end], err.column()),
         None => text,
     }

@@ -265,7 +265,8 @@ fn what_is_no_request_is_refused_with_its_reason() {
             (and("id", json!("")), "id must have 1 to 256 characters"),
             (and("id", json!("x".repeat(257))), "id must have 1 to 256 characters"),
             (and("endpoint", json!("/v1/images")), "endpoint must be one of /v1/chat/completions"),
-            (and("priority", json!(200)), "expected i8"),
+            (and("priority", json!(200)), "priority must be a whole number from -128 to 127"),
+            (and("priority", json!(1.5)), "priority must be a whole number from -128 to 127"),
             (and("notBefore", json!("tomorrow")), "notBefore must be a time"),
             (and("metadata", json!({ "a": 1 })), "expected a string"),
             (and("metadata", json!({ "a": "x".repeat(17_000) })), "metadata is longer than"),
@@ -274,7 +275,6 @@ fn what_is_no_request_is_refused_with_its_reason() {
                 json!({ "endpoint": "/v1/responses", "body": { "model": "m", "input": "" } }),
                 "body.input must",
             ),
-        ];
             (
                 json!({ "endpoint": "/v1/responses", "body": { "model": "m", "input": [1, 2] } }),
                 "body.input must",
@@ -291,6 +291,7 @@ fn what_is_no_request_is_refused_with_its_reason() {
                 json!({ "endpoint": "/v1/responses", "body": { "model": "m", "prompt": null } }),
                 "body.input is missing",
             ),
+        ];
         for (line, expected) in refused {
             let (code, detail) = refusal(&nightshift, 422, Call::json(REQUESTS, &line)).await;
             assert_eq!(code, "invalid_request", "{line}");
@@ -308,9 +309,9 @@ fn what_is_allowed_beside_the_usual_is_taken() {
         let taken = json!([
             { "endpoint": "/v1/embeddings", "body": { "model": "m", "input": ["a", "b"] } },
             { "endpoint": "/v1/responses", "body": { "model": "m", "input": "a" } },
-            { "body": { "model": "m", "messages": [{}], "stream": false, "something_new": 1 } },
             { "endpoint": "/v1/responses", "body": { "model": "m", "prompt": { "id": "pmpt_1" } } },
             { "endpoint": "/v1/responses", "body": { "model": "m", "input": [{ "role": "user", "content": "a" }] } },
+            { "body": { "model": "m", "messages": [{}], "stream": false, "something_new": 1 } },
             { "priority": -128, "body": { "model": "m", "messages": [{}] } },
         ]);
         let reply = send(&nightshift, &taken).await;
