@@ -185,7 +185,7 @@ pub async fn take(
     match answer(taken, tally, sessions) {
         Ok(answer) => Ok(Answer::from(answer).with(left())),
         // A body that went over its bound is refused like a call that does, with what was stored of it.
-        Err(err) if err.code == "rate_limited" => {
+        Err(err) if err.code == "rate_limited" && err.retry_after.is_none() => {
             let refusal = api.limiter.over(clock, company);
             Err(ApiError { done: err.done, ..refusal })
         }
@@ -290,7 +290,7 @@ async fn take_in<K: Kind>(
             Ok(false)
         }
         Shape::Json => {
-            let body = body::whole(body, JSON_BYTES_MAX).await?;
+            let (body, _held) = body::large(body, JSON_BYTES_MAX, &api.room).await?;
             match lines::json(&body)? {
                 Json::One(json) => {
                     chunk.looked_at = 1;
@@ -299,7 +299,7 @@ async fn take_in<K: Kind>(
                     Ok(true)
                 }
                 Json::Many(entries) => {
-                    for (number, json) in (1..).zip(&entries) {
+                    for (number, json) in (1..).zip(entries) {
                         chunk.looked_at = number;
                         chunk.add(kind, number, json.get().as_bytes(), tally);
                         chunk.store_if_full(api, company, kind, tally).await?;

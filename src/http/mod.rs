@@ -105,6 +105,8 @@ pub struct Api {
     auth: Arc<Auth>,
     limiter: Arc<Limiter>,
     hints: Arc<Hints>,
+    /// For large bodies that are read whole.
+    room: Arc<body::Room>,
 }
 
 impl Api {
@@ -113,7 +115,7 @@ impl Api {
         let auth = Arc::new(Auth::new(shared.store.clone(), options.admin_token.as_ref()));
         let limiter = Arc::new(Limiter::new(options.quotas));
         let hints = Arc::new(Hints::new(options.webhook_secret));
-        Self { parts, shared, auth, limiter, hints }
+        Self { parts, shared, auth, limiter, hints, room: Arc::default() }
     }
 }
 
