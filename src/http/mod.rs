@@ -44,6 +44,7 @@ use std::time::{Duration, Instant};
 use actix::Addr;
 use bytes::Bytes;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
@@ -72,6 +73,9 @@ use table::{Access, Entry, Found, Params, Route};
 
 /// A stream may be as long as it likes, but must keep coming.
 const STREAM_IDLE: Duration = Duration::from_secs(30);
+
+/// Replies that are built at the same time with what may be some ten megabytes.
+const LARGE_REPLIES: usize = 4;
 
 /// The actors whom the routes ask.
 #[derive(Debug, Clone)]
@@ -107,6 +111,8 @@ pub struct Api {
     hints: Arc<Hints>,
     /// For large bodies that are read whole.
     room: Arc<body::Room>,
+    /// For large replies that are built whole.
+    building: Arc<Semaphore>,
 }
 
 impl Api {
@@ -115,7 +121,15 @@ impl Api {
         let auth = Arc::new(Auth::new(shared.store.clone(), options.admin_token.as_ref()));
         let limiter = Arc::new(Limiter::new(options.quotas));
         let hints = Arc::new(Hints::new(options.webhook_secret));
-        Self { parts, shared, auth, limiter, hints, room: Arc::default() }
+        Self {
+            parts,
+            shared,
+            auth,
+            limiter,
+            hints,
+            room: Arc::default(),
+            building: Arc::new(Semaphore::new(LARGE_REPLIES)),
+        }
     }
 }
 
@@ -242,7 +256,7 @@ impl Call {
             Route::Ready => return Ok(ready(api).into()),
             Route::Summary => legacy::summary(api, &query).await?,
             Route::Requests => legacy::requests(api, &query).await?,
-            Route::Request => legacy::request(api, id).await?,
+            Route::Request => return legacy::request(api, id).await,
             Route::Requeue => {
                 self.expect_json()?;
                 takes_in(api)?;
@@ -289,7 +303,9 @@ impl Call {
             }
             Route::Timeline => results::timeline_for_operators(api, id).await?,
             Route::OwnRequests => results::requests(api, self.company(company).await?, &query).await?,
-            Route::OwnRequest => results::request(api, self.company(company).await?, id, &query).await?,
+            Route::OwnRequest => {
+                return results::request(api, self.company(company).await?, id, &query).await;
+            }
             Route::OwnTimeline => results::timeline(api, self.company(company).await?, id).await?,
             Route::OwnSessions => results::sessions(api, self.company(company).await?, &query).await?,
             Route::ExportRequests => {
@@ -492,4 +508,18 @@ async fn blocking<T: Send + 'static>(
             Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this should not happen"))
         }
     }
+}
+
+/// The same for what may be large, of which a few are built at the same time.
+async fn large<T: Send + 'static>(
+    api: &Api,
+    read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let place = api.building.clone().acquire_owned().await;
+    // It goes on where the caller goes away, and so does its place.
+    blocking(move || {
+        let _place = place;
+        read()
+    })
+    .await
 }
