@@ -14,6 +14,7 @@ use crate::condition::Hindrance;
 use crate::domain::analysis::{self, Misfit};
 use crate::domain::fingerprint;
 use crate::domain::id::{CompanyId, RequestId, SessionId};
+use crate::domain::line_ends;
 use crate::domain::request::{Endpoint, Group, Source};
 use crate::domain::session::{Message as ChatMessage, Session, SessionFacts};
 use crate::domain::source::{TranscriptAt, Validators};
@@ -168,8 +169,10 @@ impl Handler<AcceptRequests> for Intake {
 
 fn generic(shared: &Shared, company: &CompanyId, request: RequestIn) -> NewRequest {
     let id = RequestId::new(shared.ids.next());
-    let line = jsonl::measure(id, request.endpoint, &request.body);
+    // A repeat is known by what the client sent, and that is what is hashed.
     let content_hash = request.content_hash();
+    let body = line_ends::escape(&request.body, &line_ends::ALL).into_owned();
+    let line = jsonl::measure(id, request.endpoint, &body);
     NewRequest {
         id,
         group: Group { company: company.clone(), endpoint: request.endpoint, model: request.model },
@@ -186,7 +189,7 @@ fn generic(shared: &Shared, company: &CompanyId, request: RequestIn) -> NewReque
         estimated_tokens: line.estimated_tokens,
         output_max: request.output_max,
         inputs: request.inputs,
-        body: Some(request.body),
+        body: Some(body),
         metadata: request.metadata,
         priority: request.priority,
         not_before: request.not_before,

@@ -4,11 +4,11 @@
 //! again years later must be the same, byte for byte.
 
 use std::collections::VecDeque;
-use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::line_ends;
 use super::session::{Message, SessionFacts};
 use v1::{REPAIR_PROMPT, RESPONSE_FORMAT, SYSTEM_PROMPT};
 
@@ -402,20 +402,9 @@ fn cut_middle(messages: &[Message]) -> (Vec<Line<'_>>, usize, VecDeque<Line<'_>>
     (head, all.saturating_sub(kept), tail)
 }
 
-/// A JSON string. U+2028 and U+2029 are escaped as well, because some readers of lines take them for line ends.
+/// A JSON string on one line for every reader.
 fn json_text(text: &str) -> String {
-    let plain = Value::from(text).to_string();
-    if !plain.contains(['\u{2028}', '\u{2029}']) {
-        return plain;
-    }
-    plain.chars().fold(String::with_capacity(plain.len()), |mut json, c| {
-        match c {
-            // Writing to a string cannot fail.
-            '\u{2028}' | '\u{2029}' => drop(write!(json, "\\u{:04x}", u32::from(c))),
-            c => json.push(c),
-        }
-        json
-    })
+    line_ends::escape(&Value::from(text).to_string(), &line_ends::OF_SESSIONS).into_owned()
 }
 
 /// ISO 639-1, sorted.

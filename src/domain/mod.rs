@@ -11,6 +11,7 @@ pub mod erasure;
 pub mod event;
 pub mod fingerprint;
 pub mod id;
+pub mod line_ends;
 pub mod nesting;
 pub mod price;
 pub mod request;

@@ -16,7 +16,7 @@ use warp::http::header::{AUTHORIZATION, HeaderMap};
 use super::reply::ApiError;
 use crate::config::Secret;
 use crate::domain::id::{KeyId, Timestamp};
-use crate::store::{Role, Store, StoreReader};
+use crate::store::{Role, Store, StoreError, StoreReader};
 
 /// Wrong tokens from one address within [`WINDOW`] before it is told to wait.
 const FAILURES_MAX: u32 = 10;
@@ -34,6 +34,13 @@ pub fn new_token() -> Result<String, getrandom::Error> {
 /// What is stored of a token.
 pub fn hash(token: &str) -> [u8; 32] {
     Sha256::digest(token.as_bytes()).into()
+}
+
+/// The hash of the token that a call brings; none where it brings none.
+pub fn presented(headers: &HeaderMap) -> Option<[u8; 32]> {
+    let value = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok())?;
+    let (_, token) = value.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))?;
+    Some(hash(token.trim()))
 }
 
 /// Whose guesses count together: an address, and of IPv6 a network of 64 bits, which is what one subscriber has.
@@ -109,17 +116,10 @@ impl Auth {
         now: Timestamp,
         may_write: bool,
     ) -> Result<Caller, ApiError> {
-        let token = headers
-            .get(AUTHORIZATION)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map(|(_, token)| token.trim());
-        let Some(token) = token else {
+        let Some(presented) = presented(headers) else {
             let detail = "send an `Authorization: Bearer` header with a token";
             return Err(ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", detail));
         };
-        let presented = hash(token);
         // How far a lookup gets tells of a hash, and no hash tells of its token; what is found is compared whole.
         let same = |known: &[u8; 32]| bool::from(known.ct_eq(&presented));
         let stored = self.reader.token(&presented)?.filter(|token| same(&token.hash) && token.is_live(now));
@@ -131,6 +131,14 @@ impl Auth {
             self.note_use(presented, now);
         }
         Ok(Caller { role: stored.role, key: Some(stored.id) })
+    }
+
+    /// Whether the token of a call that was let in is good still: a stream goes on for long after that.
+    pub fn still_knows(&self, presented: &[u8; 32], now: Timestamp) -> Result<bool, StoreError> {
+        let same = |known: &[u8; 32]| bool::from(known.ct_eq(presented));
+        let stored = self.reader.token(presented)?;
+        let is_live = stored.is_some_and(|token| same(&token.hash) && token.is_live(now));
+        Ok(is_live || self.admin.as_ref().is_some_and(same))
     }
 
     /// Notes the day of a token's use beside the call: that it could not be noted is nobody's trouble.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -23,12 +25,71 @@ const TIME: Duration = Duration::from_secs(15);
 /// at so many bytes a second. Whoever sends less on average is too slow, however often a byte comes.
 const BYTES_PER_SEC_MIN: u64 = 64 << 10;
 
-/// Reads a body whole.
-pub async fn whole(body: Body, max_bytes: u64) -> Result<Bytes, ApiError> {
-    within(TIME, body, max_bytes).await
+/// Bytes of large bodies that may be in memory at the same time, whoever sends them.
+const HELD_BYTES_MAX: u64 = 256 << 20;
+/// Seconds until a body that found no room may be sent again.
+const ROOM_WAIT: u64 = 5;
+
+/// Room for large bodies.
+#[derive(Debug)]
+pub struct Room {
+    max: u64,
+    held: AtomicU64,
 }
 
-async fn within(time: Duration, mut body: Body, max_bytes: u64) -> Result<Bytes, ApiError> {
+impl Default for Room {
+    fn default() -> Self {
+        Self { max: HELD_BYTES_MAX, held: AtomicU64::new(0) }
+    }
+}
+
+/// What a body takes of the room, until it is dropped.
+#[derive(Debug)]
+pub struct Held {
+    of: Arc<Room>,
+    bytes: u64,
+}
+
+impl Held {
+    /// Takes room for so many bytes more; 429 where there is none.
+    fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
+        let bytes = bytes as u64;
+        let more = |held: u64| held.checked_add(bytes).filter(|held| *held <= self.of.max);
+        if self.of.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
+            let detail = "too much is sent as application/json at the moment; send it as application/x-ndjson, which is \
+                          read as it arrives, or again later";
+            let refusal = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail);
+            return Err(ApiError { retry_after: Some(ROOM_WAIT), ..refusal });
+        }
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.of.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Reads a body whole.
+pub async fn whole(body: Body, max_bytes: u64) -> Result<Bytes, ApiError> {
+    within(TIME, body, max_bytes, None).await
+}
+
+/// Reads a large body whole, if there is room for it.
+pub async fn large(body: Body, max_bytes: u64, room: &Arc<Room>) -> Result<(Bytes, Held), ApiError> {
+    let mut held = Held { of: room.clone(), bytes: 0 };
+    let whole = within(TIME, body, max_bytes, Some(&mut held)).await?;
+    Ok((whole, held))
+}
+
+async fn within(
+    time: Duration,
+    mut body: Body,
+    max_bytes: u64,
+    mut held: Option<&mut Held>,
+) -> Result<Bytes, ApiError> {
     let (started, mut whole) = (Instant::now(), BytesMut::new());
     loop {
         let deadline = started + time + Duration::from_secs(whole.len() as u64 / BYTES_PER_SEC_MIN);
@@ -37,6 +98,9 @@ async fn within(time: Duration, mut body: Body, max_bytes: u64) -> Result<Bytes,
         let piece = piece.map_err(|err| lines::body_error(&err))?;
         if (whole.len() + piece.len()) as u64 > max_bytes {
             return Err(lines::body_error(&BodyError::TooLarge { limit: max_bytes }));
+        }
+        if let Some(held) = held.as_deref_mut() {
+            held.grow(piece.len())?;
         }
         whole.extend_from_slice(&piece);
     }
@@ -101,13 +165,29 @@ mod tests {
     #[tokio::test]
     async fn a_body_has_the_longer_the_more_of_it_came_and_one_that_stops_is_given_up() {
         // Nothing at the start, and 16 seconds for its first mebibyte.
-        let steady = within(Duration::ZERO, pieces(&[1 << 20, 1, 1]), 2 << 20).await;
+        let steady = within(Duration::ZERO, pieces(&[1 << 20, 1, 1]), 2 << 20, None).await;
         assert_eq!(steady.map(|whole| whole.len()), Ok((1 << 20) + 2));
-        let slow = within(Duration::ZERO, pieces(&[1, 1]), 100).await;
+        let slow = within(Duration::ZERO, pieces(&[1, 1]), 100, None).await;
         assert_eq!(slow.map_err(|err| err.code), Err("too_slow"));
-        let silent = within(Duration::ZERO, Box::pin(futures_util::stream::pending()), 100).await;
+        let silent = within(Duration::ZERO, Box::pin(futures_util::stream::pending()), 100, None).await;
         assert_eq!(silent.map_err(|err| err.code), Err("too_slow"));
-        let large = within(TIME, pieces(&[60, 60]), 100).await;
+        let large = within(TIME, pieces(&[60, 60]), 100, None).await;
         assert_eq!(large.map_err(|err| err.code), Err("too_large"));
+    }
+
+    #[tokio::test]
+    async fn large_bodies_have_room_together_and_give_it_back() {
+        let room = Arc::new(Room { max: 100, held: AtomicU64::new(0) });
+        let first = large(pieces(&[30, 30]), 1000, &room).await.unwrap();
+        // Of one that is refused in its midst nothing stays.
+        for _ in 0..2 {
+            let refused = large(pieces(&[30, 30]), 1000, &room).await.map(|(whole, _)| whole).unwrap_err();
+            let told = (refused.status.as_u16(), refused.code, refused.retry_after);
+            assert_eq!(told, (429, "rate_limited", Some(ROOM_WAIT)));
+        }
+        let second = large(pieces(&[30, 10]), 1000, &room).await.unwrap();
+        assert_eq!((first.0.len(), second.0.len(), room.held.load(Ordering::Relaxed)), (60, 40, 100));
+        drop(first);
+        assert!(large(pieces(&[30, 30]), 1000, &room).await.is_ok());
     }
 }

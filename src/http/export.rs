@@ -9,11 +9,11 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use warp::http::StatusCode;
-use warp::http::header::{CONTENT_DISPOSITION, HeaderValue};
+use warp::http::header::{CONTENT_DISPOSITION, HeaderMap, HeaderValue};
 
 use super::query::Query;
 use super::reply::{Answer, ApiError, Piece};
-use super::{Api, blocking, cells, filters, results, view};
+use super::{Api, auth, blocking, cells, filters, results, still_good, view};
 use crate::domain::id::{CompanyId, RequestId, SessionId};
 use crate::domain::request::Request;
 use crate::store::{RequestsOf, SessionFound, SessionsOf, StoreError, StoreReader};
@@ -58,27 +58,37 @@ impl Format {
 }
 
 /// `GET /api/v1/companies/{companyId}/export/requests`
-pub async fn requests(api: &Api, company: CompanyId, query: &Query) -> Result<Answer, ApiError> {
+pub async fn requests(
+    api: &Api,
+    company: CompanyId,
+    headers: &HeaderMap,
+    query: &Query,
+) -> Result<Answer, ApiError> {
     query.only(&[&filters::OF_REQUESTS[..], &["format", "include"]].concat())?;
     let (filter, format) = (filters::requests(company.clone(), query)?, Format::of(query)?);
     let include = query.include(results::OF_REQUEST)?;
     let rows = Rows::Requests { filter, include, before: None, read: VecDeque::new() };
-    start(api, "requests", &company, rows, format).await
+    start(api, ("requests", &company), headers, rows, format).await
 }
 
 /// `GET /api/v1/companies/{companyId}/export/sessions`
-pub async fn sessions(api: &Api, company: CompanyId, query: &Query) -> Result<Answer, ApiError> {
+pub async fn sessions(
+    api: &Api,
+    company: CompanyId,
+    headers: &HeaderMap,
+    query: &Query,
+) -> Result<Answer, ApiError> {
     query.only(&[&filters::OF_SESSIONS[..], &["format", "include"]].concat())?;
     let (filter, format) = (filters::sessions(company.clone(), query)?, Format::of(query)?);
     let include = query.include(results::OF_SESSIONS)?;
     let rows = Rows::Sessions { filter, include, before: None, read: VecDeque::new(), older: None };
-    start(api, "sessions", &company, rows, format).await
+    start(api, ("sessions", &company), headers, rows, format).await
 }
 
 async fn start(
     api: &Api,
-    what: &str,
-    company: &CompanyId,
+    (what, company): (&str, &CompanyId),
+    headers: &HeaderMap,
     rows: Rows,
     format: Format,
 ) -> Result<Answer, ApiError> {
@@ -92,7 +102,7 @@ async fn start(
     };
     let (export, first, total) = blocking(read).await?;
     let (sender, pieces) = mpsc::channel(PIECES);
-    tokio::spawn(export.send(first, sender));
+    tokio::spawn(export.send(api.clone(), auth::presented(headers), first, sender));
     let day: String = api.shared.clock.now().to_string().chars().take(10).collect();
     // Neither has anything in it that would need quoting.
     let name = format!("attachment; filename=\"{what}-{company}-{day}.{}\"", format.extension());
@@ -133,7 +143,13 @@ struct Export {
 
 impl Export {
     /// Sends the pieces one after another, as they are taken.
-    async fn send(self, first: Option<Vec<u8>>, sender: mpsc::Sender<Piece>) {
+    async fn send(
+        self,
+        api: Api,
+        token: Option<[u8; 32]>,
+        first: Option<Vec<u8>>,
+        sender: mpsc::Sender<Piece>,
+    ) {
         let (mut export, mut piece) = (self, first);
         while let Some(bytes) = piece {
             // An empty piece is a page in which nothing was wanted.
@@ -147,7 +163,11 @@ impl Export {
                     Ok(Err(_)) | Err(_) => return,
                 }
             }
-            let next = blocking(move || export.piece().map(|piece| (export, piece))).await;
+            // Whose token ends while they read gets no more of it.
+            let next = match still_good(&api, token).await {
+                Ok(()) => blocking(move || export.piece().map(|piece| (export, piece))).await,
+                Err(err) => Err(err),
+            };
             match next {
                 Ok((back, next)) => (export, piece) = (back, next),
                 Err(err) => {

@@ -7,7 +7,7 @@ use futures_util::StreamExt;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Number, Value, json};
 use warp::http::StatusCode;
 use warp::http::header::{CONTENT_ENCODING, HeaderMap};
 
@@ -16,9 +16,10 @@ use super::body::{self, Object};
 use super::lines::{self, Body, JSON_BYTES_MAX, Json, Line, Lines, Shape};
 use super::reply::{Answer, ApiError};
 use super::request_body::{Checked, check};
-use super::{csv, encoding};
+use super::{auth, csv, encoding, still_good};
 use crate::actors::intake::{AcceptRequests, AcceptSessions, CHUNK, CHUNK_BYTES, ChatSession, RequestIn};
 use crate::domain::id::{CompanyId, Timestamp};
+use crate::domain::line_ends;
 use crate::domain::request::Endpoint;
 use crate::domain::session::{Message, Role, SessionFacts};
 use crate::import::csv::Row;
@@ -184,7 +185,7 @@ pub async fn take(
     match answer(taken, tally, sessions) {
         Ok(answer) => Ok(Answer::from(answer).with(left())),
         // A body that went over its bound is refused like a call that does, with what was stored of it.
-        Err(err) if err.code == "rate_limited" => {
+        Err(err) if err.code == "rate_limited" && err.retry_after.is_none() => {
             let refusal = api.limiter.over(clock, company);
             Err(ApiError { done: err.done, ..refusal })
         }
@@ -247,7 +248,7 @@ async fn take_in<K: Kind>(
     kind: &K,
     tally: &mut Tally,
 ) -> Result<bool, ApiError> {
-    let mut chunk = Chunk { items: Vec::new(), bytes: 0, looked_at: 0 };
+    let mut chunk = Chunk { items: Vec::new(), bytes: 0, looked_at: 0, token: auth::presented(headers) };
     match Shape::of(headers)? {
         Shape::Lines => {
             let mut lines = Lines::new(body);
@@ -289,7 +290,7 @@ async fn take_in<K: Kind>(
             Ok(false)
         }
         Shape::Json => {
-            let body = body::whole(body, JSON_BYTES_MAX).await?;
+            let (body, _held) = body::large(body, JSON_BYTES_MAX, &api.room).await?;
             match lines::json(&body)? {
                 Json::One(json) => {
                     chunk.looked_at = 1;
@@ -298,7 +299,7 @@ async fn take_in<K: Kind>(
                     Ok(true)
                 }
                 Json::Many(entries) => {
-                    for (number, json) in (1..).zip(&entries) {
+                    for (number, json) in (1..).zip(entries) {
                         chunk.looked_at = number;
                         chunk.add(kind, number, json.get().as_bytes(), tally);
                         chunk.store_if_full(api, company, kind, tally).await?;
@@ -321,6 +322,8 @@ struct Chunk<T> {
     bytes: usize,
     /// The last line that was read, whether it is in here or was refused.
     looked_at: u64,
+    /// The hash of the caller's, which may end while the body comes.
+    token: Option<[u8; 32]>,
 }
 
 impl<T> Chunk<T> {
@@ -365,6 +368,7 @@ impl<T> Chunk<T> {
         self.bytes = 0;
         let items = std::mem::take(&mut self.items);
         if !items.is_empty() {
+            still_good(api, self.token).await?;
             kind.store(api, company, items, tally).await?;
         }
         tally.settled(self.looked_at);
@@ -387,7 +391,7 @@ struct RequestLine<'a> {
     #[serde(borrow)]
     body: &'a RawValue,
     metadata: Option<BTreeMap<String, String>>,
-    priority: Option<i8>,
+    priority: Option<Number>,
     #[serde(borrow)]
     not_before: Option<Cow<'a, str>>,
 }
@@ -407,7 +411,7 @@ impl Kind for Requests {
         };
         let Checked { model, body, output_max, inputs } = check(endpoint, line.body)?;
         // What is around the body in its line is well under a kilobyte.
-        if body.len() as u64 + 1024 > self.bytes_max {
+        if line_ends::escape(&body, &line_ends::ALL).len() as u64 + 1024 > self.bytes_max {
             let detail = format!("the body is longer than a whole batch may be ({} bytes)", self.bytes_max);
             return Err(wrong("too_large", detail));
         }
@@ -421,7 +425,7 @@ impl Kind for Requests {
         let not_before = line.not_before.as_deref().map(|text| time("notBefore", text)).transpose()?;
         let metadata = metadata(line.metadata.as_ref())?;
         let bytes = body.len();
-        let priority = line.priority.unwrap_or(0);
+        let priority = line.priority.as_ref().map_or(Ok(0), priority)?;
         Ok((
             RequestIn { key, endpoint, model, body, metadata, output_max, inputs, priority, not_before },
             bytes,
@@ -622,6 +626,14 @@ fn message(Object(line): Object<MessageLine>) -> Result<Message, LineError> {
     Ok(Message { role, at, text: line.content })
 }
 
+fn priority(number: &Number) -> Result<i8, LineError> {
+    let (min, max) = (i8::MIN, i8::MAX);
+    let whole = number.as_i64().and_then(|number| i8::try_from(number).ok());
+    whole.ok_or_else(|| {
+        wrong("invalid_request", format!("priority must be a whole number from {min} to {max}"))
+    })
+}
+
 fn time(name: &str, text: &str) -> Result<Timestamp, LineError> {
     match text.parse::<jiff::Timestamp>() {
         Ok(at) => Ok(Timestamp::from_millis(at.as_millisecond())),
@@ -634,10 +646,13 @@ fn line_error(err: &serde_json::Error) -> LineError {
     wrong(code, place(err))
 }
 
-/// What serde says, without the line number, which is the body's and would be taken for the file's.
+/// What serde says. Within one line without the line number, which is 1 and would be taken for the file's.
 pub(super) fn place(err: &serde_json::Error) -> String {
     let text = err.to_string();
     match text.rfind(" at line ") {
+        Some(end) if err.line() > 1 => {
+            format!("{} (line {} of it, column {})", &text[..end], err.line(), err.column())
+        }
         Some(end) => format!("{} (column {})", &text[..end], err.column()),
         None => text,
     }

@@ -9,7 +9,7 @@ use super::Api;
 use super::body::object;
 use super::cursor;
 use super::query::Query;
-use super::reply::ApiError;
+use super::reply::{Answer, ApiError};
 use super::view;
 use crate::actors::intake::Requeue;
 use crate::actors::registry::{BatchShown, ListBatches, ListRequests, ShowBatch, ShowRequest, Summary};
@@ -65,14 +65,14 @@ pub async fn requests(api: &Api, query: &Query) -> Result<Value, ApiError> {
 }
 
 /// `GET /api/admin/legacy/requests/{id}`
-pub async fn request(api: &Api, id: &str) -> Result<Value, ApiError> {
+pub async fn request(api: &Api, id: &str) -> Result<Answer, ApiError> {
     let unknown = || ApiError::not_found("unknown_request", format!("there is no request {id}"));
     let parsed: RequestId = id.parse().map_err(|_| unknown())?;
     let request =
         api.parts.registry.send(ShowRequest(parsed)).timeout(PATIENCE).await??.ok_or_else(unknown)?;
     let reader = api.shared.reader.clone();
-    let shown = super::blocking(move || view::whole_request(&reader, &request)).await?;
-    Ok(json!({ "ok": true, "request": shown }))
+    let shown = super::large(api, move || view::whole_request(&reader, &request)?.reply()).await?;
+    Ok(Answer::json(shown))
 }
 
 #[derive(Deserialize)]

@@ -24,19 +24,19 @@ pub const JSON_BYTES_MAX: u64 = 16 << 20;
 pub const ENTRIES_MAX: usize = 100_000;
 
 /// The entries of an array; of one that is too long just enough to see that.
-struct Entries(Vec<Box<RawValue>>);
+struct Entries<'a>(Vec<&'a RawValue>);
 
-impl<'de> Deserialize<'de> for Entries {
+impl<'de> Deserialize<'de> for Entries<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visit;
         impl<'de> Visitor<'de> for Visit {
-            type Value = Entries;
+            type Value = Entries<'de>;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("an array")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Entries, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Entries<'de>, A::Error> {
                 let mut entries = Vec::new();
                 while entries.len() <= ENTRIES_MAX {
                     match seq.next_element()? {
@@ -109,22 +109,22 @@ pub fn body_error(err: &BodyError) -> ApiError {
     }
 }
 
-/// Whether the whole body is one object, or its entries if it is an array.
-pub enum Json {
+/// Whether the whole body is one object, or its entries if it is an array, as they stand in it.
+pub enum Json<'a> {
     /// One object.
-    One(Box<RawValue>),
+    One(&'a RawValue),
     /// The entries of an array.
-    Many(Vec<Box<RawValue>>),
+    Many(Vec<&'a RawValue>),
 }
 
 /// Reads a JSON body.
-pub fn json(body: &[u8]) -> Result<Json, ApiError> {
+pub fn json(body: &[u8]) -> Result<Json<'_>, ApiError> {
     let bad = |err: serde_json::Error| {
         ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", format!("the body is not JSON: {err}"))
     };
     let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
     if first == Some(&b'[') {
-        return match serde_json::from_slice::<Entries>(body) {
+        return match serde_json::from_slice::<Entries<'_>>(body) {
             Ok(Entries(entries)) if entries.len() <= ENTRIES_MAX => Ok(Json::Many(entries)),
             Ok(_) => Err(ApiError::new(
                 StatusCode::PAYLOAD_TOO_LARGE,

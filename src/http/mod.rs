@@ -44,6 +44,7 @@ use std::time::{Duration, Instant};
 use actix::Addr;
 use bytes::Bytes;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
@@ -72,6 +73,9 @@ use table::{Access, Entry, Found, Params, Route};
 
 /// A stream may be as long as it likes, but must keep coming.
 const STREAM_IDLE: Duration = Duration::from_secs(30);
+
+/// Replies that are built at the same time with what may be some ten megabytes.
+const LARGE_REPLIES: usize = 4;
 
 /// The actors whom the routes ask.
 #[derive(Debug, Clone)]
@@ -105,6 +109,10 @@ pub struct Api {
     auth: Arc<Auth>,
     limiter: Arc<Limiter>,
     hints: Arc<Hints>,
+    /// For large bodies that are read whole.
+    room: Arc<body::Room>,
+    /// For large replies that are built whole.
+    building: Arc<Semaphore>,
 }
 
 impl Api {
@@ -113,7 +121,15 @@ impl Api {
         let auth = Arc::new(Auth::new(shared.store.clone(), options.admin_token.as_ref()));
         let limiter = Arc::new(Limiter::new(options.quotas));
         let hints = Arc::new(Hints::new(options.webhook_secret));
-        Self { parts, shared, auth, limiter, hints }
+        Self {
+            parts,
+            shared,
+            auth,
+            limiter,
+            hints,
+            room: Arc::default(),
+            building: Arc::new(Semaphore::new(LARGE_REPLIES)),
+        }
     }
 }
 
@@ -240,7 +256,7 @@ impl Call {
             Route::Ready => return Ok(ready(api).into()),
             Route::Summary => legacy::summary(api, &query).await?,
             Route::Requests => legacy::requests(api, &query).await?,
-            Route::Request => legacy::request(api, id).await?,
+            Route::Request => return legacy::request(api, id).await,
             Route::Requeue => {
                 self.expect_json()?;
                 takes_in(api)?;
@@ -287,14 +303,16 @@ impl Call {
             }
             Route::Timeline => results::timeline_for_operators(api, id).await?,
             Route::OwnRequests => results::requests(api, self.company(company).await?, &query).await?,
-            Route::OwnRequest => results::request(api, self.company(company).await?, id, &query).await?,
+            Route::OwnRequest => {
+                return results::request(api, self.company(company).await?, id, &query).await;
+            }
             Route::OwnTimeline => results::timeline(api, self.company(company).await?, id).await?,
             Route::OwnSessions => results::sessions(api, self.company(company).await?, &query).await?,
             Route::ExportRequests => {
-                return export::requests(api, self.company(company).await?, &query).await;
+                return export::requests(api, self.company(company).await?, &self.headers, &query).await;
             }
             Route::ExportSessions => {
-                return export::sessions(api, self.company(company).await?, &query).await;
+                return export::sessions(api, self.company(company).await?, &self.headers, &query).await;
             }
             Route::Webhooks(action) => {
                 let company = self.company(company).await?;
@@ -468,6 +486,17 @@ fn takes_in(api: &Api) -> Result<(), ApiError> {
     }
 }
 
+/// Looks whether a token that was let in is good still, before a stream goes on.
+async fn still_good(api: &Api, token: Option<[u8; 32]>) -> Result<(), ApiError> {
+    let (auth, now) = (api.auth.clone(), api.shared.clock.now());
+    let knows = move || token.map_or(Ok(false), |token| auth.still_knows(&token, now));
+    if blocking(knows).await? {
+        return Ok(());
+    }
+    let detail = "this token has ended; go on with another one";
+    Err(ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", detail))
+}
+
 /// Runs a read that may touch the disk beside the connections.
 async fn blocking<T: Send + 'static>(
     read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
@@ -479,4 +508,18 @@ async fn blocking<T: Send + 'static>(
             Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this should not happen"))
         }
     }
+}
+
+/// The same for what may be large, of which a few are built at the same time.
+async fn large<T: Send + 'static>(
+    api: &Api,
+    read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let place = api.building.clone().acquire_owned().await;
+    // It goes on where the caller goes away, and so does its place.
+    blocking(move || {
+        let _place = place;
+        read()
+    })
+    .await
 }

@@ -130,6 +130,8 @@ pub enum Piece {
 /// What a body is made of.
 enum Content {
     Json(Value),
+    /// JSON that is text already.
+    Text(String),
     Stream {
         content_type: &'static str,
         pieces: mpsc::Receiver<Piece>,
@@ -158,6 +160,11 @@ impl Answer {
         Self { headers, ..self }
     }
 
+    /// JSON that is text already.
+    pub fn json(text: String) -> Self {
+        Self { status: StatusCode::OK, content: Content::Text(text), headers: Vec::new() }
+    }
+
     /// A body that comes piece by piece.
     pub fn stream(
         status: StatusCode,
@@ -172,6 +179,7 @@ impl Answer {
     pub fn reply(self) -> Response {
         let mut reply = match self.content {
             Content::Json(body) => bytes(self.status, "application/json", &body),
+            Content::Text(body) => text(self.status, "application/json", body),
             Content::Stream { content_type, pieces, place } => {
                 let pieces = futures_util::stream::unfold(Some((pieces, place)), |open| async move {
                     let mut open = open?;
@@ -193,7 +201,11 @@ impl Answer {
 }
 
 fn bytes(status: StatusCode, content_type: &'static str, body: &Value) -> Response {
-    dressed(Plain::new(body.to_string()).map(Into::into), status, content_type)
+    text(status, content_type, body.to_string())
+}
+
+fn text(status: StatusCode, content_type: &'static str, body: String) -> Response {
+    dressed(Plain::new(body).map(Into::into), status, content_type)
 }
 
 fn dressed(mut reply: Response, status: StatusCode, content_type: &'static str) -> Response {

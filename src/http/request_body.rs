@@ -6,6 +6,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::body::Object;
 use super::ingest::{LineError, place, wrong};
 use crate::domain::nesting::is_deeper;
 use crate::domain::request::Endpoint;
@@ -96,6 +97,23 @@ fn is_text(value: &RawValue) -> bool {
     value.get().starts_with('"') && value.get() != "\"\""
 }
 
+/// A list that is not empty, of objects.
+fn are_objects(list: &RawValue) -> bool {
+    let is_object = |entry: &&RawValue| entry.get().starts_with('{');
+    entries(list).is_some_and(|entries| !entries.is_empty() && entries.iter().all(is_object))
+}
+
+/// A prompt that is kept at the provider, which stands for an input.
+fn is_prompt(value: &RawValue) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Prompt<'a> {
+        #[serde(borrow)]
+        id: &'a RawValue,
+    }
+    let prompt: Option<Object<Prompt<'_>>> = serde_json::from_str(value.get()).ok();
+    prompt.is_some_and(|Object(prompt)| is_text(prompt.id))
+}
+
 /// How many tokens an input has that is a list of numbers; none where it is something else.
 fn tokens(value: &RawValue) -> Option<usize> {
     let tokens = entries(value).filter(|tokens| !tokens.is_empty())?;
@@ -146,21 +164,24 @@ pub fn check(endpoint: Endpoint, body: &RawValue) -> Result<Checked, LineError> 
             let Some(messages) = peek.messages else {
                 return Err(invalid("body.messages is missing".to_owned()));
             };
-            let is_object = |message: &&RawValue| message.get().starts_with('{');
-            if !entries(messages)
-                .is_some_and(|messages| !messages.is_empty() && messages.iter().all(is_object))
-            {
+            if !are_objects(messages) {
                 return Err(invalid("body.messages must be a list of at least one message".to_owned()));
             }
         }
-        Endpoint::Responses => match peek.input {
-            None if peek.prompt.is_some() => {}
-            None => return Err(invalid("body.input is missing".to_owned())),
-            Some(input) if is_text(input) || entries(input).is_some_and(|items| !items.is_empty()) => {}
-            Some(_) => {
-                return Err(invalid("body.input must be a text or a list that is not empty".to_owned()));
+        Endpoint::Responses => {
+            if peek.prompt.is_some_and(|prompt| !is_prompt(prompt)) {
+                return Err(invalid("body.prompt must be an object with the id of a prompt".to_owned()));
             }
-        },
+            match peek.input {
+                None if peek.prompt.is_some() => {}
+                None => return Err(invalid("body.input is missing".to_owned())),
+                Some(input) if is_text(input) || are_objects(input) => {}
+                Some(_) => {
+                    let detail = "body.input must be a text or a list of at least one item, each an object";
+                    return Err(invalid(detail.to_owned()));
+                }
+            }
+        }
         Endpoint::Embeddings => inputs = count_inputs(peek.input)?,
     }
     // Byte for byte as it came: the order of its keys and the digits of its numbers are the client's.

@@ -4,8 +4,8 @@
 use serde_json::{Value, json};
 
 use super::query::Query;
-use super::reply::ApiError;
-use super::{Api, blocking, cursor, filters, timeline, view, waits};
+use super::reply::{Answer, ApiError};
+use super::{Api, blocking, cursor, filters, large, timeline, view, waits};
 use crate::domain::analysis::Misfit;
 use crate::domain::id::{CompanyId, RequestId, SessionId};
 use crate::domain::request::Request;
@@ -28,18 +28,18 @@ pub async fn requests(api: &Api, company: CompanyId, query: &Query) -> Result<Va
 }
 
 /// `GET /api/v1/companies/{companyId}/requests/{id}`
-pub async fn request(api: &Api, company: CompanyId, id: &str, query: &Query) -> Result<Value, ApiError> {
+pub async fn request(api: &Api, company: CompanyId, id: &str, query: &Query) -> Result<Answer, ApiError> {
     query.only(&["include"])?;
     let include = query.include(OF_REQUEST)?;
     let (reader, asked) = (api.shared.reader.clone(), id.to_owned());
-    let shown = blocking(move || {
+    let shown = large(api, move || {
         let Some(request) = find_request(&reader, &company, &asked)? else { return Ok(None) };
         let mut shown = view::whole_request(&reader, &request)?;
-        add_to_request(&reader, &request, &include, &mut shown)?;
-        Ok(Some(shown))
+        add_to_request(&reader, &request, &include, &mut shown.fields)?;
+        shown.reply().map(Some)
     });
     let shown = shown.await?.ok_or_else(|| unknown_request(id))?;
-    Ok(json!({ "ok": true, "request": shown }))
+    Ok(Answer::json(shown))
 }
 
 /// `GET /api/v1/companies/{companyId}/requests/{id}/timeline`

@@ -1,5 +1,9 @@
 //! What records look like on the wire. A field's name and meaning, once here, stays.
 
+use std::collections::BTreeMap;
+
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::retention;
@@ -67,8 +71,50 @@ fn tokens(usage: &Usage) -> Value {
     })
 }
 
+/// A record and what is stored of it as JSON text, which is told as it stands: a result of some ten megabytes would take
+/// as many hundreds as a tree.
+pub struct Whole {
+    /// What else is told.
+    pub fields: Value,
+    result: Option<Box<RawValue>>,
+}
+
+impl Serialize for Whole {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        #[serde(untagged)]
+        enum Part<'a> {
+            Value(&'a Value),
+            Text(&'a RawValue),
+        }
+        let fields = self.fields.as_object().into_iter().flatten();
+        let mut parts: BTreeMap<&str, Part<'_>> =
+            fields.map(|(name, value)| (name.as_str(), Part::Value(value))).collect();
+        parts.insert("result", self.result.as_deref().map_or(Part::Value(&Value::Null), Part::Text));
+        parts.serialize(serializer)
+    }
+}
+
+impl Whole {
+    /// The reply with this request.
+    pub fn reply(&self) -> Result<String, StoreError> {
+        #[derive(Serialize)]
+        struct Reply<'a> {
+            ok: bool,
+            request: &'a Whole,
+        }
+        let reply = Reply { ok: true, request: self };
+        serde_json::to_string(&reply).map_err(|err| StoreError::Codec(err.to_string()))
+    }
+}
+
+/// Stored JSON text as it stands; nothing where it is none.
+fn text_of(text: Vec<u8>) -> Option<Box<RawValue>> {
+    String::from_utf8(text).ok().and_then(|text| RawValue::from_string(text).ok())
+}
+
 /// A request with its history, its result and, for a session, the analysis.
-pub fn whole_request(reader: &StoreReader, shown: &Request) -> Result<Value, StoreError> {
+pub fn whole_request(reader: &StoreReader, shown: &Request) -> Result<Whole, StoreError> {
     let analysis = match shown.source {
         Source::Session { session, version, .. } => reader.analysis(session, version)?,
         Source::Generic { .. } => None,
@@ -77,10 +123,9 @@ pub fn whole_request(reader: &StoreReader, shown: &Request) -> Result<Value, Sto
     let mut view = request(shown);
     if let Value::Object(fields) = &mut view {
         fields.insert("history".to_owned(), shown.history.iter().map(attempt).collect());
-        fields.insert("result".to_owned(), json_of(result.as_deref()));
         fields.insert("analysis".to_owned(), json_of(analysis.as_deref().map(str::as_bytes)));
     }
-    Ok(view)
+    Ok(Whole { fields: view, result: result.and_then(text_of) })
 }
 
 /// Stored JSON text as a value; null where there is none.
@@ -240,4 +285,23 @@ fn facts(facts: &SessionFacts) -> Value {
 /// A message of a session.
 pub fn message(message: &Message) -> Value {
     json!({ "role": message.role.label(), "content": message.text, "at": time(message.at) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stored_result_is_told_as_it_stands_among_the_rest() {
+        let told = |result: &str| {
+            let result = text_of(result.as_bytes().to_vec());
+            Whole { fields: json!({ "id": "a", "usage": null }), result }.reply().unwrap()
+        };
+        let (before, behind) = (r#"{"ok":true,"request":{"id":"a","result":"#, r#","usage":null}}"#);
+        assert_eq!(
+            told(r#"{"b":1.50e0,"a":"\u00e9"}"#),
+            format!(r#"{before}{{"b":1.50e0,"a":"\u00e9"}}{behind}"#)
+        );
+        assert_eq!(told("{broken"), format!("{before}null{behind}"));
+    }
 }

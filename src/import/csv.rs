@@ -140,13 +140,18 @@ impl<R: Read> Rows<R> {
         Ok(())
     }
 
-    /// What the first record that is not torn tells: the delimiter, and whether it is a header.
+    /// What the first record that is neither blank nor torn tells: the delimiter, and whether it is a header.
     fn begin(&mut self) -> Result<(), RowError> {
         for delimiter in [b',', b';'] {
             self.records.set_delimiter(delimiter);
-            if !self.records.next(&mut self.record).map_err(|broken| self.broken(broken))? {
-                self.layout = Some(Layout::without_header());
-                return Ok(());
+            loop {
+                if !self.records.next(&mut self.record).map_err(|broken| self.broken(broken))? {
+                    self.layout = Some(Layout::without_header());
+                    return Ok(());
+                }
+                if !self.record.is_blank() {
+                    break;
+                }
             }
             if let Some(layout) = Layout::from_header(&self.record) {
                 self.layout = Some(layout);

@@ -40,6 +40,12 @@ impl Endpoint {
             Self::Responses | Self::Embeddings => "input",
         }
     }
+
+    /// What is asked: a prompt where there is no input.
+    pub(super) fn asked(self, body: &Value) -> &Value {
+        let asked = &body[self.subject()];
+        if self == Self::Responses && asked.is_null() { &body["prompt"] } else { asked }
+    }
 }
 
 /// How an answer is spoiled on purpose.

@@ -184,14 +184,22 @@ impl Check {
             self.fail("streaming_unsupported", message, Some("body.stream"));
         }
         self.subject(body);
-        let subject = &body[self.endpoint.subject()];
-        self.tokens += super::answers::tokens_of(&subject.to_string());
+        self.tokens += super::answers::tokens_of(&self.endpoint.asked(body).to_string());
     }
 
     fn subject(&mut self, body: &Value) {
         let name = self.endpoint.subject();
         let param = format!("body.{name}");
         let subject = &body[name];
+        if self.endpoint == Endpoint::Responses && !body["prompt"].is_null() {
+            if !body["prompt"]["id"].is_string() {
+                let (param, message) = ("body.prompt", "'body.prompt' is of a wrong type.".to_owned());
+                return self.fail("invalid_type", message, Some(param));
+            }
+            if subject.is_null() {
+                return;
+            }
+        }
         if subject.is_null() {
             return self.missing(&param);
         }
@@ -297,6 +305,19 @@ mod tests {
         assert_eq!(codes(""), [("empty_file".to_owned(), None)]);
         let many: String = (0..=MAX_LINES).map(|n| line(&n.to_string(), "m") + "\n").collect();
         assert_eq!(codes(&many), [("too_many_tasks".to_owned(), None)]);
+    }
+
+    #[test]
+    fn a_response_may_have_a_prompt_for_an_input() {
+        let with = |prompt: &str| {
+            let body = format!(r#"{{"model":"m","prompt":{prompt}}}"#);
+            format!(r#"{{"custom_id":"a","method":"POST","url":"/v1/responses","body":{body}}}"#)
+        };
+        let found = |prompt: &str| validate(with(prompt).as_bytes(), Endpoint::Responses).unwrap();
+        assert!(found(r#"{"id":"pmpt_1"}"#).is_ok());
+        for (prompt, code) in [("\"pmpt_1\"", "invalid_type"), ("null", "missing_required_parameter")] {
+            assert_eq!(found(prompt).unwrap_err()[0].code, code);
+        }
     }
 
     #[test]

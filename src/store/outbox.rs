@@ -15,7 +15,7 @@ use super::keys::{self, Key, Tree};
 use super::tx::Tx;
 use super::{Store, StoreError, StoreReader, codec, webhooks};
 use crate::domain::batch::Batch;
-use crate::domain::id::{CompanyId, DeliveryId, EventId, Timestamp, WebhookId};
+use crate::domain::id::{CompanyId, DeliveryId, EventId, RequestId, Timestamp, WebhookId};
 use crate::domain::request::{Request, Source};
 use crate::domain::session::Session;
 use crate::domain::webhook::{
@@ -98,6 +98,7 @@ impl Finished {
     /// Stores what there is to be told.
     pub(super) fn tell(self, tx: &mut Tx<'_>, batch: &Batch, now: Timestamp) -> Result<(), StoreError> {
         for (number, requests) in self.requests.chunks(BUNDLE_MAX).enumerate() {
+            let first = requests.first().map(|request| request.id);
             let whole = webhook::requests_finished(&batch.group.company, requests, now);
             // Texts are kept for a month, and what names a request or a session may be erased before: it is filled in
             // when somebody reads the text.
@@ -108,7 +109,7 @@ impl Finished {
                 0 => self.listening.clone(),
                 _ => webhooks::listening(tx, &batch.group.company, EventKind::RequestFinished)?,
             };
-            let event = event_id(batch, EventKind::RequestFinished, number, now);
+            let event = event_id(batch, EventKind::RequestFinished, first, now);
             put(tx, listening, event, EventKind::RequestFinished, (&text, whole.len()), now)?;
         }
         Ok(())
@@ -126,12 +127,14 @@ pub(super) fn batch_finished(tx: &mut Tx<'_>, batch: &Batch, now: Timestamp) -> 
         return Ok(());
     }
     let text = webhook::batch_finished(batch, now);
-    put(tx, listening, event_id(batch, kind, 0, now), kind, (&text, text.len()), now).map(drop)
+    put(tx, listening, event_id(batch, kind, None, now), kind, (&text, text.len()), now).map(drop)
 }
 
-/// An id that nothing else has: a batch passes each of its revisions once.
-fn event_id(batch: &Batch, kind: EventKind, number: usize, now: Timestamp) -> EventId {
-    let of = format!("{}/{}/{}/{number}", batch.id, batch.revision.0, kind.label());
+/// An id that nothing else has: a request ends once in each revision of a batch. Several may end by themselves in the
+/// same one, which stays as it is for inputs that are lost.
+fn event_id(batch: &Batch, kind: EventKind, first: Option<RequestId>, now: Timestamp) -> EventId {
+    let first = first.map(|request| request.to_string()).unwrap_or_default();
+    let of = format!("{}/{}/{}/{first}", batch.id, batch.revision.0, kind.label());
     EventId::from_bytes(timed(now, of.as_bytes()))
 }
 

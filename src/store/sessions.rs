@@ -138,9 +138,10 @@ fn accept(tx: &mut Tx<'_>, new: SessionIn, now: Timestamp) -> Result<SessionTake
     };
     let mut session = load(tx, id)?;
     if session.state == SessionState::Expired {
-        // Only other messages are something new: its facts are not kept, and its transcript is not fetched again.
+        // Only other messages are something new: its facts are not kept, and its transcript is not fetched again. None
+        // at all are no others, and to take note of them would forget which ones were paid for.
         let same = session.version > 0 && session.content_hash == new.content_hash;
-        if new.messages.is_none() || same {
+        if new.messages.as_ref().is_none_or(Vec::is_empty) || same {
             return Ok(SessionTaken::Unchanged);
         }
         tx.put(Tree::SessionsOf, keys::session_of(&session.company, id), Vec::new());

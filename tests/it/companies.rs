@@ -8,7 +8,7 @@ use nightshift::domain::company::{Company, CompanyChange, ConfiguredCompany};
 use nightshift::store::Store;
 use serde_json::{Value, json};
 
-use crate::harness::{Call, MODEL, Nightshift, company, until, with_a_creator, with_actors};
+use crate::harness::{Call, MODEL, Nightshift, body_in_pieces, company, until, with_a_creator, with_actors};
 use crate::process::free_port;
 use crate::trouble::bench;
 
@@ -175,6 +175,34 @@ fn a_key_is_shown_once_and_ends_with_the_call_after_it_is_revoked() {
         assert_eq!(own(&nightshift.get(KEYS).await)["live"], false);
         let rotate = Call::new("POST", format!("{KEYS}/{id}/rotate"));
         assert_eq!(nightshift.call(rotate).await.problem(409), "key_ended");
+    });
+}
+
+#[test]
+fn a_stream_ends_with_the_key_that_it_came_with() {
+    with_actors(async |nightshift| {
+        let reply = made(&nightshift, KEYS, &json!({ "label": "shop" })).await;
+        let (key, id) = (token(&reply), reply["key"]["id"].as_str().unwrap().to_owned());
+        let lines = || -> String {
+            let body = json!({ "model": "gpt-4o-mini", "messages": [{ "role": "user", "content": "x" }] });
+            (0..250).map(|_| format!("{{\"body\":{body}}}\n")).collect()
+        };
+        let (pieces, body) = body_in_pieces();
+        pieces.send(Ok(lines())).unwrap();
+        let call = Call::streamed("/api/v1/companies/demo/requests", "application/x-ndjson", body).token(key);
+        let stored =
+            async || nightshift.get("/api/admin/legacy/summary").await["summary"]["pending_batching"].clone();
+        let revoke = async {
+            until("the first chunk is stored", async || (stored().await == 250).then_some(())).await;
+            nightshift.call(Call::new("DELETE", format!("{KEYS}/{id}"))).await.good();
+            pieces.send(Ok(lines())).unwrap();
+            drop(pieces);
+        };
+        let (reply, ()) = tokio::join!(nightshift.call(call), revoke);
+        assert_eq!(reply.problem(401), "unauthorized");
+        let done = ["accepted", "rejected", "lastLine"].map(|name| reply.body[name].as_u64());
+        assert_eq!(done, [Some(250), Some(0), Some(250)], "{:#}", reply.body);
+        assert_eq!(stored().await, 250);
     });
 }
 

@@ -265,7 +265,8 @@ fn what_is_no_request_is_refused_with_its_reason() {
             (and("id", json!("")), "id must have 1 to 256 characters"),
             (and("id", json!("x".repeat(257))), "id must have 1 to 256 characters"),
             (and("endpoint", json!("/v1/images")), "endpoint must be one of /v1/chat/completions"),
-            (and("priority", json!(200)), "expected i8"),
+            (and("priority", json!(200)), "priority must be a whole number from -128 to 127"),
+            (and("priority", json!(1.5)), "priority must be a whole number from -128 to 127"),
             (and("notBefore", json!("tomorrow")), "notBefore must be a time"),
             (and("metadata", json!({ "a": 1 })), "expected a string"),
             (and("metadata", json!({ "a": "x".repeat(17_000) })), "metadata is longer than"),
@@ -273,6 +274,22 @@ fn what_is_no_request_is_refused_with_its_reason() {
             (
                 json!({ "endpoint": "/v1/responses", "body": { "model": "m", "input": "" } }),
                 "body.input must",
+            ),
+            (
+                json!({ "endpoint": "/v1/responses", "body": { "model": "m", "input": [1, 2] } }),
+                "body.input must",
+            ),
+            (
+                json!({ "endpoint": "/v1/responses", "body": { "model": "m", "prompt": "pmpt_1" } }),
+                "body.prompt must be an object",
+            ),
+            (
+                json!({ "endpoint": "/v1/responses", "body": { "model": "m", "prompt": { "id": 1 } } }),
+                "body.prompt must be an object",
+            ),
+            (
+                json!({ "endpoint": "/v1/responses", "body": { "model": "m", "prompt": null } }),
+                "body.input is missing",
             ),
         ];
         for (line, expected) in refused {
@@ -292,11 +309,47 @@ fn what_is_allowed_beside_the_usual_is_taken() {
         let taken = json!([
             { "endpoint": "/v1/embeddings", "body": { "model": "m", "input": ["a", "b"] } },
             { "endpoint": "/v1/responses", "body": { "model": "m", "input": "a" } },
+            { "endpoint": "/v1/responses", "body": { "model": "m", "prompt": { "id": "pmpt_1" } } },
+            { "endpoint": "/v1/responses", "body": { "model": "m", "input": [{ "role": "user", "content": "a" }] } },
             { "body": { "model": "m", "messages": [{}], "stream": false, "something_new": 1 } },
             { "priority": -128, "body": { "model": "m", "messages": [{}] } },
         ]);
         let reply = send(&nightshift, &taken).await;
-        assert_eq!(counts(&reply), [4, 0, 0], "{reply}");
+        assert_eq!(counts(&reply), [6, 0, 0], "{reply}");
+    });
+}
+
+#[test]
+fn an_error_within_an_entry_of_several_lines_says_on_which_one() {
+    with_actors(async |nightshift| {
+        let entry = "{\n  \"body\": {},\n  \"stream\": true\n}";
+        for (body, detail) in
+            [(entry.to_owned(), "(line 3 of it, column 10)"), (entry.replace('\n', ""), "(column 24)")]
+        {
+            let call = Call::post(REQUESTS, "application/json", body);
+            let (code, told) = refusal(&nightshift, 422, call).await;
+            assert_eq!(code, "invalid_request");
+            assert!(told.ends_with(detail), "{told}");
+        }
+    });
+}
+
+#[test]
+fn what_some_readers_take_for_a_line_end_is_escaped_and_the_same_body_is_known_again() {
+    with_actors(async |nightshift| {
+        let line =
+            "{\"id\":\"a\",\"body\":{\"model\":\"m\",\"messages\":[{\"x\":\"1\u{2028}2\u{2029}3\u{85}4\"}]}}";
+        for expected in [[1, 0, 0], [0, 1, 0]] {
+            let call = Call::post(REQUESTS, LINES, line);
+            let reply = nightshift.call(call).await.good();
+            assert_eq!(counts(&reply), expected, "{reply}");
+            let id = reply["requests"][0]["id"].as_str().unwrap().parse().unwrap();
+            let body = nightshift.store().reader().body(id).unwrap().unwrap();
+            assert_eq!(
+                String::from_utf8(body).unwrap(),
+                r#"{"model":"m","messages":[{"x":"1\u20282\u20293\u00854"}]}"#
+            );
+        }
     });
 }
 

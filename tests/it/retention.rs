@@ -221,6 +221,25 @@ fn a_session_that_is_gone_is_not_bought_again_and_a_changed_one_is_new() {
 }
 
 #[test]
+fn an_export_without_the_transcript_of_an_expired_session_brings_nothing_of_it_back() {
+    keeping(kept("", "", "10d"), async |nightshift| {
+        nightshift.session(1, "demo").await;
+        let mut batch = nightshift.open_batch(1, "demo", 1).await;
+        batch.send().await;
+        batch.finish(vec![good_line(1, Some("{}"))], Vec::new()).await;
+        assert_eq!(pass(&nightshift, 11 * DAY).await["sessions"], 1);
+        let (store, now) = (nightshift.store(), nightshift.now());
+        let row = SessionIn { messages: Some(Vec::new()), ..chat(1, 0) };
+        // Its messages are known again behind such a row, too.
+        let taken = store.accept_sessions(vec![row, chat(1, 1)], now).await.unwrap();
+        assert_eq!(taken, [SessionTaken::Unchanged, SessionTaken::Unchanged]);
+        let session = store.reader().session(session_id(1)).unwrap().unwrap();
+        assert_eq!((session.state, session.version), (SessionState::Expired, 1));
+        assert_eq!(session.facts, SessionFacts::default());
+    });
+}
+
+#[test]
 fn the_providers_files_of_what_is_gone_for_its_age_are_deleted() {
     keeping(kept("1h", "", "1h"), async |nightshift| {
         for (number, id) in [(1, "demo"), (2, "demo"), (3, "demo"), (4, "acme")] {

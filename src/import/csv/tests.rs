@@ -69,6 +69,22 @@ fn a_header_is_no_session_and_may_change_the_order() {
 }
 
 #[test]
+fn a_header_behind_blank_lines_is_one() {
+    for (blank, delimiter) in [("\n", ","), ("\r\n \t\r\n", ","), ("\n\n", ";")] {
+        let header = ["session_id", "language", "country"].join(delimiter);
+        let text = format!("{blank}{header}\n{}\n", ["a", "dutch", "NL"].join(delimiter));
+        let rows = read(&text);
+        assert_eq!(rows.len(), 1, "{text:?}");
+        let row = rows[0].as_ref().unwrap();
+        assert_eq!(
+            (row.facts.language.as_deref(), row.facts.country.as_deref()),
+            (Some("dutch"), Some("NL"))
+        );
+        assert_eq!(row.line as usize, text.matches('\n').count());
+    }
+}
+
+#[test]
 fn the_names_that_we_print_are_a_header_that_we_read() {
     let names: Vec<&str> = COLUMNS.iter().map(|names| names[0]).collect();
     assert_eq!(outline(format!("{}\n{}", names.join(","), plain("a"))), [ok("a")]);

@@ -5,7 +5,7 @@ use futures_util::FutureExt as _;
 use super::*;
 use crate::domain::batch::{BatchState, Closing, ProviderIdentity};
 use crate::domain::cut::Limits;
-use crate::domain::id::{BatchId, RequestId, Revision};
+use crate::domain::id::{BatchId, Revision};
 use crate::domain::request::{Answered, Endpoint, Group, Outcome, RequestStatus};
 use crate::domain::step::{Change, Step};
 use crate::domain::webhook::signature::SigningSecret;
@@ -159,6 +159,26 @@ async fn what_is_told_of_a_lost_input_is_delivered_at_once() {
     assert_eq!(deliveries(&store, 1).len(), 1);
     let rung = store.something_to_deliver().now_or_never().unwrap_or_default();
     assert!(rung.contains(&acme()), "nobody is told that there is something to deliver");
+    sound(&store);
+}
+
+#[tokio::test]
+async fn inputs_that_are_lost_at_the_same_time_are_told_one_by_one() {
+    let store = store().await;
+    listen(&store, 1, &[EventKind::RequestFinished]).await;
+    for number in [1, 2, 2] {
+        store.lose_input(BATCH, request(number), "its text is lost".to_owned(), NOW).await.unwrap();
+    }
+    let mut told: Vec<_> = deliveries(&store, 1)
+        .iter()
+        .map(|delivery| {
+            let text = store.reader().event_text(delivery.event).unwrap().unwrap();
+            let said: serde_json::Value = serde_json::from_slice(&text).unwrap();
+            said["data"]["requests"][0]["clientId"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    told.sort();
+    assert_eq!(told, ["order-1", "order-2"]);
     sound(&store);
 }
 
