@@ -117,10 +117,23 @@ async fn try_upload(
         creation_enabled(shared).await;
         shared.account.pass(clock, Call::Send).await;
     };
-    let sent = shared.provider.upload_file(&path, &name).await.map_err(|err| {
-        shared.account.rest(clock, &err);
-        trouble(shared, err)
-    })?;
+    let local = |err: StoreError| Trouble::Local { why: err.to_string() };
+    // Before it: an erasure has to know of a file of which nobody heard.
+    crash_point!("upload.begin.before_commit");
+    shared.store.note_upload(batch.id, false).await.map_err(local)?;
+    crash_point!("upload.begin.after_commit");
+    let sent = match shared.provider.upload_file(&path, &name).await {
+        Ok(sent) => sent,
+        Err(err) => {
+            shared.account.rest(clock, &err);
+            if !matches!(err, ProviderError::Uncertain { .. }) {
+                crash_point!("upload.nothing.before_commit");
+                shared.store.note_upload(batch.id, true).await.map_err(local)?;
+                crash_point!("upload.nothing.after_commit");
+            }
+            return Err(trouble(shared, err));
+        }
+    };
     shared.account.succeeded(Success::Uploaded);
     Ok(input(sent, bytes))
 }

@@ -302,11 +302,15 @@ async fn end_batches(
     }
 }
 
-/// Removes what lies here of a company's exports. A reading that found the company has its end first; none that begins
+/// Removes what lies here of a company's exports. A reading that found the company is broken off first; none that begins
 /// now finds it.
 async fn erase_exports(shared: &Arc<Shared>, company: &CompanyId) -> Result<Files, StoreError> {
-    let mut own = shared.sources.iter().filter(|source| source.company == *company);
-    if own.any(|source| source.is_being_read()) {
+    let own = shared.sources.iter().filter(|source| source.company == *company);
+    let being_read: Vec<_> = own.filter(|source| source.is_being_read()).collect();
+    if !being_read.is_empty() {
+        for source in being_read {
+            source.break_off();
+        }
         return Ok(Files::Left);
     }
     let (spool, company) = (shared.spool.clone(), company.clone());

@@ -67,6 +67,8 @@ pub struct Source {
     /// How many of its transcripts are fetched from one host at the same time.
     pub transcript_concurrency: usize,
     ordered: Notify,
+    /// Told when its company is being erased.
+    unwanted: Notify,
     /// Readings that are under way, with what they hold of the export.
     readings: AtomicUsize,
 }
@@ -88,13 +90,29 @@ impl Source {
             Place::Remote(remote) => remote.url.to_string(),
         };
         let id = SourceId::from_bytes(first(&text));
-        let (ordered, readings) = (Notify::new(), AtomicUsize::new(0));
-        Self { id, company, place, label, options, every, transcript_concurrency: 4, ordered, readings }
+        let (ordered, unwanted, readings) = (Notify::new(), Notify::new(), AtomicUsize::new(0));
+        Self {
+            id,
+            company,
+            place,
+            label,
+            options,
+            every,
+            transcript_concurrency: 4,
+            ordered,
+            unwanted,
+            readings,
+        }
     }
 
     /// Has it read soon. An order that is stored has all of it read, whatever its server says of changes.
     pub fn read_now(&self) {
         self.ordered.notify_one();
+    }
+
+    /// Has readings that are under way broken off.
+    pub fn break_off(&self) {
+        self.unwanted.notify_waiters();
     }
 
     /// Whether a reading is under way. One that begins after this was asked sees what was stored before it was.
@@ -268,7 +286,11 @@ async fn import(source: Arc<Source>, intake: Addr<Intake>, shared: Arc<Shared>, 
     };
     let orders = known.as_ref().map_or(0, |known| known.orders);
     let ended = match known {
-        Ok(known) => read_once(&source, &intake, &shared, &known).await,
+        Ok(known) => tokio::select! {
+            ended = read_once(&source, &intake, &shared, &known) => ended,
+            // It may wait long, for room or because nothing is taken in, and nobody has anything of it any more.
+            () = source.unwanted.notified() => return Again::WithItsCompany,
+        },
         Err(err) => Some(Err(err)),
     };
     let mut soon = false;

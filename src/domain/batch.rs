@@ -584,8 +584,9 @@ pub struct Batch {
     pub error: Option<FileId>,
     /// Its files that the provider may have yet: each input file, also of an upload that was repeated, and the results.
     pub files: Vec<FileId>,
-    /// Whether an upload may have had its effect without anybody having heard of it: a file that only its name tells of.
-    pub unsure_upload: bool,
+    /// Uploads that were begun, and of which it is not known what came of them: there may be a file that only its name
+    /// tells of.
+    pub unsure_uploads: u32,
     /// Whether it was told that the provider has not ended it long after its window closed.
     pub is_overdue: bool,
     /// Intents that were given up, newest last; a batch that surfaces for one of them is a shadow.
@@ -630,7 +631,7 @@ impl Batch {
             output: None,
             error: None,
             files: Vec::new(),
-            unsure_upload: false,
+            unsure_uploads: 0,
             is_overdue: false,
             superseded: Vec::new(),
             created_at,
@@ -661,7 +662,7 @@ impl Batch {
 
     /// Whether the provider has, or may get, a file that tells something of its members, as far as is known.
     pub const fn may_have_files(&self) -> bool {
-        self.closed_at.is_none() || !self.files.is_empty() || self.unsure_upload
+        self.closed_at.is_none() || !self.files.is_empty() || self.unsure_uploads > 0
     }
 
     /// Whose members its lines are about.

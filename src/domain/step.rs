@@ -20,8 +20,6 @@ use super::request::{Failure, FailureClass};
 pub enum Change {
     /// The provider has this input file.
     Input(FileId),
-    /// An upload may have had its effect.
-    UnsureUpload,
     /// The provider's batch is ours from now on; the id is indexed.
     Adopt(ProviderBatchId),
     /// An intent is given up; what surfaces for it later is a shadow.

@@ -27,6 +27,8 @@ const BYTES_PER_SEC_MIN: u64 = 64 << 10;
 
 /// Bytes of large bodies that may be in memory at the same time, whoever sends them.
 const HELD_BYTES_MAX: u64 = 256 << 20;
+/// Bytes of each body that are not counted.
+const FREE_BYTES: usize = 1 << 20;
 /// Seconds until a body that found no room may be sent again.
 const ROOM_WAIT: u64 = 5;
 
@@ -34,12 +36,14 @@ const ROOM_WAIT: u64 = 5;
 #[derive(Debug)]
 pub struct Room {
     max: u64,
+    /// So much of each body needs none, so that a small one is let in beside any number of large ones.
+    free: usize,
     held: AtomicU64,
 }
 
 impl Default for Room {
     fn default() -> Self {
-        Self { max: HELD_BYTES_MAX, held: AtomicU64::new(0) }
+        Self { max: HELD_BYTES_MAX, free: FREE_BYTES, held: AtomicU64::new(0) }
     }
 }
 
@@ -99,10 +103,12 @@ async fn within(
         if (whole.len() + piece.len()) as u64 > max_bytes {
             return Err(lines::body_error(&BodyError::TooLarge { limit: max_bytes }));
         }
-        if let Some(held) = held.as_deref_mut() {
-            held.grow(piece.len())?;
-        }
+        let before = whole.len();
         whole.extend_from_slice(&piece);
+        if let Some(held) = held.as_deref_mut() {
+            let counted = |length: usize| length.saturating_sub(held.of.free);
+            held.grow(counted(whole.len()) - counted(before))?;
+        }
     }
     Ok(whole.freeze())
 }
@@ -177,16 +183,17 @@ mod tests {
 
     #[tokio::test]
     async fn large_bodies_have_room_together_and_give_it_back() {
-        let room = Arc::new(Room { max: 100, held: AtomicU64::new(0) });
-        let first = large(pieces(&[30, 30]), 1000, &room).await.unwrap();
+        let room = Arc::new(Room { max: 100, free: 10, held: AtomicU64::new(0) });
+        let first = large(pieces(&[30, 40]), 1000, &room).await.unwrap();
         // Of one that is refused in its midst nothing stays.
         for _ in 0..2 {
             let refused = large(pieces(&[30, 30]), 1000, &room).await.map(|(whole, _)| whole).unwrap_err();
             let told = (refused.status.as_u16(), refused.code, refused.retry_after);
             assert_eq!(told, (429, "rate_limited", Some(ROOM_WAIT)));
         }
-        let second = large(pieces(&[30, 10]), 1000, &room).await.unwrap();
-        assert_eq!((first.0.len(), second.0.len(), room.held.load(Ordering::Relaxed)), (60, 40, 100));
+        let second = large(pieces(&[30, 20]), 1000, &room).await.unwrap();
+        assert_eq!((first.0.len(), second.0.len(), room.held.load(Ordering::Relaxed)), (70, 50, 100));
+        assert!(large(pieces(&[5, 5]), 1000, &room).await.is_ok(), "a small one has room beside them");
         drop(first);
         assert!(large(pieces(&[30, 30]), 1000, &room).await.is_ok());
     }

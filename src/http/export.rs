@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use warp::http::StatusCode;
 use warp::http::header::{CONTENT_DISPOSITION, HeaderMap, HeaderValue};
 
+use super::limits::Running;
 use super::query::Query;
 use super::reply::{Answer, ApiError, Piece};
 use super::{Api, auth, blocking, cells, filters, results, still_good, view};
@@ -102,14 +103,14 @@ async fn start(
     };
     let (export, first, total) = blocking(read).await?;
     let (sender, pieces) = mpsc::channel(PIECES);
-    tokio::spawn(export.send(api.clone(), auth::presented(headers), first, sender));
+    tokio::spawn(export.send(api.clone(), auth::presented(headers), place, first, sender));
     let day: String = api.shared.clock.now().to_string().chars().take(10).collect();
     // Neither has anything in it that would need quoting.
     let name = format!("attachment; filename=\"{what}-{company}-{day}.{}\"", format.extension());
     let name = HeaderValue::from_str(&name).map(|name| (CONTENT_DISPOSITION.as_str(), name));
     let total = total.map(|total| (TOTAL_ROWS, HeaderValue::from(total)));
     let headers = name.into_iter().chain(total).collect();
-    Ok(Answer::stream(StatusCode::OK, format.content_type(), pieces, place).with(headers))
+    Ok(Answer::stream(StatusCode::OK, format.content_type(), pieces).with(headers))
 }
 
 /// The rows that are still to be sent.
@@ -142,11 +143,13 @@ struct Export {
 }
 
 impl Export {
-    /// Sends the pieces one after another, as they are taken.
+    /// Sends the pieces one after another, as they are taken. The export's place is held here and not with the reply, which lives
+    /// as long as the connection of a reader that has stopped.
     async fn send(
         self,
         api: Api,
         token: Option<[u8; 32]>,
+        _place: Running,
         first: Option<Vec<u8>>,
         sender: mpsc::Sender<Piece>,
     ) {
@@ -176,8 +179,10 @@ impl Export {
                 }
             }
         }
-        // Nobody listens where the caller is gone.
-        let _ = tokio::time::timeout(READER_IDLE, sender.send(Piece::End)).await;
+        // Nobody listens where the caller is gone. The place is held until they have it all, or have stopped.
+        if let Ok(Ok(())) = tokio::time::timeout(READER_IDLE, sender.send(Piece::End)).await {
+            let _ = tokio::time::timeout(READER_IDLE, sender.closed()).await;
+        }
     }
 
     /// The next piece, which may be empty; none at the end. Reads one page at most.

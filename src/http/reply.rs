@@ -10,7 +10,6 @@ use warp::http::header::{
 use warp::http::{Response as Plain, StatusCode};
 use warp::reply::Response;
 
-use super::limits::Running;
 use super::unknown_company;
 use crate::actors::intake::IntakeError;
 use crate::store::StoreError;
@@ -135,8 +134,6 @@ enum Content {
     Stream {
         content_type: &'static str,
         pieces: mpsc::Receiver<Piece>,
-        /// Held until the last of it is taken, or nobody takes it any more.
-        place: Running,
     },
 }
 
@@ -166,13 +163,8 @@ impl Answer {
     }
 
     /// A body that comes piece by piece.
-    pub fn stream(
-        status: StatusCode,
-        content_type: &'static str,
-        pieces: mpsc::Receiver<Piece>,
-        place: Running,
-    ) -> Self {
-        Self { status, content: Content::Stream { content_type, pieces, place }, headers: Vec::new() }
+    pub fn stream(status: StatusCode, content_type: &'static str, pieces: mpsc::Receiver<Piece>) -> Self {
+        Self { status, content: Content::Stream { content_type, pieces }, headers: Vec::new() }
     }
 
     /// The reply.
@@ -180,10 +172,10 @@ impl Answer {
         let mut reply = match self.content {
             Content::Json(body) => bytes(self.status, "application/json", &body),
             Content::Text(body) => text(self.status, "application/json", body),
-            Content::Stream { content_type, pieces, place } => {
-                let pieces = futures_util::stream::unfold(Some((pieces, place)), |open| async move {
+            Content::Stream { content_type, pieces } => {
+                let pieces = futures_util::stream::unfold(Some(pieces), |open| async move {
                     let mut open = open?;
-                    match open.0.recv().await {
+                    match open.recv().await {
                         Some(Piece::Some(bytes)) => Some((Ok(bytes), Some(open))),
                         Some(Piece::End) => None,
                         None => Some((Err(BrokenOff), None)),

@@ -533,10 +533,6 @@ pub(super) fn take_step(
         .changes
         .iter()
         .any(|change| if let Change::Ended(ended) = change { ended.ran_nothing() } else { false });
-    if matches!((&before, &batch.state), (BatchState::Uploading { .. }, BatchState::Dissolving { .. })) {
-        // It may be under way.
-        batch.unsure_upload = true;
-    }
     if let BatchState::Creating { intent, .. } = &batch.state
         && before.intent() != Some(intent)
     {
@@ -550,6 +546,8 @@ pub(super) fn take_step(
         match change {
             Change::Input(file) => {
                 batch.has_file(file);
+                // Its upload was noted when it was begun.
+                batch.unsure_uploads = batch.unsure_uploads.saturating_sub(1);
                 // An upload before this one is of no use any more.
                 if let Some(old) = batch.input.replace(file.clone()).filter(|old| old != file) {
                     delete_later(tx, batch, now, &old);
@@ -569,7 +567,6 @@ pub(super) fn take_step(
                 let id = batch.id;
                 rooms::change(tx, batch, |room| room.admitted(id, now))?;
             }
-            Change::UnsureUpload => batch.unsure_upload = true,
             Change::Overdue => batch.is_overdue = true,
             Change::Ended(ended) => {
                 batch.is_overdue = false;

@@ -142,7 +142,7 @@ impl Store {
                     && batch.closed_at.is_some()
                 {
                     batch.files.clear();
-                    batch.unsure_upload = false;
+                    batch.unsure_uploads = 0;
                     tx.write(Tree::Batches, batch.id.as_bytes().to_vec(), &batch)?;
                 }
                 Ok(())

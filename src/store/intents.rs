@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::keys::{Key, Tree};
 use super::tx::Tx;
 use super::{Store, StoreError, StoreReader, codec};
-use crate::domain::batch::Intent;
+use crate::domain::batch::{Batch, Intent};
 use crate::domain::id::{BatchId, Timestamp};
 
 /// An intent that was given up is looked for so long after it was made.
@@ -39,6 +39,24 @@ pub(super) fn supersede(tx: &mut Tx<'_>, batch: BatchId, intent: &Intent) -> Res
 }
 
 impl Store {
+    /// Notes that an upload is about to be begun, or with `came_to_nothing` that one surely left no file. That the file is there
+    /// is noted with the step that its id brings.
+    pub async fn note_upload(&self, id: BatchId, came_to_nothing: bool) -> Result<(), StoreError> {
+        self.committer
+            .commit(1, move |tx| {
+                let mut batch: Batch = tx
+                    .read(Tree::Batches, id.as_bytes())?
+                    .ok_or_else(|| StoreError::NotFound { what: "batch", id: id.to_string() })?;
+                batch.unsure_uploads = match came_to_nothing {
+                    false => batch.unsure_uploads.saturating_add(1),
+                    true => batch.unsure_uploads.saturating_sub(1),
+                };
+                // Its revision stays: its actor has read nothing of what changes here.
+                tx.write(Tree::Batches, id.as_bytes().to_vec(), &batch)
+            })
+            .await
+    }
+
     /// Forgets intents that nothing can come of any more, at most 250 at once; says how many.
     pub async fn forget_intents(&self, now: Timestamp) -> Result<usize, StoreError> {
         self.committer

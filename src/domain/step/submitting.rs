@@ -80,14 +80,7 @@ pub(super) fn upload_failed(
         Ok(wait) => {
             let story = waiting("the upload", &wait);
             let wake = wait.until.map(Effect::WakeAt);
-            let step = go(BatchState::Uploading { upload, wait }).with(wake).telling(story);
-            match trouble {
-                Trouble::Uncertain { .. } => step.changing(Change::UnsureUpload),
-                Trouble::Later { .. }
-                | Trouble::Account { .. }
-                | Trouble::Refused(_)
-                | Trouble::Local { .. } => step,
-            }
+            go(BatchState::Uploading { upload, wait }).with(wake).telling(story)
         }
         Err(failure) => halved_or_parked(orders, upload, failure),
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::domain::batch::{BatchState, Cancel, Origin, ProviderIdentity, Running, Terminal, Then, Wait};
-use crate::domain::event::{Event, ObservedStatus, Trouble};
+use crate::domain::event::{Event, ObservedStatus};
 use crate::domain::id::{EventId, FileId, Revision, WebhookId};
 use crate::domain::request::{Endpoint, Failure, FailureClass, Group, Source};
 use crate::domain::retention::Kind;
@@ -329,17 +329,25 @@ async fn an_upload_that_nobody_heard_of_is_waited_for_until_it_was_looked_for() 
     let batch = Batch::open(id, batches::group(), ProviderIdentity::default(), batches::NOW);
     store.open_batch(batch).await.unwrap();
     let mut batch = store.cut_chunk(id, Revision(0), batches::LIMITS).await.unwrap().batch;
-    let trouble = Trouble::Uncertain { why: "reset".to_owned() };
-    let failure = Failure::new(FailureClass::Transient, "other_provider", "");
-    for event in [
-        Event::FillEnded { members: 1, at: batches::NOW },
-        Event::Released,
-        Event::UploadFailed { trouble, at: batches::NOW },
-        Event::GivenBack(failure),
-    ] {
+    for event in [Event::FillEnded { members: 1, at: batches::NOW }, Event::Released] {
         batch = batches::take(&store, &batch, &event).await;
     }
-    let batch = batches::close(&store, batch, Default::default()).await;
+    // One is refused, of one nobody hears, and one is found to be there.
+    let unsure = || store.reader().batch(id).unwrap().unwrap().unsure_uploads;
+    for came_to_nothing in [false, true, false, false] {
+        store.note_upload(id, came_to_nothing).await.unwrap();
+    }
+    assert_eq!(unsure(), 2);
+    batch = batches::take(&store, &batch, &Event::Uploaded(batches::intent(1).input)).await;
+    assert_eq!(unsure(), 1);
+    let failure = Failure::new(FailureClass::Transient, "other_provider", "");
+    batch = batches::take(&store, &batch, &Event::GivenBack(failure)).await;
+    batches::close(&store, batch, Default::default()).await;
+    let at = batches::NOW.plus(Duration::from_secs(72 * 3600));
+    for (key, file) in store.reader().due_deletions(&ProviderIdentity::default(), at, 9).unwrap() {
+        store.forget_deletion(key, file).await.unwrap();
+    }
+    let batch = store.reader().batch(id).unwrap().unwrap();
     assert!(batch.files.is_empty() && batch.may_have_files());
     let erasure = erase_acme(&store).await;
     assert_eq!(waits_for(&store, erasure).await, [id]);

@@ -36,8 +36,14 @@ const ROUGH: &[&str] = &[
     "delete_file.after_send",
 ];
 const ALONE: &[&str] = &["get_batch.before_send", "get_batch.after_send", "poll.single.before_tell"];
-const CANCELLED: &[&str] =
-    &["cancel.before_send", "cancel.after_send", "cancel.order.before_commit", "cancel.order.after_commit"];
+const CANCELLED: &[&str] = &[
+    "cancel.before_send",
+    "cancel.after_send",
+    "cancel.order.before_commit",
+    "cancel.order.after_commit",
+    "upload.nothing.before_commit",
+    "upload.nothing.after_commit",
+];
 const FAILING: &[&str] = &["requeue.before_commit", "requeue.between_commits", "requeue.after_commit"];
 const SHADOWED: &[&str] = &["shadow.before_commit", "shadow.after_commit"];
 /// Passed when a backup was put back, once for each.

@@ -149,7 +149,10 @@ impl Sim {
             return self.told(id, Event::UploadFailed { trouble, at });
         }
         if look {
-            let found = self.remote.files(millis).into_iter().find(|file| file["filename"] == name.as_str());
+            // As the program does: one of another length is not what is to be sent.
+            let is_it =
+                |file: &Value| file["filename"] == name.as_str() && file["bytes"] == batch.input_bytes;
+            let found = self.remote.files(millis).into_iter().find(is_it);
             if let Some(file) = found {
                 return self.told(id, Event::Uploaded(input(&file)));
             }

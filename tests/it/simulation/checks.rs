@@ -117,7 +117,11 @@ impl Sim {
             lines.extend_from_slice(b"\n\nno json\n");
             bytes.splice(0..0, lines);
         });
-        if let Some(error) = error {
+        // Where the success is not to be had, the failure is all that anybody can know.
+        let shown = self.remote.batch(batch, self.millis());
+        let hidden = shown
+            .is_some_and(|shown| shown["output_file_id"].is_null() && shown["error_file_id"].is_string());
+        if let Some(error) = error.filter(|_| !hidden) {
             let content = self.remote.content(&output, self.millis()).unwrap_or_default();
             let first = custom_ids(content).last().unwrap_or(foreign);
             self.contradicted.insert((batch.to_owned(), first));
