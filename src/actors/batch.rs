@@ -273,7 +273,7 @@ impl BatchActor {
     /// Runs a call beside the mailbox; what it says comes back as an event.
     fn spawn(&mut self, ctx: &mut Context<Self>, call: impl Future<Output = Event> + 'static) {
         let running = ctx.spawn(call.into_actor(self).map(|mut event, this, ctx| {
-            if let Event::Observed { at, .. } | Event::NotKnown { at } = &mut event {
+            if let Event::Observed { at, .. } = &mut event {
                 *at = this.answered_at();
             }
             if let Some(turn) = this.in_turn(ctx, move |this, ctx| this.happened(&event, ctx)) {

@@ -1,4 +1,5 @@
-//! Intents of the last days: how many create calls went out lately, and which were given up and may still surface.
+//! What was begun at the provider and may still surface: uploads, and the intents of the last days, from which it is also
+//! known how many create calls went out lately.
 
 use std::time::Duration;
 

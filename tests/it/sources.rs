@@ -77,6 +77,15 @@ fn config_file(folder: &Path, import: &str, allowed: &[String]) -> std::path::Pa
     file
 }
 
+/// The program with such a file, and one more setting.
+fn started(folder: &Path, file: &Path, set: &str) -> Server {
+    let port = free_port();
+    let mut command = nightshift(folder);
+    command.arg("--config").arg(file).args(["--set", "creation.enabled=false", "--set", set]);
+    command.args(["--set", &format!("server.bind=127.0.0.1:{port}")]);
+    Server::spawn(command, port)
+}
+
 fn settings(folder: &Path, import: &str, allowed: &[String]) -> Settings {
     let env = |name: &str| match name {
         "NIGHTSHIFT_ADMIN_TOKEN" => Some(TOKEN.to_owned()),
@@ -301,15 +310,7 @@ fn an_order_to_read_an_export_outlives_a_kill_and_is_carried_out_once() {
     files.text("/export.csv", &row("a", "01.02.2026", ""));
     let import = format!("csv = \"{}\"\nevery = \"1h\"", web.url("/export.csv"));
     let file = config_file(folder.path(), &import, &[web.host()]);
-    let text = std::fs::read_to_string(&file).unwrap().replace("timeout = \"1s\"", "timeout = \"600s\"");
-    std::fs::write(&file, text).unwrap();
-    let start = || {
-        let port = free_port();
-        let mut command = nightshift(folder.path());
-        command.arg("--config").arg(&file).args(["--set", "creation.enabled=false"]);
-        command.args(["--set", &format!("server.bind=127.0.0.1:{port}")]);
-        Server::spawn(command, port)
-    };
+    let start = || started(folder.path(), &file, "fetch.timeout=600s");
     let until = |server: &Server, what: &str, is_so: &dyn Fn(&Value) -> bool| {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -569,15 +570,7 @@ fn a_kill_in_the_midst_of_fetching_loses_nothing() {
     }
     let import = format!("csv = \"{}\"\nevery = \"1h\"", web.url("/export.csv"));
     let file = config_file(folder.path(), &import, &[web.host()]);
-    let text = std::fs::read_to_string(&file).unwrap().replace("timeout = \"1s\"", "timeout = \"30s\"");
-    std::fs::write(&file, text).unwrap();
-    let start = || {
-        let port = free_port();
-        let mut command = nightshift(folder.path());
-        command.arg("--config").arg(&file).args(["--set", "creation.enabled=false"]);
-        command.args(["--set", &format!("server.bind=127.0.0.1:{port}")]);
-        Server::spawn(command, port)
-    };
+    let start = || started(folder.path(), &file, "fetch.timeout=30s");
     let had = |server: &Server| {
         let sources = server.get("/api/v1/companies/demo/sources");
         sources["sources"][0]["transcripts"]["had"].as_u64().unwrap_or_default()

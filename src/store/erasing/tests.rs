@@ -6,7 +6,7 @@ use super::*;
 use crate::domain::batch::{BatchState, Cancel, Origin, ProviderIdentity, Running, Terminal, Then, Wait};
 use crate::domain::event::{Event, ObservedStatus};
 use crate::domain::id::{EventId, FileId, Revision, WebhookId};
-use crate::domain::request::{Endpoint, Failure, FailureClass, Group, Source};
+use crate::domain::request::{Failure, FailureClass, Group, Source};
 use crate::domain::retention::Kind;
 use crate::domain::session::{Message, Role, SessionFacts};
 use crate::domain::source::{ReadOutcome, SourceId, TranscriptAt};
@@ -43,26 +43,9 @@ async fn webhook(store: &Store, of: &str, number: u8) {
 }
 
 async fn request(store: &Store, of: &str, number: u8, key: &str, now: Timestamp) {
-    let request = NewRequest {
-        id: RequestId::from_bytes([number; 16]),
-        group: Group {
-            company: company(of),
-            endpoint: Endpoint::ChatCompletions,
-            model: "gpt-4o-mini".to_owned(),
-        },
-        source: Source::Generic { client_id: None },
-        key: Some(ClientKey::Line(CallLine { idempotency_key: key.to_owned(), line: 1 })),
-        content_hash: [0; 32],
-        body: Some("{}".to_owned()),
-        line_bytes: 1,
-        line_crc: 1,
-        estimated_tokens: 1,
-        output_max: None,
-        inputs: 0,
-        metadata: None,
-        priority: 0,
-        not_before: None,
-    };
+    let group = Group { company: company(of), ..batches::group() };
+    let key = Some(ClientKey::Line(CallLine { idempotency_key: key.to_owned(), line: 1 }));
+    let request = NewRequest { group, key, ..batches::request(number) };
     store.accept_requests(vec![request], now).await.unwrap();
 }
 
