@@ -21,6 +21,7 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
@@ -40,6 +41,8 @@ pub struct Options {
     pub max_headers: usize,
     /// Bytes at most that are held for one connection.
     pub max_buf_size: usize,
+    /// How long a client may rest in the midst of an answer: as long as it does, what is to be sent to it lies in memory.
+    pub write_timeout: Duration,
     /// How long running requests get to end once the server is told to stop.
     pub drain_timeout: Duration,
 }
@@ -60,6 +63,7 @@ impl Default for Options {
             header_read_timeout: Duration::from_secs(10),
             max_headers: 64,
             max_buf_size: 64 * 1024,
+            write_timeout: Duration::from_secs(120),
             drain_timeout: Duration::from_secs(10),
         }
     }
@@ -153,6 +157,8 @@ impl Connection {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(peer = %self.peer, %error, "could not set TCP_NODELAY");
         }
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(self.options.write_timeout));
         let peer = self.peer;
         let routes = TowerToHyperService::new(warp::service(self.routes));
         let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
@@ -168,7 +174,7 @@ impl Connection {
             .header_read_timeout(self.options.header_read_timeout)
             .max_headers(self.options.max_headers)
             .max_buf_size(self.options.max_buf_size)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Box::pin(stream)), service);
         if let Err(error) = watcher.watch(connection).await {
             tracing::debug!(%peer, %error, "a connection ended early");
         }
@@ -325,6 +331,9 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use warp::Filter;
 
+    /// More than what fits between two ends without being read.
+    const LARGE: usize = 64 << 20;
+
     struct Running {
         address: SocketAddr,
         stop: tokio::sync::oneshot::Sender<()>,
@@ -343,6 +352,9 @@ mod tests {
                 };
                 if path.as_str() == "/cut" {
                     return severed();
+                }
+                if path.as_str() == "/large" {
+                    return Response::new(vec![b'x'; LARGE].into());
                 }
                 if path.as_str() == "/endless" {
                     let first = futures_util::stream::once(async { Ok::<_, Infallible>("first") });
@@ -390,6 +402,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_reader_that_rests_in_the_midst_of_an_answer_is_cut_off_and_its_place_is_free() {
+        let write_timeout = Duration::from_millis(50);
+        let running = start(Options { max_per_address: 1, write_timeout, ..Options::default() }).await;
+        let mut resting = TcpStream::connect(running.address).await.unwrap();
+        resting.write_all(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut one = [0_u8; 1];
+        resting.read_exact(&mut one).await.unwrap();
+        let until = tokio::time::Instant::now() + Duration::from_secs(20);
+        while post(running.address, "/", "hello").await.is_err() {
+            assert!(tokio::time::Instant::now() < until, "the place of a reader that rests is not free");
+        }
+        let mut rest = Vec::new();
+        let _ = resting.read_to_end(&mut rest).await;
+        assert!(rest.len() < LARGE, "it was not cut off");
+    }
+
+    #[tokio::test]
     async fn a_connection_over_the_share_of_its_address_is_closed_at_once() {
         let running = start(Options { max_per_address: 1, ..Options::default() }).await;
         let mut first = TcpStream::connect(running.address).await.unwrap();
@@ -402,7 +431,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_sends_half_a_head_or_half_a_body_is_not_waited_for() {
-        let options = Options { header_read_timeout: Duration::from_millis(50), ..Options::default() };
+        let options = Options { header_read_timeout: Duration::from_millis(500), ..Options::default() };
         let running = start(options).await;
         let mut half_head = TcpStream::connect(running.address).await.unwrap();
         half_head.write_all(b"GET / HT").await.unwrap();

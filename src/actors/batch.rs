@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use actix::prelude::*;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::account::{Cause, Success};
 use super::creator::{Creator, Nudge};
@@ -46,6 +47,8 @@ pub struct BatchActor {
     settling_since: Option<u64>,
     /// Whether it was told that the list in which it is looked for is not proven to be ours.
     told_unproven: bool,
+    /// The same of an input file that the provider does not delete.
+    told_unfenced: bool,
     /// The lines that the provider said are wrong, once they have been looked up.
     named: Option<HashMap<RequestId, Failure>>,
     /// When the actor began, by the wall clock and by the monotonic one.
@@ -77,6 +80,7 @@ impl BatchActor {
             uncertain_since: None,
             settling_since: None,
             told_unproven: false,
+            told_unfenced: false,
             began,
             named: None,
             running: None,
@@ -103,6 +107,7 @@ impl BatchActor {
 
     fn happened(&mut self, event: &Event, ctx: &mut Context<Self>) {
         self.told_unproven |= *event == Event::ListUnproven;
+        self.told_unfenced |= matches!(event, Event::NotFenced { .. });
         // A store that cannot be read is told where it is written.
         let orders = self.shared.reader.orders(&self.batch).unwrap_or_else(|_| self.batch.orders());
         match step::step(&self.batch.state, orders, event, &self.shared.policy) {
@@ -185,6 +190,7 @@ impl BatchActor {
         if !matches!(batch.state, BatchState::Uncertain { .. } | BatchState::Fencing { .. }) {
             self.uncertain_since = None;
             self.told_unproven = false;
+            self.told_unfenced = false;
         }
         let observed = if batch.state.is_observed() { batch.provider_batch.clone() } else { None };
         if !matches!(batch.state, BatchState::Creating { .. }) {
@@ -245,7 +251,8 @@ impl BatchActor {
                 self.spawn(ctx, async move { finding::sweep(&shared, intent, looking).await });
             }
             Effect::Fence(intent) => {
-                self.spawn(ctx, async move { effects::fence(&shared, &intent).await });
+                let told = self.told_unfenced;
+                self.spawn(ctx, async move { effects::fence(&shared, &intent, told).await });
             }
             Effect::Unpark => self.happened(&Event::Unparked, ctx),
             // The registry knows from `Moved`; the poller asks with its next tick.
@@ -334,9 +341,9 @@ impl BatchActor {
         ctx: &mut Context<Self>,
     ) {
         match chunk {
-            Ok(Chunk { lines, to, end, whole }) => {
+            Ok(Chunk { lines, to, end, whole, place }) => {
                 self.whole = Some((kind, whole));
-                self.store_lines(&Event::LinesRead { kind, from: offset, to, end }, lines, ctx);
+                self.store_lines(&Event::LinesRead { kind, from: offset, to, end }, (lines, place), ctx);
             }
             Err(ChunkError::Gone) => self.happened(&Event::CopyLost { kind }, ctx),
             Err(ChunkError::Failed(err)) => {
@@ -346,7 +353,12 @@ impl BatchActor {
         }
     }
 
-    fn store_lines(&mut self, event: &Event, lines: Vec<AppliedLine>, ctx: &mut Context<Self>) {
+    fn store_lines(
+        &mut self,
+        event: &Event,
+        (lines, place): (Vec<AppliedLine>, Option<OwnedSemaphorePermit>),
+        ctx: &mut Context<Self>,
+    ) {
         let step = match step::step(&self.batch.state, self.batch.orders(), event, &self.shared.policy) {
             Ok(step) => step,
             Err(illegal) => {
@@ -357,7 +369,10 @@ impl BatchActor {
         let (store, now, kept) = (self.shared.store.clone(), self.shared.clock.now(), step.clone());
         let (id, revision) = (self.batch.id, self.batch.revision);
         crash_point!("apply.before_commit");
-        let apply = async move { store.apply_lines(id, revision, kept, lines, now).await };
+        let apply = async move {
+            let _place = place;
+            store.apply_lines(id, revision, kept, lines, now).await
+        };
         self.store_then(apply, ctx, move |this, batch, ctx| {
             crash_point!("apply.after_commit");
             this.advance(batch, step, ctx);

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::account::{Call, Cause, Success};
 use super::finding::{self, read};
 use super::registry::blocking;
@@ -43,7 +45,7 @@ pub async fn creation_enabled(shared: &Shared) {
 pub async fn upload(shared: &Arc<Shared>, batch: &Batch, upload: u32, look: bool) -> Event {
     creation_enabled(shared).await;
     let batch = &as_stored(shared, batch).await;
-    if let Some(emptied) = emptied(batch) {
+    if let Some(emptied) = Event::of_emptied(batch) {
         return emptied;
     }
     let sent = try_upload(shared, batch, upload, look).await;
@@ -60,19 +62,6 @@ pub(super) async fn as_stored(shared: &Shared, batch: &Batch) -> Batch {
         Ok(Some(stored)) => stored,
         Ok(None) | Err(_) => batch.clone(),
     }
-}
-
-/// What happens to a batch that has nothing to send any more.
-fn emptied(batch: &Batch) -> Option<Event> {
-    let detail = "none of its requests is outstanding any more: they were erased, or answered from elsewhere";
-    let failure = || Failure::new(FailureClass::Transient, "batch_given_back", detail);
-    (batch.counts.outstanding() == 0).then(|| Event::GivenBack(failure()))
-}
-
-/// What happens where the input file at the provider is not what is to be sent any more.
-async fn outdated(shared: &Shared, batch: &Batch, input: &InputFile) -> Option<Event> {
-    let stored = as_stored(shared, batch).await;
-    emptied(&stored).or_else(|| (input.bytes != stored.input_bytes).then_some(Event::InputOutdated))
 }
 
 async fn try_upload(
@@ -150,9 +139,10 @@ fn result_path(shared: &Shared, batch: &Batch, kind: ResultKind) -> PathBuf {
 }
 
 /// A nonce for a create call, once it may be made: there is room, the account works, our own limits allow it. Whether
-/// there is still room after all that waiting is decided where the intent is stored.
+/// there is still room after all that waiting, and whether all its members are still to be sent, is decided where the
+/// intent is stored.
 pub async fn make_intent(shared: &Arc<Shared>, batch: &Batch, input: InputFile) -> Event {
-    if let Some(outdated) = outdated(shared, batch, &input).await {
+    if let Some(outdated) = Event::of_outdated(&as_stored(shared, batch).await, &input) {
         return outdated;
     }
     creation_enabled(shared).await;
@@ -179,7 +169,7 @@ pub async fn make_intent(shared: &Arc<Shared>, batch: &Batch, input: InputFile) 
         }
         shared.pace.not_created(&batch.group.company);
     }
-    if let Some(outdated) = outdated(shared, batch, &input).await {
+    if let Some(outdated) = Event::of_outdated(&as_stored(shared, batch).await, &input) {
         return outdated;
     }
     let nonce = Nonce::new(shared.ids.next());
@@ -251,32 +241,49 @@ fn is_input_gone(err: &ProviderError) -> bool {
     }
 }
 
-/// Deletes the input file and sees that it is gone, however long that takes.
-pub async fn fence(shared: &Shared, intent: &Intent) -> Event {
+/// Deletes the input file and sees that it is gone, however long that takes. What stands in the way for more than a
+/// moment is an event of its own, unless it was `told`.
+pub async fn fence(shared: &Shared, intent: &Intent, told: bool) -> Event {
+    const PASSING: u32 = 4;
     let file = &intent.input.id;
     let mut pause = Duration::from_millis(500);
+    let mut tries = 0_u32;
     loop {
+        tries = tries.saturating_add(1);
         crash_point!("fence.before_delete");
-        let gone = match finding::is_proven(shared, intent).await {
-            // With a key of another project it would look as if it were gone.
-            Ok(false) => Ok(false),
-            Ok(true) => match read(shared, shared.provider.delete_file(file)).await {
-                Ok(()) => read(shared, shared.provider.get_file(file)).await.map(|file| file.is_none()),
-                Err(err) => Err(err),
-            },
-            Err(err) => Err(err),
-        };
-        match gone {
+        let why = match delete_surely(shared, intent).await {
             Ok(true) => {
                 crash_point!("fence.after_delete");
                 return Event::Fenced;
             }
-            Ok(false) => tracing::warn!(file = %file, "an input file is not surely deleted; trying again"),
-            Err(err) => tracing::warn!(file = %file, error = %err, "an input file cannot be deleted yet"),
+            Ok(false) => "the provider shows it still".to_owned(),
+            Err(err) => err.to_string(),
+        };
+        tracing::warn!(file = %file, "an input file is not surely deleted: {why}; trying again");
+        if tries > PASSING && !told {
+            return Event::NotFenced { why };
         }
         shared.clock.sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(60));
     }
+}
+
+/// Deletes the input file of a call; whether it is gone then, in the project where the call was made.
+async fn delete_surely(shared: &Shared, intent: &Intent) -> Result<bool, ProviderError> {
+    // With a key of another project it would look as if it were gone.
+    if !finding::is_proven(shared, intent).await? {
+        return Ok(false);
+    }
+    shared.account.pass(shared.clock.as_ref(), Call::Read).await;
+    let deleted = shared.provider.delete_file(&intent.input.id).await;
+    if let Err(err) = deleted {
+        // A key that may do all but delete is one that works.
+        if !matches!(err, ProviderError::Account { status: 403, .. }) {
+            shared.account.heed(shared.clock.as_ref(), &err);
+        }
+        return Err(err);
+    }
+    Ok(read(shared, shared.provider.get_file(&intent.input.id)).await?.is_none())
 }
 
 /// Has the provider cancel a batch, again and again until the batch itself shows that it heard: a call may be refused for
@@ -360,7 +367,8 @@ pub async fn download(shared: &Shared, batch: &Batch, kind: ResultKind, file: Fi
     }
 }
 
-/// A length other than the provider's is tried once more and taken if the content is the same. Says whether it is
+/// A length other than the provider's is tried once more and taken if the content is the same, or as long and of whole
+/// lines, as where a server has them in another order each time. Says whether it is
 /// torn all the same: shorter than the provider says, and ending within a line. The length alone proves nothing, for
 /// it is not right everywhere.
 async fn fetch_whole(
@@ -377,13 +385,14 @@ async fn fetch_whole(
         (first, false)
     } else {
         let second = shared.provider.download_file(file, &part).await?;
-        if Some(second.bytes) != said && second.sha256 != first.sha256 {
+        let whole_lines = ends_with_a_line(&part).await.map_err(local)?;
+        let is_the_same = second.sha256 == first.sha256 || (second.bytes == first.bytes && whole_lines);
+        if Some(second.bytes) != said && !is_the_same {
             return Err(ProviderError::Uncertain {
                 call: CALL,
                 what: "the content differs from one download to the next".to_owned(),
             });
         }
-        let whole_lines = ends_with_a_line(&part).await.map_err(local)?;
         let torn = said.is_some_and(|bytes| second.bytes < bytes) && !whole_lines;
         (second, torn)
     };
@@ -410,6 +419,8 @@ pub struct Chunk {
     pub end: bool,
     /// The file that they are from.
     pub whole: Stamp,
+    /// Until they are stored.
+    pub place: Option<OwnedSemaphorePermit>,
 }
 
 /// Why no lines could be read.
@@ -448,6 +459,7 @@ pub async fn read_chunk(
         Ok(_) => return Err(ChunkError::Gone),
         Err(err) => return Err(StoreError::Folder { path: named, why: err.to_string() }.into()),
     };
+    let place = shared.pace.piece().await;
     let shared = shared.clone();
     let read = blocking(move || {
         let failed =
@@ -456,7 +468,7 @@ pub async fn read_chunk(
         let mut lines = Vec::new();
         while lines.len() < CHUNK_LINES && reader.offset() - offset < CHUNK_BYTES {
             match reader.next_line().map_err(failed)? {
-                None => return Ok(Chunk { lines, to: reader.offset(), end: true, whole }),
+                None => return Ok(Chunk { lines, to: reader.offset(), end: true, whole, place }),
                 Some(RawLine::Oversized { offset, length, head }) => {
                     tracing::warn!(batch.id = %batch.id, offset, length, "a result line is too long to be read");
                     let request = jsonl::custom_id_in(head).and_then(|id| id.parse().ok());
@@ -467,7 +479,7 @@ pub async fn read_chunk(
                 }
             }
         }
-        Ok(Chunk { lines, to: reader.offset(), end: false, whole })
+        Ok(Chunk { lines, to: reader.offset(), end: false, whole, place })
     });
     let chunk = read.await?;
     crash_point!("apply.after_read");

@@ -12,7 +12,7 @@ use super::account::{Call, Success};
 use super::effects::observation;
 use crate::domain::batch::{BatchState, Credentials, InputFile, Intent, Origin};
 use crate::domain::event::{Event, Observation};
-use crate::domain::id::{BatchId, FileId, Nonce, ProviderBatchId, RequestId, Timestamp};
+use crate::domain::id::{BatchId, FileId, Nonce, RequestId, Timestamp};
 use crate::provider::ProviderError;
 use crate::provider::jsonl::{self, LineReader, RawLine};
 use crate::provider::wire::{BatchObject, FileObject};
@@ -29,14 +29,13 @@ pub async fn look_back(
     mut see: impl FnMut(BatchObject),
 ) -> Result<bool, ProviderError> {
     let _turn = shared.pace.search().await;
-    let mut after = None;
+    let mut reading = Reading::since(since);
     for _ in 0..PAGES_MAX {
-        let page = read(shared, shared.provider.list_batches(after.as_ref(), 100)).await?;
-        let last = page.data.last().map(|batch| (batch.id.clone(), batch.created_at));
+        let page = read(shared, shared.provider.list_batches(reading.after(), 100)).await?;
+        let turn = reading.turn(page.data.iter().map(|batch| (&batch.id, batch.created_at)), page.has_more);
         page.data.into_iter().for_each(&mut see);
-        match turn(last, page.has_more, after.as_ref(), since) {
-            Turn::Next(last) => after = Some(last),
-            Turn::Ended { whole } => return Ok(whole),
+        if let Turn::Ended { whole } = turn {
+            return Ok(whole);
         }
     }
     Ok(false)
@@ -67,24 +66,21 @@ pub async fn find_file(
     since: Timestamp,
     wanted: impl Fn(&FileObject) -> bool,
 ) -> Result<Option<FileObject>, ProviderError> {
-    let mut after: Option<FileId> = None;
+    let mut reading: Reading<FileId> = Reading::since(since);
     for _ in 0..PAGES_MAX {
-        let page = read(shared, shared.provider.list_files(after.as_ref(), 1000)).await?;
-        let last = page.data.last().cloned();
+        let page = read(shared, shared.provider.list_files(reading.after(), 1000)).await?;
+        let turn = reading.turn(page.data.iter().map(|file| (&file.id, file.created_at)), page.has_more);
+        let is_empty = page.data.is_empty();
         if let Some(file) = page.data.into_iter().find(&wanted) {
             return Ok(Some(file));
         }
-        let Some(last) = last else {
-            if page.has_more {
-                break;
-            }
-            return Ok(None);
-        };
-        let is_older = last.created_at.is_some_and(|at| at < since);
-        if !page.has_more || is_older || after.as_ref() == Some(&last.id) {
-            return Ok(None);
+        match turn {
+            Turn::Next(_) => {}
+            // One that says that there is more, and has nothing, may have it the next time.
+            Turn::Ended { whole: false } if is_empty => break,
+            // Of one that shows the same again and again everything has been seen that can be.
+            Turn::Ended { .. } => return Ok(None),
         }
-        after = Some(last.id);
     }
     Err(ProviderError::Uncertain { call: "GET /files", what: "the list does not end".to_owned() })
 }
@@ -201,11 +197,15 @@ async fn search(shared: &Shared, intent: &Intent) -> Result<Searched, ProviderEr
     Ok(Searched { complete, found, proven })
 }
 
+/// Entries that are so little older than the one after them are still in order: not every server sorts by the time that it
+/// shows.
+const OUT_OF_ORDER: Duration = Duration::from_secs(60);
+
 /// How the reading of a list goes on after a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Turn {
-    /// With the page after this batch.
-    Next(ProviderBatchId),
+pub enum Turn<Id> {
+    /// With the page after this entry.
+    Next(Id),
     /// Not at all.
     Ended {
         /// Whether everything back to the time that was asked for has been seen.
@@ -213,19 +213,57 @@ pub enum Turn {
     },
 }
 
-/// What a page says of the reading that it is part of: its last entry, what it was asked to begin after, and how far
-/// back everything is wanted. A list that does not go on where it says that there is more proves nothing.
-pub fn turn(
-    last: Option<(ProviderBatchId, Option<Timestamp>)>,
-    has_more: bool,
-    after: Option<&ProviderBatchId>,
+/// The reading of a list, newest first, back to a time: page by page, each after the last entry of the one before.
+#[derive(Debug)]
+pub struct Reading<Id> {
     since: Timestamp,
-) -> Turn {
-    let Some((last, created_at)) = last else { return Turn::Ended { whole: !has_more } };
-    if created_at.is_some_and(|at| at < since) || !has_more {
-        return Turn::Ended { whole: true };
+    after: Option<Id>,
+    /// When the entry before was made, where it says.
+    before: Option<Timestamp>,
+    /// Whether an entry was newer than the one before it. Then an old one says nothing of what comes after it.
+    is_mixed: bool,
+}
+
+impl<Id: Clone + PartialEq> Reading<Id> {
+    /// One that wants everything since then.
+    pub const fn since(since: Timestamp) -> Self {
+        Self { since, after: None, before: None, is_mixed: false }
     }
-    if after == Some(&last) { Turn::Ended { whole: false } } else { Turn::Next(last) }
+
+    /// After which entry the next page begins.
+    pub const fn after(&self) -> Option<&Id> {
+        self.after.as_ref()
+    }
+
+    /// What a page says of the reading that it is part of. A list that does not go on where it says that there is more
+    /// proves nothing.
+    pub fn turn<'a>(
+        &mut self,
+        entries: impl IntoIterator<Item = (&'a Id, Option<Timestamp>)>,
+        has_more: bool,
+    ) -> Turn<Id>
+    where
+        Id: 'a,
+    {
+        let mut last = None;
+        for (id, created_at) in entries {
+            if let Some(at) = created_at {
+                self.is_mixed |= self.before.is_some_and(|before| at > before.plus(OUT_OF_ORDER));
+                self.before = Some(at);
+            }
+            last = Some((id, created_at));
+        }
+        let Some((last, created_at)) = last else { return Turn::Ended { whole: !has_more } };
+        let is_older = created_at.is_some_and(|at| at < self.since.minus(OUT_OF_ORDER)) && !self.is_mixed;
+        if is_older || !has_more {
+            return Turn::Ended { whole: true };
+        }
+        if self.after.as_ref() == Some(last) {
+            return Turn::Ended { whole: false };
+        }
+        self.after = Some(last.clone());
+        Turn::Next(last.clone())
+    }
 }
 
 /// Whether a batch in the list came of the call that `intent` was stored for.

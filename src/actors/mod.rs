@@ -41,7 +41,7 @@ pub mod transcripts;
 #[doc(hidden)]
 pub use effects::observation;
 #[doc(hidden)]
-pub use finding::{Finding, Intents, Turn, is_of, judge, keep, mark, turn};
+pub use finding::{Finding, Intents, Reading, Turn, is_of, judge, keep, mark};
 #[doc(hidden)]
 pub use named::named_in;
 

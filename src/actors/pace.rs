@@ -4,13 +4,16 @@
 //! million requests does not hold up another's ten.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 
 use crate::clock::Clock;
 use crate::domain::id::CompanyId;
+
+/// They are stored one after the other anyway.
+const PIECES_MAX: usize = 4;
 
 /// How much is done at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +40,8 @@ pub struct Pace {
     transfers: Limit,
     /// Whole searches of the provider's list go one after the other.
     searches: Semaphore,
+    /// Pieces of result files in memory at the same time: a line may be long.
+    pieces: Arc<Semaphore>,
 }
 
 impl Pace {
@@ -53,6 +58,7 @@ impl Pace {
             uploads: Limit::new(paces.uploads_per_minute, Some(Duration::from_secs(60)), []),
             transfers: Limit::new(paces.transfers, None, []),
             searches: Semaphore::new(1),
+            pieces: Arc::new(Semaphore::new(PIECES_MAX)),
         }
     }
 
@@ -101,6 +107,11 @@ impl Pace {
     /// Returns when the provider's list may be searched, with the right to do so.
     pub async fn search(&self) -> Option<SemaphorePermit<'_>> {
         self.searches.acquire().await.ok()
+    }
+
+    /// Returns when one more piece of a result file may be read, with the right to hold it.
+    pub async fn piece(&self) -> Option<OwnedSemaphorePermit> {
+        self.pieces.clone().acquire_owned().await.ok()
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::id::Timestamp;
+use super::id::{BatchId, Timestamp};
+use super::request::{Attempt, FailureClass};
+use super::retry;
 
 /// Bounds of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +102,28 @@ pub fn fits(
             && limits.tokens_max.is_none_or(|max| tokens.saturating_add(line_tokens) <= max))
 }
 
+/// Batches with the same requests that are refused for their lines before they are cut in halves.
+const REFUSED_ROUNDS_MAX: usize = 5;
+
+/// The batch of which a request is one of the suspects: it was refused for its size, or for a line that nobody names, at
+/// once or in several rounds. None where the request is in no such trouble.
+pub fn refused_with(history: &[Attempt]) -> Option<BatchId> {
+    let code =
+        |attempt: &Attempt| attempt.failure.as_ref().map(|failure| failure.code.clone()).unwrap_or_default();
+    let is_of_lines = |attempt: &Attempt| {
+        [retry::REFUSED, retry::TOO_LARGE, retry::NOT_NAMED].contains(&code(attempt).as_str())
+    };
+    // A batch that was turned away for another reason says nothing of its lines: what is known of them stays true.
+    let ran = |attempt: &Attempt| {
+        let class = attempt.failure.as_ref().map(|failure| failure.class);
+        attempt.number > 0 || matches!(class, None | Some(FailureClass::Unusable))
+    };
+    let said: Vec<_> = history.iter().rev().filter(|attempt| is_of_lines(attempt) || ran(attempt)).collect();
+    let last = said.first().filter(|last| is_of_lines(last))?;
+    let rounds = said.iter().take_while(|attempt| code(attempt) == retry::REFUSED).count();
+    (code(last) != retry::REFUSED || rounds >= REFUSED_ROUNDS_MAX).then_some(last.batch)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,6 +154,36 @@ mod tests {
         assert_eq!([0, 1500, 1750, 2000, 3000].map(at), [60, 60, 150, 240, 240]);
         assert_eq!(stretched(age, 1, 1), age * 4, "a limit of one is always near");
         assert_eq!(stretched(Duration::MAX, 2000, 2000), Duration::MAX);
+    }
+
+    #[test]
+    fn what_is_known_of_a_suspect_stays_known_when_its_batch_is_turned_away_for_another_reason() {
+        use FailureClass::{Account, Capacity, Permanent, Transient, Unusable};
+        let attempt = |number: u32, batch: u128, class, code: &str| {
+            let failure = Some(crate::domain::request::Failure::new(class, code, ""));
+            let batch = BatchId::from_bytes(batch.to_be_bytes());
+            Attempt { number, batch, failure, at: Timestamp::from_secs(0) }
+        };
+        let refused = |batch| attempt(0, batch, Transient, retry::REFUSED);
+        let id = |batch: u128| Some(BatchId::from_bytes(batch.to_be_bytes()));
+        let mut history: Vec<_> = (1..5).map(refused).collect();
+        assert_eq!(refused_with(&history), None, "it may be named yet");
+        history.push(attempt(0, 8, Account, "insufficient_quota"));
+        history.push(refused(5));
+        assert_eq!(refused_with(&history), id(5));
+        for (class, code) in [(Capacity, "token_limit_exceeded"), (Transient, "batch_cancelled")] {
+            history.push(attempt(0, 9, class, code));
+            assert_eq!(refused_with(&history), id(5), "{code}");
+        }
+        for ran in [
+            attempt(1, 10, Transient, "server_error"),
+            attempt(0, 10, Unusable, "does_not_fit"),
+            Attempt { failure: None, ..attempt(1, 10, Permanent, "") },
+        ] {
+            assert_eq!(refused_with(&[history.clone(), vec![ran]].concat()), None, "its batch was admitted");
+        }
+        assert_eq!(refused_with(&[attempt(0, 7, Transient, retry::TOO_LARGE)]), id(7));
+        assert_eq!(refused_with(&[]), None);
     }
 
     #[test]

@@ -112,7 +112,7 @@ impl Ended {
         }
         let lines = match (self.completed_lines, self.failed_lines) {
             (None, None) => None,
-            (completed, failed) => Some(completed.unwrap_or(0) + failed.unwrap_or(0)),
+            (completed, failed) => Some(completed.unwrap_or(0).saturating_add(failed.unwrap_or(0))),
         };
         let none = self.output.is_none() && self.error.is_none();
         none && match self.how {
@@ -139,7 +139,7 @@ impl Ended {
 
     /// Whether it ran nothing and cost nothing: it failed, left no file and counts no line.
     pub fn ran_nothing(&self) -> bool {
-        let lines = self.completed_lines.unwrap_or(0) + self.failed_lines.unwrap_or(0);
+        let lines = self.completed_lines.unwrap_or(0).saturating_add(self.failed_lines.unwrap_or(0));
         self.how == Terminal::Failed && self.files().next().is_none() && lines == 0
     }
 

@@ -1,8 +1,8 @@
 //! What happened to a batch, in the past tense, with the time where it matters.
 
-use super::batch::{Cancel, InputFile, Intent, Problem, ResultKind, Running, Terminal};
+use super::batch::{Batch, Cancel, InputFile, Intent, Problem, ResultKind, Running, Terminal};
 use super::id::{FileId, ProviderBatchId, Timestamp};
-use super::request::Failure;
+use super::request::{Failure, FailureClass};
 
 /// What the provider said of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,6 +126,11 @@ pub enum Event {
     /// Neither the input file nor anything else of ours is at the provider, so that what its list lacks proves
     /// nothing. Said once; after that such a search is one that is not complete.
     ListUnproven,
+    /// The provider does not delete the old input file so far. Said once.
+    NotFenced {
+        /// For people.
+        why: String,
+    },
     /// The old input file is gone.
     Fenced,
     /// The provider was asked about the batch.
@@ -187,6 +192,19 @@ pub enum Event {
 }
 
 impl Event {
+    /// What happens to a batch that has nothing to send any more.
+    pub fn of_emptied(batch: &Batch) -> Option<Self> {
+        let detail =
+            "none of its requests is outstanding any more: they were erased, or answered from elsewhere";
+        let failure = || Failure::new(FailureClass::Transient, "batch_given_back", detail);
+        (batch.counts.outstanding() == 0).then(|| Self::GivenBack(failure()))
+    }
+
+    /// What happens where the input file at the provider is not what is to be sent any more.
+    pub fn of_outdated(batch: &Batch, input: &InputFile) -> Option<Self> {
+        Self::of_emptied(batch).or_else(|| (input.bytes != batch.input_bytes).then_some(Self::InputOutdated))
+    }
+
     /// For the log and the story.
     pub const fn label(&self) -> &'static str {
         match self {
@@ -205,6 +223,7 @@ impl Event {
             Self::CreateFailed { .. } => "create_failed",
             Self::Swept { .. } => "swept",
             Self::ListUnproven => "list_unproven",
+            Self::NotFenced { .. } => "not_fenced",
             Self::Fenced => "fenced",
             Self::Observed { .. } => "observed",
             Self::NotKnown { .. } => "not_known",

@@ -97,6 +97,10 @@ pub fn is_key_trouble(code: &str) -> bool {
     listed(&KEY_CODES, code)
 }
 
+/// Its batch was not admitted because of other lines, as far as is known.
+pub const REFUSED: &str = "batch_refused";
+/// Its batch was not admitted because of its size.
+pub const TOO_LARGE: &str = "batch_too_large";
 /// Its batch was refused for what may be one of its lines, and none is named: its requests are tried in halves.
 pub const NOT_NAMED: &str = "batch_refused_for_a_line";
 

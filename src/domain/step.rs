@@ -168,6 +168,7 @@ fn decide(state: &BatchState, orders: Orders, event: &Event, policy: &Policy) ->
         }
         (S::Creating { intent, .. }, E::ListUnproven) => Ok(submitting::list_unproven(intent, 0)),
         (S::Uncertain { intent, sweeps }, E::ListUnproven) => Ok(submitting::list_unproven(intent, *sweeps)),
+        (S::Fencing { intent, gone: false }, E::NotFenced { why }) => Ok(submitting::not_fenced(intent, why)),
         (S::Fencing { intent, gone: false }, E::Fenced) => Ok(submitting::fenced(intent)),
         (S::Fencing { intent, gone: true }, E::Swept { complete, found, .. }) => {
             Ok(submitting::last_swept(intent, *complete, found.as_ref()))

@@ -370,7 +370,13 @@ fn in_batch(now: &BatchNow, around: &Around) -> Waiting {
         BatchState::Uncertain { .. } | BatchState::Fencing { .. } => {
             let key = |cause| matches!(cause, Cause::Key | Cause::Unproven);
             paused(around, key).unwrap_or_else(|| {
-                step("it is uncertain whether the provider created its batch: it is looked for, so that nothing is paid for twice")
+                step(if matches!(batch.state, BatchState::Fencing { gone: false, .. }) {
+                    "the provider did not create its batch as far as can be seen: its input file is deleted there before it \
+                     is sent again, so that nothing is paid for twice"
+                } else {
+                    "it is uncertain whether the provider created its batch: it is looked for, so that nothing is paid \
+                     for twice"
+                })
             })
         }
         BatchState::Parked { failure, .. } => step(&format!(

@@ -15,16 +15,12 @@ use crate::domain::batch::{Batch, BatchState, Intent, Origin, ProviderIdentity};
 use crate::domain::cut::{self, Limits};
 use crate::domain::event::Event;
 use crate::domain::id::{BatchId, FileId, ProviderBatchId, RequestId, Revision, Timestamp};
-use crate::domain::request::{
-    Answered, Attempt, Cost, Failure, Group, INPUTS_MAX, Outcome, Request, RequestStatus,
-};
+use crate::domain::request::{Answered, Cost, Failure, Group, INPUTS_MAX, Outcome, Request, RequestStatus};
 use crate::domain::retry;
 use crate::domain::step::{self, Change, Policy, Step};
 
 /// A transaction moves at most this many requests.
 pub const CHUNK: usize = 250;
-/// Batches with the same requests that are refused for their lines before they are cut in halves.
-const REFUSED_ROUNDS_MAX: usize = 5;
 /// Of requests that each cost more than a month's budget so many are passed over for what lies behind them.
 pub(super) const LOOKED_AT_MAX: usize = 10 * CHUNK;
 /// Input files are deleted at the provider this long after the batch was closed: until then something could
@@ -249,8 +245,9 @@ impl Store {
         Ok(batch)
     }
 
-    /// Stores the intent for a create call, or that there is no room for the batch. That is decided here, one batch
-    /// after the other: of several that saw the same room only so many go as fit into it.
+    /// Stores the intent for a create call, or that there is no room for the batch, or that a member left it since its
+    /// input file was sent. That is decided here, one batch after the other: of several that saw the same room only so
+    /// many go as fit into it, and what leaves a batch after this is in a batch that was sent.
     pub async fn commit_intent(
         &self,
         id: BatchId,
@@ -262,7 +259,10 @@ impl Store {
         self.committer
             .commit(1, move |tx| {
                 let mut batch = load(tx, id, revision)?;
-                let turned_away = rooms::read(tx, &batch)?.turns_away(&batch, now);
+                let turned_away = match Event::of_outdated(&batch, &intent.input) {
+                    None => rooms::read(tx, &batch)?.turns_away(&batch, now),
+                    outdated => outdated,
+                };
                 let event = turned_away.unwrap_or(Event::IntentMade(intent));
                 let step = step::step(&batch.state, batch.orders(), &event, &policy)
                     .map_err(|err| StoreError::Broken(err.to_string()))?;
@@ -503,15 +503,8 @@ pub(super) fn join(tx: &mut Tx<'_>, batch: &mut Batch, request: &mut Request) ->
 /// their lines or their size too often. So a line that the provider never names is found in some twenty rounds, and
 /// holds the others no longer than that.
 fn suspects_max(tx: &Tx<'_>, request: &Request) -> Result<Option<u64>, StoreError> {
-    let Some(last) = request.history.last() else { return Ok(None) };
-    let code = |attempt: &Attempt| attempt.failure.as_ref().map(|failure| failure.code.clone());
-    let refused = |attempt: &&Attempt| code(attempt).as_deref() == Some(outcomes::REFUSED);
-    let rounds = request.history.iter().rev().take_while(refused).count();
-    let at_once = [outcomes::TOO_LARGE, retry::NOT_NAMED];
-    if !code(last).is_some_and(|code| at_once.contains(&code.as_str())) && rounds < REFUSED_ROUNDS_MAX {
-        return Ok(None);
-    }
-    let before: Option<Batch> = tx.read(Tree::Batches, last.batch.as_bytes())?;
+    let Some(refused) = cut::refused_with(&request.history) else { return Ok(None) };
+    let before: Option<Batch> = tx.read(Tree::Batches, refused.as_bytes())?;
     Ok(before.map(|before| (before.counts.members / 2).max(1)))
 }
 
@@ -559,6 +552,8 @@ pub(super) fn take_step(
                 intents::supersede(tx, batch.id, intent)?;
             }
             Change::Cancel(cancel) => batch.cancel = Some(cancel.clone()),
+            // One that was taken over holds no tokens here: when it was turned away, and beside what, nobody knows.
+            Change::NoRoom { .. } if batch.held_tokens == 0 => {}
             Change::NoRoom { first } => {
                 let (tokens, first) = (batch.held_tokens, *first);
                 rooms::change(tx, batch, |room| room.refused(tokens, now, first))?;

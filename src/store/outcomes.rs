@@ -1,6 +1,7 @@
 //! What becomes of a batch's members: lines applied as they are read, and an end for whoever had none.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::batches::{self, Again, AppliedLine, Closed, Fate, Provisional, Read, Repair};
 use super::keys::{self, Key, Tree};
@@ -19,11 +20,6 @@ use crate::domain::request::{
 use crate::domain::retry::{self, BatchFailure, Decision};
 use crate::domain::session::SessionState;
 use crate::domain::step::{self, Policy};
-
-/// Its batch was not admitted because of other lines, as far as is known.
-pub(super) const REFUSED: &str = "batch_refused";
-/// Its batch was not admitted because of its size.
-pub(super) const TOO_LARGE: &str = "batch_too_large";
 
 pub(super) fn apply_line(
     tx: &mut Tx<'_>,
@@ -389,7 +385,7 @@ fn not_admitted(
             (None, Some(fault)) if single => fault.failure,
             (None, _) => {
                 let detail = "another line of its batch was refused, so nothing of it ran";
-                Failure::new(FailureClass::Transient, REFUSED, detail)
+                Failure::new(FailureClass::Transient, retry::REFUSED, detail)
             }
         },
         BatchFailure::TooLarge(failure)
@@ -403,7 +399,7 @@ fn not_admitted(
             Failure::new(FailureClass::Transient, retry::NOT_NAMED, &failure.to_string())
         }
         BatchFailure::TooLarge(failure) => {
-            Failure::new(FailureClass::Transient, TOO_LARGE, &failure.to_string())
+            Failure::new(FailureClass::Transient, retry::TOO_LARGE, &failure.to_string())
         }
     })
 }
@@ -473,7 +469,16 @@ fn give_end(
     } else {
         in_a_row(request, failure.class)
     };
-    let mut decision = retry.next(times, failure.class, seed);
+    let mut decision = match failure.class {
+        // Nothing ran, so no attempt was used, also where there are fewer of them than there were.
+        FailureClass::Transient if !ran => Decision::Retry { after: Duration::ZERO },
+        FailureClass::Transient
+        | FailureClass::Permanent
+        | FailureClass::Unusable
+        | FailureClass::Account
+        | FailureClass::Capacity
+        | FailureClass::Lost => retry.next(times, failure.class, seed),
+    };
     let then = if let BatchState::Dissolving { then, .. } = &batch.state {
         Some(*then)
     } else {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use nightshift::actors::{Finding, Intents, judge};
+use nightshift::actors::{Finding, Intents, Reading, Turn, judge};
+use nightshift::domain::id::Timestamp;
 use nightshift::provider::wire::BatchObject;
 use serde_json::json;
 
@@ -75,4 +76,30 @@ fn a_call_that_is_noted_nowhere_came_after_a_backup_however_long_ago_it_was() {
             assert!(matches!(&found, Finding::Shadow { of: id, .. } if *id == of), "{found:?}");
         }
     });
+}
+
+/// Reads pages of entries that were made so many seconds after the time that is wanted; how many were read, and whether that
+/// is the whole list.
+fn read(pages: &[&[i64]]) -> (usize, Option<bool>) {
+    let mut reading = Reading::since(Timestamp::from_secs(10_000));
+    for (number, page) in pages.iter().enumerate() {
+        let ids: Vec<_> = page.iter().map(|at| at.to_string()).collect();
+        let at = page.iter().map(|at| Some(Timestamp::from_secs(10_000 + at)));
+        if let Turn::Ended { whole } = reading.turn(ids.iter().zip(at), number + 1 < pages.len()) {
+            return (number + 1, Some(whole));
+        }
+    }
+    (pages.len(), None)
+}
+
+#[test]
+fn an_old_entry_ends_the_reading_of_a_list_only_where_it_is_newest_first() {
+    assert_eq!(read(&[&[900, 800], &[700, -100], &[-200, -300]]), (2, Some(true)));
+    assert_eq!(read(&[&[900, 800], &[700, -1], &[-2, -3]]), (3, Some(true)), "clocks are not that exact");
+    assert_eq!(read(&[&[-900, -800], &[-700, 100], &[200, 300]]), (3, Some(true)), "oldest first");
+    assert_eq!(read(&[&[900, -800, 950, -900], &[100, 50]]), (2, Some(true)), "in no order");
+    assert_eq!(read(&[&[900, 930, -100], &[-200, 50]]), (1, Some(true)), "in order, nearly");
+    assert_eq!(read(&[&[900, 800], &[900, 800], &[700]]), (2, Some(false)), "in a circle");
+    assert_eq!(read(&[&[900], &[], &[700]]), (2, Some(false)), "an empty page in its midst");
+    assert_eq!(read(&[&[]]), (1, Some(true)));
 }

@@ -5,6 +5,7 @@ mod account;
 pub mod bench;
 mod cancel;
 mod clock;
+mod fence;
 mod found;
 mod gone;
 mod limits;

@@ -201,6 +201,16 @@ pub(super) fn list_unproven(intent: &Intent, sweeps: u32) -> Step {
     )
 }
 
+/// It is tried for as long as it takes.
+pub(super) fn not_fenced(intent: &Intent, why: &str) -> Step {
+    go(BatchState::Fencing { intent: intent.clone(), gone: false }).with([Effect::Fence(intent.clone())]).telling(
+        format!(
+            "the old input file {} cannot be deleted so far, and as long as it is there nothing is sent again: {why}",
+            intent.input.id
+        ),
+    )
+}
+
 pub(super) fn fenced(intent: &Intent) -> Step {
     go(BatchState::Fencing { intent: intent.clone(), gone: true })
         .with([Effect::Sweep(intent.clone())])

@@ -11,10 +11,14 @@ use crate::domain::company::Company;
 use crate::domain::event::{Event, Observation, ObservedStatus, Trouble};
 use crate::domain::id::{Nonce, SessionId};
 use crate::domain::price::{ModelPrice, Rates};
-use crate::domain::request::{Endpoint, FailureClass, Source};
+use crate::domain::request::{Attempt, Endpoint, FailureClass, Source};
 use crate::domain::session::{Message, Role, SessionFacts};
 use crate::domain::step;
 use crate::store::{Accepted, NewRequest, SessionIn};
+
+mod intents;
+
+use intents::{intend, ready};
 
 pub const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 pub const LIMITS: Limits =
@@ -386,6 +390,34 @@ async fn a_shadow_completes_what_is_open_and_is_booked_apart() {
     sound(&store);
 }
 
+/// Observes what was found at the provider.
+async fn found(store: &Store, batch: &Batch, number: u8) -> Batch {
+    let next = BatchState::Observing {
+        intent: intent(number),
+        running: Running::InProgress,
+        wait: Wait::default(),
+        missing: None,
+    };
+    let step = Step { next, changes: vec![Change::Adopt(provider_id(number))], effects: vec![], story: None };
+    store.commit_step(batch.id, batch.revision, step, NOW).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_batch_that_was_taken_over_and_turned_away_says_nothing_of_the_room() {
+    let (store, ids) = store_with(4).await;
+    let mut adopted = Batch::open(batch_id(9), group(), ProviderIdentity::default(), NOW);
+    adopted.origin = Origin::Adopted;
+    store.open_batch(adopted).await.unwrap();
+    let batch = store.take_over_members(batch_id(9), Revision(0), ids.clone()).await.unwrap();
+    let batch = found(&store, &batch, 9).await;
+    let problem = Problem { code: Some("token_limit_exceeded".to_owned()), ..Problem::default() };
+    let batch = refused(&store, 9, &batch, problem).await;
+    let room = store.reader().room(&batch).unwrap();
+    assert_eq!((room.learned.is_none(), room.closed.is_none()), (true, true), "{room:?}");
+    assert_eq!(sent(&store, 1).await.counts.members, 4, "they are sent again");
+    sound(&store);
+}
+
 #[tokio::test]
 async fn an_adopted_batch_takes_over_who_waits_and_completes_whom_it_names() {
     let (store, ids) = store_with(4).await;
@@ -407,17 +439,10 @@ async fn an_adopted_batch_takes_over_who_waits_and_completes_whom_it_names() {
     adopted.origin = Origin::Adopted;
     store.open_batch(adopted).await.unwrap();
     let batch = store.take_over_members(batch_id(10), Revision(0), ids[..2].to_vec()).await.unwrap();
-    let next = BatchState::Observing {
-        intent: intent(9),
-        running: Running::InProgress,
-        wait: Wait::default(),
-        missing: None,
-    };
-    let step = Step { next, changes: vec![Change::Adopt(provider_id(9))], effects: vec![], story: None };
-    let batch = store.commit_step(batch.id, batch.revision, step, NOW).await.unwrap();
+    let batch = found(&store, &batch, 9).await;
     let ended = seen(9, ObservedStatus::Ended(Terminal::Completed));
-    let found = Observation { output: Some(FileId::new("out")), ..ended };
-    let mut batch = take(&store, &batch, &Event::Observed { seen: found, at: NOW }).await;
+    let with_file = Observation { output: Some(FileId::new("out")), ..ended };
+    let mut batch = take(&store, &batch, &Event::Observed { seen: with_file, at: NOW }).await;
     let kind = crate::domain::batch::ResultKind::Output;
     batch = take(&store, &batch, &Event::Downloaded { kind, torn: false }).await;
     batch = apply(&store, &batch, &[ids[0], ids[1], ids[2], unknown]).await;
@@ -428,117 +453,19 @@ async fn an_adopted_batch_takes_over_who_waits_and_completes_whom_it_names() {
 }
 
 #[tokio::test]
-async fn an_intent_is_noted_and_what_is_given_up_is_watched_for_two_days() {
-    let (store, _) = store_with(2).await;
-    let id = batch_id(1);
-    store.open_batch(Batch::open(id, group(), ProviderIdentity::default(), NOW)).await.unwrap();
-    let mut batch = store.cut_chunk(id, Revision(0), LIMITS).await.unwrap().batch;
-    let swept = Event::Swept { complete: true, grace_over: true, found: None };
-    for event in [
-        Event::FillEnded { members: 2, at: NOW },
-        Event::Released,
-        Event::Uploaded(intent(1).input),
-        Event::IntentMade(intent(1)),
-        swept.clone(),
-        swept.clone(),
-        swept.clone(),
-        Event::Fenced,
-    ] {
-        batch = take(&store, &batch, &event).await;
-    }
-    let noted = || store.reader().intents_since(Timestamp::from_secs(0), 10).unwrap();
-    assert_eq!(noted().iter().map(|noted| noted.superseded).collect::<Vec<_>>(), [false]);
-    take(&store, &batch, &swept).await;
-    assert_eq!(noted().iter().map(|noted| noted.superseded).collect::<Vec<_>>(), [true]);
-    assert_eq!(store.forget_intents(NOW.plus(Duration::from_secs(48 * 3600))).await.unwrap(), 0);
-    assert_eq!(store.forget_intents(NOW.plus(Duration::from_secs(48 * 3601))).await.unwrap(), 1);
-    assert_eq!(noted(), []);
-}
-
-/// Cuts a batch of at most `members` and takes it as far as its intent.
-async fn ready(store: &Store, number: u8, members: u64) -> Batch {
-    let id = batch_id(number);
-    store.open_batch(Batch::open(id, group(), ProviderIdentity::default(), NOW)).await.unwrap();
-    let limits = Limits { requests_max: members, ..LIMITS };
-    let mut batch = store.cut_chunk(id, Revision(0), limits).await.unwrap().batch;
-    for event in [
-        Event::FillEnded { members: batch.counts.members, at: NOW },
-        Event::Released,
-        Event::Uploaded(intent(number).input),
-    ] {
-        batch = take(store, &batch, &event).await;
-    }
-    batch
-}
-
-async fn intend(store: &Store, number: u8, batch: &Batch) -> Batch {
-    store.commit_intent(batch.id, batch.revision, intent(number), POLICY, NOW).await.unwrap().0
-}
-
-#[tokio::test]
-async fn a_batch_that_is_parked_leaves_the_gate_to_others() {
-    let (store, _) = store_with(6).await;
-    let first = ready(&store, 1, 1).await;
-    let large = ready(&store, 2, 4).await;
-    let large = intend(&store, 2, &large).await;
-    let running = seen(2, ObservedStatus::Running(Running::Validating));
-    let large = take(&store, &large, &Event::Created(running)).await;
-    let problem = Problem { code: Some("token_limit_exceeded".to_owned()), ..Problem::default() };
-    refused(&store, 2, &large, problem).await;
-    let mut first = intend(&store, 1, &first).await;
-    let probe = |batch: &Batch| store.reader().room(batch).unwrap().closed.unwrap().probe;
-    assert_eq!(probe(&first), Some(first.id), "it tries");
-    while !matches!(first.state, BatchState::Parked { .. }) {
-        let trouble = Trouble::Refused(Failure::new(FailureClass::Permanent, "bad", "no"));
-        let refused = Event::CreateFailed { trouble, input_gone: false, at: NOW };
-        first = take(&store, &first, &refused).await;
-        if matches!(first.state, BatchState::Ready { .. }) {
-            first = intend(&store, 1, &first).await;
-        }
-    }
-    assert_eq!(probe(&first), None);
-    sound(&store);
-}
-
-#[tokio::test]
-async fn of_two_that_saw_the_same_room_one_goes_and_the_other_waits() {
-    let (store, _) = store_with(9).await;
-    let first = ready(&store, 1, 2).await;
-    let second = ready(&store, 2, 2).await;
-    let large = ready(&store, 3, 4).await;
-    let large = intend(&store, 3, &large).await;
-    let running = seen(3, ObservedStatus::Running(Running::Validating));
-    let large = take(&store, &large, &Event::Created(running)).await;
-    let problem = Problem { code: Some("token_limit_exceeded".to_owned()), ..Problem::default() };
-    refused(&store, 3, &large, problem).await;
-    let room = || store.reader().room(&first).unwrap();
-    for batch in [&first, &second] {
-        assert_eq!(room().turns_away(batch, NOW), None, "each for itself may try");
-    }
-    let first = intend(&store, 1, &first).await;
-    assert!(matches!(first.state, BatchState::Creating { .. }));
-    let second = intend(&store, 2, &second).await;
-    let BatchState::Ready { wait, .. } = &second.state else { panic!("{:?}", second.state) };
-    assert!(wait.until.unwrap() > NOW);
-    assert_eq!((room().enqueued, room().closed.unwrap().probe), (20, Some(first.id)));
-    assert_eq!(store.reader().intents_since(NOW, 10).unwrap().len(), 2, "no intent of one that waits");
-
-    // The gate is open again, and the room that was learned is enough for one of them.
-    let admitted = seen(1, ObservedStatus::Running(Running::InProgress));
-    let running = seen(1, ObservedStatus::Running(Running::Validating));
-    let first = take(&store, &first, &Event::Created(running)).await;
-    let first = take(&store, &first, &Event::Observed { seen: admitted, at: NOW }).await;
-    assert_eq!((room().closed, room().limit(NOW)), (None, Some(32)));
-    let second = intend(&store, 2, &second).await;
-    assert!(matches!(second.state, BatchState::Ready { .. }));
-    completed(&store, 1, &first).await;
-    store.release_room(NOW.plus(Duration::from_secs(600))).await.unwrap();
-    let second = intend(&store, 2, &second).await;
-    assert!(matches!(second.state, BatchState::Creating { .. }));
-    // What would never fit gives its members back.
-    let whole = ready(&store, 4, 100).await;
-    let whole = intend(&store, 4, &whole).await;
-    assert!(matches!(whole.state, BatchState::Dissolving { .. }), "{:?}", whole.state);
+async fn what_did_not_run_fails_in_no_case_also_where_there_are_fewer_attempts_than_there_were() {
+    let (store, ids) = store_with(2).await;
+    expired(&store).await;
+    let used = |id| store.reader().request(id).unwrap().unwrap().attempts;
+    assert_eq!([used(ids[0]), used(ids[1])], [1, 1]);
+    let one = retry::Policy { max_attempts: 1, ..RETRY };
+    let mut batch = ready(&store, 2, 2).await;
+    let detail = "for a test";
+    let given_back = Event::GivenBack(Failure::new(FailureClass::Transient, "batch_given_back", detail));
+    batch = take(&store, &batch, &given_back).await;
+    let closed = store.close_chunk(batch.id, batch.revision, HashMap::new(), one, POLICY, NOW).await.unwrap();
+    assert_eq!((closed.batch.counts.returned, closed.batch.counts.failed), (2, 0));
+    assert_eq!([used(ids[0]), used(ids[1])], [1, 1]);
     sound(&store);
 }
 
@@ -733,6 +660,7 @@ async fn expired(store: &Store) -> Batch {
 
 /// A batch that is over has an answer after all, as one has that was given up.
 async fn answer_after_all(store: &Store, batch: &Batch, request: RequestId) {
+    let batch = store.reader().batch(batch.id).unwrap().unwrap();
     let step = Step { next: batch.state.clone(), changes: Vec::new(), effects: Vec::new(), story: None };
     store.apply_lines(batch.id, batch.revision, step, vec![good_line(request)], NOW).await.unwrap();
 }

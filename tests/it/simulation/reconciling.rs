@@ -1,7 +1,7 @@
 //! What the reconciler does, with the same store functions: it compares the provider's list with the store.
 
 use nightshift::actors::reconciler::{compared_at, compared_since, holders, watched_since};
-use nightshift::actors::{Finding, Intents, Turn, judge, observation, turn};
+use nightshift::actors::{Finding, Intents, Reading, Turn, judge, observation};
 use nightshift::domain::batch::{Batch, BatchState, Cancel, Intent, Origin, ProviderIdentity, Running, Then};
 use nightshift::domain::effect::Effect;
 use nightshift::domain::event::{Event, ObservedStatus};
@@ -72,8 +72,8 @@ impl Sim {
         const PAGES: usize = 60;
         let all = self.listed();
         let trouble = self.dice.chance(self.rates.lists).then_some(self.broken_list);
-        let (mut seen, mut after, mut from): (Vec<BatchObject>, Option<ProviderBatchId>, usize) =
-            (Vec::new(), None, 0);
+        let (mut seen, mut reading, mut from): (Vec<BatchObject>, Reading<ProviderBatchId>, usize) =
+            (Vec::new(), Reading::since(since), 0);
         for number in 0..PAGES {
             let next = all.len().min(from + SHOWN);
             let has_more = next < all.len();
@@ -91,11 +91,11 @@ impl Sim {
             from = shown.end;
             let page = json!({"object": "list", "data": all[shown], "has_more": has_more}).to_string();
             let page = Page::<BatchObject>::from_json(page.as_bytes(), 100).unwrap();
-            let last = page.data.last().map(|batch| (batch.id.clone(), batch.created_at));
+            let turn =
+                reading.turn(page.data.iter().map(|batch| (&batch.id, batch.created_at)), page.has_more);
             seen.extend(page.data);
-            match turn(last, page.has_more, after.as_ref(), since) {
-                Turn::Next(last) => after = Some(last),
-                Turn::Ended { whole } => return (seen, whole || self.broken == Broken::TakesPartsForWhole),
+            if let Turn::Ended { whole } = turn {
+                return (seen, whole || self.broken == Broken::TakesPartsForWhole);
             }
         }
         (seen, false)
