@@ -4,6 +4,8 @@
 //! time-out, a bound on connections in all and per address, and a drain with an end. It decides nothing about
 //! what is answered. A filter given to it recovers from its own rejections.
 
+mod rest;
+
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
@@ -14,6 +16,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use hyper::body::Incoming;
+use hyper::header::EXPECT;
 use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -163,9 +166,14 @@ impl Connection {
         let routes = TowerToHyperService::new(warp::service(self.routes));
         let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(peer);
-            let answer = routes.call(request);
+            let waits = request.headers().contains_key(EXPECT);
+            let (head, body) = request.into_parts();
+            let (body, rest) = rest::lend(body, waits);
+            let answer = routes.call(hyper::Request::from_parts(head, body));
             async move {
                 let response = answer.await.unwrap_or_else(|never: Infallible| match never {});
+                // Beside the answer, and no longer than the connection.
+                tokio::spawn(rest.pass_over());
                 if response.extensions().get::<Sever>().is_some() { Err(Severed) } else { Ok(response) }
             }
         });
@@ -353,6 +361,9 @@ mod tests {
                 if path.as_str() == "/cut" {
                     return severed();
                 }
+                if path.as_str() == "/unread" {
+                    return Response::new("not read".into());
+                }
                 if path.as_str() == "/large" {
                     return Response::new(vec![b'x'; LARGE].into());
                 }
@@ -399,6 +410,46 @@ mod tests {
         let running = start(Options::default()).await;
         let error = post(running.address, "/cut", "hello").await.unwrap_err();
         assert!(error.is_request() && error.status().is_none(), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_comes_before_all_of_the_body_reaches_a_client_that_sends_first_and_reads_then() {
+        let running = start(Options::default()).await;
+        for head in ["content-length: 20000000", "transfer-encoding: chunked"] {
+            let mut client = TcpStream::connect(running.address).await.unwrap();
+            let head = format!("POST / HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n");
+            client.write_all(head.as_bytes()).await.unwrap();
+            if head.contains("chunked") {
+                client.write_all(b"1312d00\r\n").await.unwrap();
+            }
+            for _ in 0..200 {
+                client.write_all(&[b'x'; 100_000]).await.unwrap();
+            }
+            if head.contains("chunked") {
+                client.write_all(b"\r\n0\r\n\r\n").await.unwrap();
+            }
+            // And the connection is as good as new.
+            client.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nhi").await.unwrap();
+            let mut answers = String::new();
+            while !answers.ends_with("sent hi") {
+                let mut piece = [0_u8; 1024];
+                let length = client.read(&mut piece).await.unwrap();
+                assert!(length > 0, "it ended with {answers:?}");
+                answers.push_str(&String::from_utf8_lossy(&piece[..length]));
+            }
+            assert!(answers.contains("the body is larger than 10 bytes"), "{answers}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_asks_whether_to_send_is_not_told_to_for_nothing() {
+        let running = start(Options::default()).await;
+        let mut client = TcpStream::connect(running.address).await.unwrap();
+        let head = "POST /unread HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\nexpect: 100-continue\r\n\r\n";
+        client.write_all(head.as_bytes()).await.unwrap();
+        let mut all = String::new();
+        client.read_to_string(&mut all).await.unwrap();
+        assert!(all.starts_with("HTTP/1.1 200 OK\r\n") && all.ends_with("not read"), "{all}");
     }
 
     #[tokio::test]

@@ -140,18 +140,18 @@ async fn open_due(
     }
     let worker = shared.clone();
     let held = blocking(move || held_by_company(&worker)).await?;
-    // Where a full batch is cut, whoever has waited long enough has its turn as well, and whoever has no batch at all,
-    // and before it: else a company with a million requests would have its next batch before another one's first. Not
-    // where batches are short: then few go to many.
+    // Where a full batch is cut, whoever has waited long enough has its turn as well, and whoever has no more batches than
+    // the one with the full batch, and before it: else a company with a million requests would have its next batch before
+    // another one's ten. Not where batches are short: then few go to many.
     if limits.age_max <= shared.limits.age_max && due.iter().any(is_full) {
         let worker = shared.clone();
         let full: Vec<_> = due.iter().filter(|one| is_full(one)).map(|(waits, _)| waits.clone()).collect();
         let cut = blocking(move || companies_to_cut(&worker, &full, now)).await?;
-        let others = |company: &CompanyId| cut.iter().any(|other| other != company);
-        young.retain(|waits| {
-            let company = &waits.group.company;
-            waits.waiting.requests > 0 && !held.contains_key(company) && others(company)
-        });
+        let batches = |company: &CompanyId| held.get(company).map_or(0, |held| held.batches);
+        let has_turn = |company: &CompanyId| {
+            cut.iter().any(|other| other != company && batches(other) >= batches(company))
+        };
+        young.retain(|waits| waits.waiting.requests > 0 && has_turn(&waits.group.company));
         // One batch each: of the one that has waited longest.
         young.sort_by_key(|waits| waits.waiting.oldest);
         let mut served = HashSet::new();
@@ -159,7 +159,9 @@ async fn open_due(
         due.extend(young.into_iter().map(|waits| (waits, Due::Turn)));
     }
     // Who has no batch comes before those whose batches hold nothing any more.
-    due.sort_by_cached_key(|(waits, _)| (held.get(&waits.group.company).copied(), waits.waiting.oldest));
+    due.sort_by_cached_key(|(waits, _)| {
+        (held.get(&waits.group.company).map(|held| held.tokens), waits.waiting.oldest)
+    });
     let mut sharers: HashMap<String, HashSet<CompanyId>> = HashMap::new();
     for (waits, _) in &due {
         let companies = sharers.entry(waits.group.model.clone()).or_default();
@@ -222,13 +224,23 @@ fn companies_to_cut(
     Ok(companies)
 }
 
-/// How many tokens of live batches each company holds; a company without a live batch is not in it.
-pub fn held_by_company(shared: &Shared) -> Result<HashMap<CompanyId, u64>, StoreError> {
-    let mut held: HashMap<CompanyId, u64> = HashMap::new();
+/// What a company's live batches are and hold.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Held {
+    /// How many there are.
+    pub batches: usize,
+    /// Tokens of them all.
+    pub tokens: u64,
+}
+
+/// What each company has; one without a live batch is not in it.
+pub fn held_by_company(shared: &Shared) -> Result<HashMap<CompanyId, Held>, StoreError> {
+    let mut held: HashMap<CompanyId, Held> = HashMap::new();
     for id in shared.reader.live_batches()? {
         let Some(batch) = shared.reader.batch(id)? else { continue };
-        let tokens = held.entry(batch.group.company).or_default();
-        *tokens = tokens.saturating_add(batch.held_tokens);
+        let of = held.entry(batch.group.company).or_default();
+        of.batches += 1;
+        of.tokens = of.tokens.saturating_add(batch.held_tokens);
     }
     Ok(held)
 }

@@ -169,6 +169,8 @@ pub struct Importer {
     intake: Addr<Intake>,
     shared: Arc<Shared>,
     busy: bool,
+    /// This process has not read it yet.
+    is_first: bool,
     /// Somebody wants it read once the reading that is under way has ended.
     wanted: bool,
     /// Readings in a row that failed and may go well soon.
@@ -180,7 +182,16 @@ pub struct Importer {
 impl Importer {
     /// An importer that hands what it reads to `intake`.
     pub const fn new(source: Arc<Source>, intake: Addr<Intake>, shared: Arc<Shared>) -> Self {
-        Self { source, intake, shared, busy: false, wanted: false, failures: 0, is_orphaned: false }
+        Self {
+            source,
+            intake,
+            shared,
+            busy: false,
+            is_first: true,
+            wanted: false,
+            failures: 0,
+            is_orphaned: false,
+        }
     }
 
     fn read(&mut self, ctx: &mut Context<Self>) {
@@ -191,8 +202,9 @@ impl Importer {
         self.wanted = false;
         let (source, intake, shared) = (self.source.clone(), self.intake.clone(), self.shared.clone());
         let again = source::pause(self.failures + 1, false).min(source.every);
+        let is_first = std::mem::take(&mut self.is_first);
         let read = async move {
-            panics::caught(import(source, intake, shared, again)).await.unwrap_or_else(|_| {
+            panics::caught(import(source, intake, shared, again, is_first)).await.unwrap_or_else(|_| {
                 tracing::error!("an import broke off; it is read again in its time");
                 Again::InItsTime
             })
@@ -276,7 +288,13 @@ enum Again {
 }
 
 /// Reads the source once and notes how it ended.
-async fn import(source: Arc<Source>, intake: Addr<Intake>, shared: Arc<Shared>, again: Duration) -> Again {
+async fn import(
+    source: Arc<Source>,
+    intake: Addr<Intake>,
+    shared: Arc<Shared>,
+    again: Duration,
+    is_first: bool,
+) -> Again {
     // Before the company is looked for: the erasure of one that is found waits for this.
     let _held = source.hold();
     let known = match known(&source, &shared).await {
@@ -284,6 +302,11 @@ async fn import(source: Arc<Source>, intake: Addr<Intake>, shared: Arc<Shared>, 
         Ok(None) => return Again::WithItsCompany,
         Err(err) => Err(NotRead::failed(err)),
     };
+    let known = known.map(|known| match known.wants_transcripts(shared.clock.now(), is_first) {
+        // All of it, whatever its server says: only its rows name what was given up.
+        true => SourceRecord { validators: Validators::default(), ..known },
+        false => known,
+    });
     let orders = known.as_ref().map_or(0, |known| known.orders);
     let ended = match known {
         Ok(known) => tokio::select! {

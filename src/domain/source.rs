@@ -150,6 +150,19 @@ pub struct SourceRecord {
     pub orders: u32,
 }
 
+impl SourceRecord {
+    /// How often all of it is read for the transcripts that are missing.
+    const MISSING_TRIED: Duration = Duration::from_secs(24 * 3600);
+
+    /// Whether all of it is to be read at `now` so that transcripts that could not be had are tried anew: each day, and
+    /// with the first reading of a process, which may be allowed other hosts than the one before.
+    pub fn wants_transcripts(&self, now: Timestamp, is_first: bool) -> bool {
+        let missing = self.transcripts.failed > 0 || self.transcripts.not_allowed > 0;
+        let is_old = self.whole_at.is_none_or(|whole| whole.plus(Self::MISSING_TRIED) <= now);
+        missing && (is_first || is_old)
+    }
+}
+
 /// Where the fetching of a transcript stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FetchState {

@@ -95,8 +95,9 @@ pub struct Webhook {
     pub standing: Standing,
     /// What its messages are signed with.
     pub secret: SigningSecret,
-    /// What they are signed with besides, until then.
-    pub old_secret: Option<(SigningSecret, Timestamp)>,
+    /// What they are signed with besides, each until then, the oldest first: a second rotation, as after a reply that was
+    /// lost, must not take away what receivers have.
+    pub old_secrets: Vec<(SigningSecret, Timestamp)>,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it was last changed by hand, or by a receiver that wants nothing more.
@@ -110,6 +111,9 @@ pub struct Webhook {
 }
 
 impl Webhook {
+    /// Secrets of before at most: each is one more signature of each message.
+    const OLD_SECRETS_MAX: usize = 4;
+
     /// Whether it is to be told of such an event.
     pub fn listens_to(&self, kind: EventKind) -> bool {
         self.standing == Standing::Enabled && self.events.contains(&kind)
@@ -117,8 +121,25 @@ impl Webhook {
 
     /// The secrets that sign a message now, the newest first.
     pub fn secrets(&self, now: Timestamp) -> impl Iterator<Item = &SigningSecret> {
-        let old = self.old_secret.as_ref().filter(|(_, until)| now < *until).map(|(secret, _)| secret);
+        let old =
+            self.old_secrets.iter().rev().filter(move |(_, until)| now < *until).map(|(secret, _)| secret);
         std::iter::once(&self.secret).chain(old)
+    }
+
+    /// Gives it a new secret; the one before signs beside it until `until`, as do those before that have time left.
+    pub fn rotate(&mut self, secret: SigningSecret, now: Timestamp, until: Timestamp) {
+        let old = std::mem::replace(&mut self.secret, secret);
+        self.old_secrets.retain(|(_, until)| now < *until);
+        self.old_secrets.push((old, until));
+        if self.old_secrets.len() > Self::OLD_SECRETS_MAX {
+            self.old_secrets.remove(0);
+        }
+        self.changed_at = now;
+    }
+
+    /// Until when a secret of before signs; none where there is no such secret.
+    pub fn old_until(&self, now: Timestamp) -> Option<Timestamp> {
+        self.old_secrets.iter().map(|(_, until)| *until).filter(|until| now < *until).max()
     }
 }
 

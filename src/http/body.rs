@@ -115,6 +115,7 @@ async fn within(
 
 /// Reads an object of JSON: 400 for what is no JSON, 422 for another one than `expected`.
 pub fn object<T: DeserializeOwned>(body: &[u8], expected: &str) -> Result<T, ApiError> {
+    let body = body.strip_prefix(lines::BOM).unwrap_or(body);
     let _: IgnoredAny = serde_json::from_slice(body).map_err(|err| {
         ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", format!("the body is not JSON: {err}"))
     })?;

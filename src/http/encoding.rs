@@ -84,7 +84,14 @@ fn unpacked(
         if *ended {
             return std::future::ready(None);
         }
-        let piece = piece.map_err(|err| as_body_error(err, name));
+        let piece = match piece.map_err(|err| as_body_error(err, name)) {
+            // No body at all is none in any encoding.
+            Err(BodyError::Undecodable { .. }) if packed.load(Ordering::Relaxed) == 0 => {
+                *ended = true;
+                return std::future::ready(None);
+            }
+            piece => piece,
+        };
         let checked = piece.and_then(|bytes: Bytes| {
             *length += bytes.len() as u64;
             let allowed = packed.load(Ordering::Relaxed).saturating_mul(EXPANSION_MAX);
@@ -164,6 +171,7 @@ mod tests {
         for (encoding, packed) in [("gzip", gzip(&[b'a'; 9000]).await), ("zstd", zstd(&[b'a'; 9000]).await)] {
             let torn = read(encoding, vec![Ok(packed[..packed.len() - 4].to_vec())]).await;
             assert!(matches!(torn, Err(BodyError::Undecodable { .. })), "{torn:?}");
+            assert_eq!(read(encoding, vec![]).await.unwrap(), b"", "no body is none, packed or not");
             let junk = read(encoding, vec![Ok(b"this is no such data at all".to_vec())]).await;
             assert!(matches!(junk, Err(BodyError::Undecodable { .. })), "{junk:?}");
             let slow = read(encoding, vec![Ok(packed[..5].to_vec()), Err(BodyError::TooSlow)]).await;

@@ -2,12 +2,14 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Number, Value, json};
+use tokio::time::{Instant, timeout_at};
 use warp::http::StatusCode;
 use warp::http::header::{CONTENT_ENCODING, HeaderMap};
 
@@ -22,7 +24,7 @@ use crate::domain::id::{CompanyId, Timestamp};
 use crate::domain::line_ends;
 use crate::domain::request::Endpoint;
 use crate::domain::session::{Message, Role, SessionFacts};
-use crate::import::csv::Row;
+use crate::import::csv::{ID_CHARS_MAX, Row, is_id};
 use crate::serving::BodyError;
 use crate::store::{Accepted, CallLine, ClientKey, GROUPS_OF_ONE_MAX, SessionTaken};
 
@@ -30,7 +32,6 @@ use crate::store::{Accepted, CallLine, ClientKey, GROUPS_OF_ONE_MAX, SessionTake
 const ERRORS_MAX: usize = 1000;
 /// Accepted lines that a reply names with their ids.
 const IDS_MAX: usize = 1000;
-const ID_CHARS_MAX: usize = 256;
 /// It lies in one value with everything else that is known of a request or session.
 const METADATA_BYTES_MAX: usize = 4 << 10;
 
@@ -248,11 +249,25 @@ async fn take_in<K: Kind>(
     kind: &K,
     tally: &mut Tally,
 ) -> Result<bool, ApiError> {
-    let mut chunk = Chunk { items: Vec::new(), bytes: 0, looked_at: 0, token: auth::presented(headers) };
+    let mut chunk =
+        Chunk { items: Vec::new(), bytes: 0, since: None, looked_at: 0, token: auth::presented(headers) };
     match Shape::of(headers)? {
         Shape::Lines => {
             let mut lines = Lines::new(body);
-            while let Some((number, line)) = lines.next().await? {
+            loop {
+                let next = match soon(&chunk, lines.next()).await {
+                    None => {
+                        chunk.store(api, company, kind, tally).await?;
+                        continue;
+                    }
+                    // What came whole is taken in, whatever became of the rest.
+                    Some(Err(err)) => {
+                        chunk.store(api, company, kind, tally).await?;
+                        return Err(err);
+                    }
+                    Some(Ok(next)) => next,
+                };
+                let Some((number, line)) = next else { break };
                 chunk.looked_at = number;
                 match line {
                     Line::Whole(json) => chunk.add(kind, number, &json, tally),
@@ -274,7 +289,12 @@ async fn take_in<K: Kind>(
                 return Err(ApiError::new(status, "unsupported_media_type", detail));
             };
             let mut rows = csv::rows(body, zone);
-            while let Some((number, row)) = rows.next().await {
+            loop {
+                let Some(next) = soon(&chunk, rows.next()).await else {
+                    chunk.store(api, company, kind, tally).await?;
+                    continue;
+                };
+                let Some((number, row)) = next else { break };
                 chunk.looked_at = number;
                 match row
                     .map_err(|reason| wrong("invalid_row", reason))
@@ -316,10 +336,23 @@ async fn take_in<K: Kind>(
     }
 }
 
+/// What was read is stored by then, also where the sender is slow.
+const STORED_WITHIN: Duration = Duration::from_secs(1);
+
+/// What `next` gives, which may be begun anew; none where what was read before has waited long enough.
+async fn soon<T, N>(chunk: &Chunk<T>, next: impl Future<Output = N>) -> Option<N> {
+    match chunk.since {
+        None => Some(next.await),
+        Some(since) => timeout_at(since + STORED_WITHIN, next).await.ok(),
+    }
+}
+
 /// What was read and is not stored yet.
 struct Chunk<T> {
     items: Vec<(u64, T)>,
     bytes: usize,
+    /// When the first of them was read.
+    since: Option<Instant>,
     /// The last line that was read, whether it is in here or was refused.
     looked_at: u64,
     /// The hash of the caller's, which may end while the body comes.
@@ -341,6 +374,7 @@ impl<T> Chunk<T> {
     fn push(&mut self, number: u64, item: T, bytes: usize) {
         self.items.push((number, item));
         self.bytes += bytes;
+        self.since.get_or_insert_with(Instant::now);
     }
 
     async fn store_if_full<K: Kind<Item = T>>(
@@ -365,7 +399,7 @@ impl<T> Chunk<T> {
         kind: &K,
         tally: &mut Tally,
     ) -> Result<(), ApiError> {
-        self.bytes = 0;
+        (self.bytes, self.since) = (0, None);
         let items = std::mem::take(&mut self.items);
         if !items.is_empty() {
             still_good(api, self.token).await?;
@@ -416,8 +450,11 @@ impl Kind for Requests {
             return Err(wrong("too_large", detail));
         }
         let key = match line.id {
-            Some(id) if id.is_empty() || id.chars().count() > ID_CHARS_MAX => {
-                return Err(wrong("invalid_request", "id must have 1 to 256 characters"));
+            Some(id) if !is_id(&id) => {
+                return Err(wrong(
+                    "invalid_request",
+                    "id must have 1 to 256 characters, none of them a control character",
+                ));
             }
             Some(id) => Some(ClientKey::Id(id.into_owned())),
             None => call_line(self.idempotency_key.as_ref(), number).map(ClientKey::Line),
@@ -547,8 +584,9 @@ impl Kind for Sessions {
     fn read(&self, number: u64, json: &[u8]) -> Result<(ChatSession, usize), LineError> {
         let Object(line): Object<SessionLine> =
             serde_json::from_slice(json).map_err(|err| line_error(&err))?;
-        if line.external_id.is_empty() || line.external_id.chars().count() > ID_CHARS_MAX {
-            return Err(wrong("invalid_session", "externalId must have 1 to 256 characters"));
+        if !is_id(&line.external_id) {
+            let detail = "externalId must have 1 to 256 characters, none of them a control character";
+            return Err(wrong("invalid_session", detail));
         }
         let Object(facts) = line.facts.unwrap_or_default();
         let at = |name: &str, text: Option<String>| text.map(|text| time(name, &text)).transpose();

@@ -20,6 +20,9 @@ pub const LINE_BYTES_MAX: usize = 4 << 20;
 /// A longer JSON body is refused: lines have no such bound.
 pub const JSON_BYTES_MAX: u64 = 16 << 20;
 
+/// Some programs begin every text with it. It is no part of JSON, and says nothing of what follows.
+pub const BOM: &[u8] = b"\xef\xbb\xbf";
+
 /// A longer array is refused: each entry costs memory of its own.
 pub const ENTRIES_MAX: usize = 100_000;
 
@@ -119,6 +122,7 @@ pub enum Json<'a> {
 
 /// Reads a JSON body.
 pub fn json(body: &[u8]) -> Result<Json<'_>, ApiError> {
+    let body = body.strip_prefix(BOM).unwrap_or(body);
     let bad = |err: serde_json::Error| {
         ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", format!("the body is not JSON: {err}"))
     };
@@ -200,9 +204,12 @@ impl Lines {
         }
     }
 
-    fn take(&mut self, line: Vec<u8>) -> Option<(u64, Line)> {
+    fn take(&mut self, mut line: Vec<u8>) -> Option<(u64, Line)> {
         let number = self.next;
         self.next += 1;
+        if number == 1 && line.starts_with(BOM) {
+            line.drain(..BOM.len());
+        }
         if std::mem::take(&mut self.skipping) || line.len() > LINE_BYTES_MAX {
             return Some((number, Line::TooLong));
         }
@@ -242,8 +249,10 @@ mod tests {
             whole,
             [(1, text_of("{\"a\":1}\r")), (4, text_of("{\"b\":2}")), (5, text_of("{\"c\":3}"))]
         );
-        for cut in 1..text.len() {
-            assert_eq!(read(vec![text[..cut].to_vec(), text[cut..].to_vec()]).await, whole);
+        for text in [text.to_vec(), [BOM, text].concat()] {
+            for cut in 0..text.len() {
+                assert_eq!(read(vec![text[..cut].to_vec(), text[cut..].to_vec()]).await, whole);
+            }
         }
     }
 

@@ -70,6 +70,7 @@ use lines::Body;
 use query::Query;
 use reply::{Answer, ApiError};
 use table::{Access, Entry, Found, Params, Route};
+use webhooks::Action;
 
 /// A stream may be as long as it likes, but must keep coming.
 const STREAM_IDLE: Duration = Duration::from_secs(30);
@@ -260,13 +261,13 @@ impl Call {
             Route::Requeue => {
                 self.expect_json()?;
                 takes_in(api)?;
-                let body = body::whole(body, body::SMALL_BYTES_MAX).await?;
+                let body = self.small(body).await?;
                 legacy::requeue(api, &body).await?
             }
             Route::Batches => legacy::batches(api, &query).await?,
             Route::Batch => legacy::batch(api, id).await?,
             Route::Cancel => {
-                let body = body::whole(body, body::SMALL_BYTES_MAX).await?;
+                let body = self.small(body).await?;
                 if !body.is_empty() {
                     self.expect_json()?;
                 }
@@ -289,7 +290,7 @@ impl Call {
                 self.expect_json()?;
                 takes_in(api)?;
                 let company = self.company(company).await?;
-                let body = body::whole(body, body::SMALL_BYTES_MAX).await?;
+                let body = self.small(body).await?;
                 budget::set(api, company, &body).await?
             }
             Route::Sources => sources::list(api, &self.company(company).await?).await?,
@@ -319,8 +320,10 @@ impl Call {
                 if action.has_body() {
                     self.expect_json()?;
                 }
-                let body = body::whole(body, body::SMALL_BYTES_MAX).await?;
-                webhooks::run(api, action, company, params, &query, &body).await?
+                let body = self.small(body).await?;
+                let shown = webhooks::run(api, action, company, params, &query, &body).await?;
+                let status = if action == Action::Make { StatusCode::CREATED } else { StatusCode::OK };
+                return Ok((status, shown).into());
             }
             Route::CreateCompany => {
                 return Ok(companies::create(api, &self.small_json(body).await?).await?.into());
@@ -363,10 +366,15 @@ impl Call {
         Ok((StatusCode::OK, shown).into())
     }
 
+    /// A small body, unpacked.
+    async fn small(&self, body: Body) -> Result<Bytes, ApiError> {
+        body::whole(encoding::decoded(&self.headers, body)?, body::SMALL_BYTES_MAX).await
+    }
+
     /// A small body of JSON, or none.
     async fn small_json(&self, body: Body) -> Result<Bytes, ApiError> {
         takes_in(&self.api)?;
-        let body = body::whole(body, body::SMALL_BYTES_MAX).await?;
+        let body = self.small(body).await?;
         if !body.is_empty() {
             self.expect_json()?;
         }

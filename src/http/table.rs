@@ -245,8 +245,9 @@ impl Found<'_> {
 
     /// The methods that the path has, as the header `Allow` lists them.
     pub fn allowed(&self) -> String {
-        let names: Vec<&str> = self.methods.iter().map(|entry| entry.method).collect();
-        names.join(", ")
+        let names =
+            self.methods.iter().map(|entry| if entry.method == "GET" { "GET, HEAD" } else { entry.method });
+        names.collect::<Vec<_>>().join(", ")
     }
 
     /// Whether it takes no token, with any method that it has.
@@ -291,7 +292,7 @@ mod tests {
         let found = find(&["api", "v1", "companies", "demo", "sessions", "a b"]).unwrap();
         assert_eq!(found.params, Params { company: Some("demo"), id: Some("a b"), other: None });
         assert_eq!(found.of("HEAD").unwrap().route, Route::Session);
-        assert_eq!((found.of("POST").is_none(), found.allowed().as_str()), (true, "GET"));
+        assert_eq!((found.of("POST").is_none(), found.allowed().as_str()), (true, "GET, HEAD"));
         let requeue = find(&["api", "admin", "legacy", "requests", "requeue"]).unwrap();
         assert_eq!(requeue.allowed(), "POST", "a word of ours is no id");
         for none in [&["api", "v1"][..], &["healthz", ""], &["api", "admin", "legacy", "batches", ""]] {

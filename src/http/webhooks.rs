@@ -301,7 +301,7 @@ async fn deliveries(api: &Api, webhook: &Webhook, query: &Query) -> Result<Value
 
 /// A webhook. Its secrets are not shown.
 fn view(webhook: &Webhook, now: Timestamp) -> Value {
-    let old_until = webhook.old_secret.as_ref().map(|(_, until)| *until).filter(|until| now < *until);
+    let old_until = webhook.old_until(now);
     json!({
         "id": webhook.id.to_string(),
         "companyId": webhook.company.as_str(),

@@ -68,7 +68,14 @@ const COLUMNS: [&[&str]; 16] = [
 ];
 const ID: usize = 0;
 /// Longer ids are conversation text in the wrong column.
-const ID_BYTES_MAX: usize = 256;
+/// Characters of an id that a client gives, at most.
+pub const ID_CHARS_MAX: usize = 256;
+
+/// Whether a text may be the id of a session or request. Control characters would make a list that is read line by line
+/// something else.
+pub fn is_id(text: &str) -> bool {
+    (1..=ID_CHARS_MAX).contains(&text.chars().count()) && !text.chars().any(char::is_control)
+}
 const QUOTED_CHARS_MAX: usize = 40;
 
 /// The rows of an export, one after another. A row that cannot be read is reported and the next one follows;
@@ -285,8 +292,8 @@ impl Cells<'_> {
 
     fn id(&self, encoding: Encoding) -> Result<String, RowError> {
         let id = self.text(ID, encoding).ok_or_else(|| self.fail(ID, "the id is empty".to_owned()))?;
-        if id.len() > ID_BYTES_MAX || id.chars().any(char::is_control) {
-            let reason = format!("an id has at most {ID_BYTES_MAX} bytes and no control characters");
+        if !is_id(&id) {
+            let reason = format!("an id has at most {ID_CHARS_MAX} characters and no control characters");
             return Err(self.fail(ID, reason));
         }
         Ok(id)

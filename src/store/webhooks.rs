@@ -109,7 +109,7 @@ impl Store {
                     description,
                     standing: standing(enabled),
                     secret,
-                    old_secret: None,
+                    old_secrets: Vec::new(),
                     created_at: now,
                     changed_at: now,
                     pending: 0,
@@ -157,9 +157,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<Option<Webhook>, StoreError> {
         self.change(company, id, move |webhook| {
-            let old = std::mem::replace(&mut webhook.secret, secret);
-            webhook.old_secret = Some((old, now.plus(OLD_SECRET_SIGNS)));
-            webhook.changed_at = now;
+            webhook.rotate(secret, now, now.plus(OLD_SECRET_SIGNS));
         })
         .await
     }

@@ -11,7 +11,7 @@ use nightshift::provider::jsonl;
 use nightshift::store::NewRequest;
 use serde_json::{Value, json};
 
-use crate::harness::{Call, Nightshift, good_line, until, with_a_creator};
+use crate::harness::{Call, Nightshift, good_line, until, with_a_creator, with_a_creator_of};
 use crate::process::TOKEN;
 use crate::running::Running;
 
@@ -69,6 +69,53 @@ fn a_company_without_a_batch_comes_before_one_whose_batches_hold_nothing_any_mor
         });
         assert_eq!(cut.await, ["acme", "demo"]);
     });
+}
+
+/// Whose batches are cut, in their order, where `demo` has one that runs and enough for another one, and `acme` has so many
+/// that run and one request that has just come.
+fn cut_beside(running: u64) -> Vec<String> {
+    let mut cut = Vec::new();
+    with_a_creator_of(5, async |nightshift| {
+        let going_on = Call::json("/api/admin/legacy/companies/acme", &json!({ "suspended": false }));
+        nightshift.call(going_on.method("PUT")).await.good();
+        let mut before = Vec::new();
+        for number in 1..=running {
+            nightshift.request(number, "acme", measured).await;
+            let mut batch = nightshift.open_batch(number, "acme", 1).await;
+            batch.send().await;
+            before.push(batch.batch.id);
+        }
+        for number in 10..15 {
+            nightshift.request(number, "demo", measured).await;
+        }
+        let mut batch = nightshift.open_batch(10, "demo", 5).await;
+        batch.send().await;
+        before.push(batch.batch.id);
+        for number in 20..25 {
+            nightshift.request(number, "demo", measured).await;
+        }
+        nightshift.request(30, "acme", measured).await;
+        nightshift.creator.send(Nudge).await.unwrap();
+        let reader = &nightshift.shared.reader;
+        let companies = || {
+            let mut live = reader.live_batches().unwrap();
+            live.retain(|id| !before.contains(id));
+            live.sort();
+            let company = |id: &BatchId| reader.batch(*id).unwrap().unwrap().group.company.to_string();
+            live.iter().map(company).collect::<Vec<_>>()
+        };
+        let is_cut = async || companies().contains(&"demo".to_owned()).then_some(());
+        until("the full one is cut", is_cut).await;
+        cut = companies();
+    });
+    cut
+}
+
+#[test]
+fn a_company_with_no_more_batches_than_another_has_its_next_one_before_that_ones_next() {
+    assert_eq!(cut_beside(0), ["acme", "demo"]);
+    assert_eq!(cut_beside(1), ["acme", "demo"]);
+    assert_eq!(cut_beside(2), ["demo"], "it waits until it is due");
 }
 
 #[test]

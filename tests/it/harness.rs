@@ -135,6 +135,12 @@ impl Reply {
         self.body
     }
 
+    /// The same of what was made.
+    pub fn made(self) -> Value {
+        assert_eq!((self.status, &self.body["ok"]), (201, &Value::Bool(true)), "{}", self.body);
+        self.body
+    }
+
     /// An error in the form that every one has; gives its code.
     pub fn problem(&self, status: u16) -> &str {
         assert_eq!(self.status, status, "{}", self.body);
@@ -278,6 +284,15 @@ pub fn polling_and_keeping(base_url: &str, retention: Retention, test: impl Asyn
 /// The same with creation on.
 pub fn with_a_creator(test: impl AsyncFnOnce(Nightshift)) {
     let start = Nightshift::start(Switches::new(true, false));
+    actix::System::new().block_on(async { test(start.await).await });
+}
+
+/// The same where so many requests fill a batch.
+pub fn with_a_creator_of(requests_max: u64, test: impl AsyncFnOnce(Nightshift)) {
+    let start = Nightshift::start_with(|shared| {
+        let limits = Limits { requests_max, ..shared.limits };
+        Shared { switches: Switches::new(true, false), limits, ..shared }
+    });
     actix::System::new().block_on(async { test(start.await).await });
 }
 

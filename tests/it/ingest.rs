@@ -590,10 +590,40 @@ fn what_is_packed_is_taken_like_what_is_not_and_what_is_torn_keeps_what_came_bef
         let refused = nightshift.call(call).await;
         assert_eq!(refused.problem(400), "bad_content_encoding");
         assert!(refused.body["accepted"].as_u64() >= Some(250), "{}", refused.body);
+        let budget = packed("gzip", br#"{"monthlyMicros":5000000}"#).await;
+        let call = Call::post("/api/v1/companies/demo/budget", "application/json", budget);
+        nightshift.call(call.method("PUT").header("content-encoding", "gzip")).await.good();
         let call = Call::post(REQUESTS, "application/json", one).header("content-encoding", "br");
         let refused = nightshift.call(call).await;
         assert_eq!(refused.problem(415), "unsupported_encoding");
         assert_eq!(refused.header("accept-encoding"), Some("gzip, zstd"));
+    });
+}
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_what_follows_and_an_id_has_no_control_characters() {
+    with_actors(async |nightshift| {
+        let marked = |text: String| format!("\u{feff}{text}");
+        let lines = format!("{}\n{}", line(Some("m-1"), "x"), line(Some("m-2"), "x"));
+        let reply = send_lines(&nightshift, REQUESTS, marked(lines)).await;
+        assert_eq!(counts(&reply), [2, 0, 0]);
+        for body in [line(Some("m-3"), "x"), json!([line(Some("m-4"), "x")])] {
+            let call = Call::post(REQUESTS, "application/json", marked(body.to_string()));
+            assert_eq!(counts(&nightshift.call(call).await.good()), [1, 0, 0]);
+        }
+        let call = Call::post(
+            "/api/admin/legacy/companies",
+            "application/json",
+            marked(r#"{"id":"marked"}"#.to_owned()),
+        );
+        nightshift.call(call).await.made();
+        let odd = "an\u{0}id";
+        let session = json!({ "externalId": odd, "messages": [] }).to_string();
+        for (path, line) in [(REQUESTS, line(Some(odd), "x").to_string()), (SESSIONS, session)] {
+            let reply = send_lines(&nightshift, path, line).await;
+            assert_eq!(refused_lines(&reply), [1]);
+            assert!(reply["errors"][0]["detail"].as_str().unwrap().contains("control character"), "{reply}");
+        }
     });
 }
 
@@ -618,19 +648,20 @@ fn a_stream_that_breaks_off_tells_what_became_of_each_line_up_to_the_last_that_i
         let good = |from: usize, to: usize| -> String {
             (from..=to).map(|n| format!("{}\n", line(Some(&format!("b-{n}")), "x"))).collect()
         };
-        // A chunk is stored behind line 252, and lines 253 and 254 wait for the next one.
+        // A chunk is stored behind line 252; lines 253 and 254 came whole, too, and the last one did not.
         let body = format!("{{}}\n{}{{}}\n{}{{}}\n{{\"id\":", good(2, 250), good(252, 253));
         let told = break_off(&nightshift, REQUESTS, LINES, &body).await;
-        assert_eq!((counts(&told), &told["lastLine"]), ([250, 0, 2], &json!(252)), "{told}");
-        assert_eq!(refused_lines(&told), [1, 251]);
-        // The rest of the same lines, and of each it is told once.
-        let rest: Vec<&str> = body.lines().skip(252).take(2).collect();
-        let rest = send_lines(&nightshift, REQUESTS, rest.join("\n")).await;
-        assert_eq!((counts(&rest), refused_lines(&rest)), ([1, 0, 1], vec![2]));
-        // What was only refused is settled, too, and one that waits is not.
+        assert_eq!((counts(&told), &told["lastLine"]), ([251, 0, 3], &json!(254)), "{told}");
+        assert_eq!(refused_lines(&told), [1, 251, 254]);
+        assert_eq!(
+            counts(&send_lines(&nightshift, REQUESTS, good(2, 253)).await),
+            [1, 251, 0],
+            "line 251 was refused"
+        );
+        // What was only refused is settled, too.
         let told = break_off(&nightshift, REQUESTS, LINES, "{}\n{}\n").await;
         assert_eq!((counts(&told), refused_lines(&told)), ([0, 0, 2], vec![1, 2]));
-        let told = break_off(&nightshift, REQUESTS, LINES, &format!("{}{{}}\n", good(1000, 1000))).await;
+        let told = break_off(&nightshift, REQUESTS, LINES, "{\"id\":").await;
         assert_eq!(told.get("lastLine"), None, "{told}");
         let many = break_off(&nightshift, SESSIONS, LINES, &"{}\n".repeat(1500)).await;
         assert_eq!((counts(&many), refused_lines(&many).len()), ([0, 0, 1500], 1000));

@@ -537,7 +537,7 @@ fn what_is_another_companys_is_not_there_below_ones_own_path() {
         nightshift.session(1, "acme").await;
         nightshift.request(2, "acme", |_| ()).await;
         let wish = json!({ "url": "https://example.com/hook", "events": ["request.finished"] });
-        let made = nightshift.call(Call::json(theirs("webhooks"), &wish)).await.good();
+        let made = nightshift.call(Call::json(theirs("webhooks"), &wish)).await.made();
         let hook = made["webhook"]["id"].as_str().unwrap().to_owned();
         let test = nightshift.call(Call::post(theirs(&format!("webhooks/{hook}/test")), "", "")).await.good();
         let delivery = test["deliveryId"].as_str().unwrap().to_owned();
@@ -596,7 +596,7 @@ fn a_delivery_of_another_companys_webhook_is_not_there_below_ones_own_webhook() 
         for company in ["demo", "acme"] {
             let hooks = format!("/api/v1/companies/{company}/webhooks");
             let hook =
-                nightshift.call(Call::json(hooks.as_str(), &wish)).await.good()["webhook"]["id"].clone();
+                nightshift.call(Call::json(hooks.as_str(), &wish)).await.made()["webhook"]["id"].clone();
             let hook = hook.as_str().unwrap().to_owned();
             let test = nightshift.call(Call::post(format!("{hooks}/{hook}/test"), "", "")).await.good();
             made.push((hook, test["deliveryId"].as_str().unwrap().to_owned()));

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::process::{Server, TOKEN, free_port, nightshift, run, text};
+use crate::process::{PATIENCE, Server, TOKEN, free_port, nightshift, run, text};
+use crate::trouble::bench::until;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -267,9 +268,82 @@ fn a_sender_that_stops_in_the_midst_is_told_so_and_what_it_had_sent_is_stored() 
     for reply in [&stream, &whole] {
         assert!(reply.starts_with("HTTP/1.1 408 ") && reply.contains("\"code\":\"too_slow\""), "{reply}");
     }
-    // Whole chunks are stored while the rest is waited for, and the reply says how far it came.
-    assert!(stream.contains("\"accepted\":250") && stream.contains("\"lastLine\":250"), "{stream}");
-    assert_eq!(server.summary(), [250, 0, 0, 0]);
+    // What came whole is stored, and the reply says how far it came.
+    assert!(stream.contains("\"accepted\":300") && stream.contains("\"lastLine\":300"), "{stream}");
+    assert_eq!(server.summary(), [300, 0, 0, 0]);
+    assert!(server.terminate().success());
+}
+
+#[test]
+fn lines_of_a_slow_sender_are_stored_while_it_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("config.toml"), "[[companies]]\nid = \"demo\"\n").unwrap();
+    let port = free_port();
+    let mut server = Server::start(folder.path(), port, &["creation.enabled=false"]);
+    let mut sender = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    sender.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = "POST /api/v1/companies/demo/sessions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked";
+    write!(sender, "{head}\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: text/csv\r\n\r\n").unwrap();
+    let stored = |server: &Server| {
+        server.get("/api/v1/companies/demo/sessions?limit=100")["sessions"].as_array().unwrap().len()
+    };
+    for count in 1..=3 {
+        let row = format!("s-{count},01.02.2026 10:00:00,01.02.2026 10:05:00,,DE,de,2,,,,,,,,,\n");
+        write!(sender, "{:x}\r\n{row}\r\n", row.len()).unwrap();
+        until(&mut server, "a session", |server| (stored(server) == count).then_some(()));
+    }
+    write!(sender, "0\r\n\r\n").unwrap();
+    let mut reply = [0; 4096];
+    let length = sender.read(&mut reply).unwrap();
+    assert!(text(&reply[..length]).starts_with("HTTP/1.1 200 "), "{}", text(&reply[..length]));
+    assert!(server.terminate().success());
+}
+
+/// Sends all of a call, as most programs do, and only then looks for the answer.
+fn sent_first(port: u16, head: &str, body: &[u8]) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let length = body.len();
+    write!(stream, "{head}\r\nHost: x\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n").unwrap();
+    stream.write_all(body).unwrap();
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply).unwrap();
+    text(&reply)
+}
+
+#[test]
+fn what_is_refused_before_all_of_it_was_read_is_told_to_clients_that_send_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let companies = "[[companies]]\nid = \"demo\"\n[[companies]]\nid = \"other\"\n";
+    fs::write(folder.path().join("config.toml"), companies).unwrap();
+    let port = free_port();
+    let mut server =
+        Server::start(folder.path(), port, &["creation.enabled=false", "ingest.bytes_per_hour=5MB"]);
+    let line = format!(
+        "{{\"body\":{{\"model\":\"gpt-4o-mini\",\"messages\":[{{\"role\":\"user\",\"content\":\"{}\"}}]}}}}\n",
+        "Name a river. ".repeat(1000)
+    );
+    let body = line.repeat((20 << 20) / line.len());
+    let to = |path: &str, content_type: &str| {
+        format!("POST {path} HTTP/1.1\r\nContent-Type: {content_type}\r\nAuthorization: Bearer {TOKEN}")
+    };
+    let (requests, lines) = ("/api/v1/companies/demo/requests", "application/x-ndjson");
+    let no_token = format!("POST {requests} HTTP/1.1\r\nContent-Type: {lines}");
+    for (head, status, code) in [
+        (no_token, 401, "unauthorized"),
+        (to("/nowhere", lines), 404, "not_found"),
+        (to("/api/admin/legacy/summary", lines), 405, "method_not_allowed"),
+        (to("/api/v1/companies/nobody/requests", lines), 404, "unknown_company"),
+        (to(requests, "text/plain"), 415, "unsupported_media_type"),
+        (to("/api/admin/legacy/companies", "application/json"), 413, "too_large"),
+        (to(requests, lines), 429, "rate_limited"),
+    ] {
+        let reply = sent_first(port, &head, body.as_bytes());
+        assert!(reply.starts_with(&format!("HTTP/1.1 {status} ")) && reply.contains(code), "{head}: {reply}");
+        if status == 429 {
+            assert!(reply.contains("retry-after: ") && reply.contains("\"lastLine\":"), "{reply}");
+        }
+    }
     assert!(server.terminate().success());
 }
 

@@ -341,6 +341,59 @@ fn an_order_to_read_an_export_outlives_a_kill_and_is_carried_out_once() {
 }
 
 #[test]
+fn transcripts_that_could_not_be_had_are_tried_anew_each_day_although_the_export_is_as_before() {
+    let folder = tempfile::tempdir().unwrap();
+    actix::System::new().block_on(async {
+        let files = Files::default();
+        let web = files.serve().await;
+        files.text("/export.csv", &row("never", "01.02.2026", "never.txt"));
+        let import = format!("csv = \"{}\"\nevery = \"1h\"", web.url("/export.csv"));
+        let running = Running::start(&settings(folder.path(), &import, &[web.host()])).await;
+        running.later_fetch("never", "waiting", 1).await;
+        running.advance(5 * 60 * MINUTE).await;
+        running.later_fetch("never", "failed", 3).await;
+        files.text("/never.txt", "User: better late");
+        let whole = async |it: &Running| it.source().await["lastWhole"].clone();
+        let before = whole(&running).await;
+        running.advance(60 * MINUTE).await;
+        running.later("unchanged", async |it| it.source().await["outcome"] == "unchanged").await;
+        assert_eq!((whole(&running).await, web.count("/never.txt")), (before, 3));
+        running.advance(24 * 60 * MINUTE).await;
+        running.later_fetch("never", "had", 0).await;
+        // And nothing more is missing, so nothing more is read for it.
+        let before = whole(&running).await;
+        running.advance(25 * 60 * MINUTE).await;
+        running.later("unchanged", async |it| it.source().await["outcome"] == "unchanged").await;
+        assert_eq!((whole(&running).await, web.count("/never.txt")), (before, 4));
+    });
+}
+
+#[test]
+fn a_transcript_whose_host_was_not_allowed_comes_in_once_it_is_although_the_export_is_as_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (files, elsewhere) = (Files::default(), Files::default());
+    let (web, other) = (runtime.block_on(files.serve()), runtime.block_on(elsewhere.serve()));
+    let there = format!("localhost:{}", other.address.port());
+    files.text("/export.csv", &row("inside", "01.02.2026", &format!("http://{there}/inside.txt")));
+    elsewhere.text("/inside.txt", "User: hello");
+    let import = format!("csv = \"{}\"\nevery = \"1h\"", web.url("/export.csv"));
+    let file = config_file(folder.path(), &import, &[web.host()]);
+    let until = |server: &mut Server, state: &str| {
+        crate::trouble::bench::until(server, state, |server| {
+            let session = server.get("/api/v1/companies/demo/sessions/inside");
+            (session["session"]["fetch"]["state"] == state).then_some(())
+        });
+    };
+    let mut server = started(folder.path(), &file, "fetch.timeout=600s");
+    until(&mut server, "not_allowed");
+    server.kill();
+    let file = config_file(folder.path(), &import, &[web.host(), there.clone()]);
+    let mut server = started(folder.path(), &file, "fetch.timeout=600s");
+    until(&mut server, "had");
+}
+
+#[test]
 fn an_export_that_cannot_be_had_says_why_and_is_tried_again_soon() {
     let folder = tempfile::tempdir().unwrap();
     actix::System::new().block_on(async {

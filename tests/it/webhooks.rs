@@ -27,7 +27,7 @@ fn wish(url: &str) -> Value {
 }
 
 async fn make(nightshift: &Nightshift, wish: &Value) -> Value {
-    nightshift.call(Call::json(HOOKS, wish).token(DEMO)).await.good()["webhook"].clone()
+    nightshift.call(Call::json(HOOKS, wish).token(DEMO)).await.made()["webhook"].clone()
 }
 
 fn id(of: &Value) -> &str {
@@ -254,7 +254,7 @@ fn calls_have_a_company_told_sixty_times_a_minute_and_no_oftener() {
         }
         // Another company has its own, and this one may again when it was told.
         let path = HOOKS.replace("demo", "acme");
-        let others = nightshift.call(Call::json(&path, &wish(&web.url("/c"))).token(ACME)).await.good();
+        let others = nightshift.call(Call::json(&path, &wish(&web.url("/c"))).token(ACME)).await.made();
         let test = Call::new("POST", format!("{path}/{}/test", id(&others["webhook"]))).token(ACME);
         nightshift.call(test).await.good();
         nightshift.clock.advance(Duration::from_secs(40));
@@ -314,6 +314,21 @@ fn after_a_rotation_two_secrets_sign_for_a_day() {
         assert!(is_signed(&asked[0], old) && is_signed(&asked[0], new));
         assert!(!is_signed(&asked[1], old) && is_signed(&asked[1], new));
         assert!(!asked[1].headers["webhook-signature"].contains(' '));
+        // Rotated twice, as after a reply that was lost: what receivers have goes on signing.
+        let again = || Call::new("POST", format!("{HOOKS}/{}/rotate", id(&hook))).token(DEMO);
+        nightshift.call(again()).await.good();
+        let newest = nightshift.call(again()).await.good()["webhook"]["secret"].as_str().unwrap().to_owned();
+        send_test(&nightshift, &hook).await;
+        let asked = until(async || (web.asked().len() == 3).then(|| web.asked())).await;
+        assert!(is_signed(&asked[2], new) && is_signed(&asked[2], &newest) && !is_signed(&asked[2], old));
+        assert_eq!(asked[2].headers["webhook-signature"].split(' ').count(), 3);
+        // However often: there is an end to what a message carries.
+        for _ in 0..10 {
+            nightshift.call(again()).await.good();
+        }
+        send_test(&nightshift, &hook).await;
+        let asked = until(async || (web.asked().len() == 4).then(|| web.asked())).await;
+        assert_eq!(asked[3].headers["webhook-signature"].split(' ').count(), 5);
         let mut forged = asked[1].clone();
         forged.body.push(b' ');
         assert!(!is_signed(&forged, new));
