@@ -71,24 +71,31 @@ impl Broken {
         match self {
             Self::TakesPartsForWhole => {
                 plan.broken_list = (0, 1);
-                plan.rates.lists = 100;
-                plan.rates.uncertain = 60;
+                plan.rates = Rates { lists: 100, uncertain: 60, crash: 5, ..Rates::default() };
             }
             // Only a run with a restore can break it.
             Self::SendsBeforeComparing => {
                 plan.restores = true;
                 plan.drops_metadata = false;
             }
+            // Calls of which nobody heard, and their effects, are what these are about.
+            Self::ResendsWithoutSearch | Self::ForgetsIntents | Self::SkipsTheFence => {
+                plan.rates = Rates { uncertain: 60, crash: 5, ..Rates::default() };
+            }
+            Self::ForgetsFiles => {
+                plan.rates.uncertain = 60;
+                plan.drops_metadata = true;
+                plan.restores = false;
+            }
+            Self::TakesStrangersForShadows => {
+                plan.restores = true;
+                plan.drops_metadata = false;
+            }
             Self::Nothing
-            | Self::ResendsWithoutSearch
-            | Self::ForgetsIntents
             | Self::TakesLinesOfOthers
-            | Self::TakesStrangersForShadows
             | Self::RetriesWhatIsFinal
             | Self::TakesOverTheOldestFirst
-            | Self::LeavesRequestsWhereTheyWere
-            | Self::ForgetsFiles
-            | Self::SkipsTheFence => {}
+            | Self::LeavesRequestsWhereTheyWere => {}
         }
     }
 }
