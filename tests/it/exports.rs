@@ -44,6 +44,20 @@ fn export(folder: &Path, port: u16, rest: &[&str]) -> Command {
     command
 }
 
+/// What a command shows on a terminal.
+fn on_a_terminal(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let line: Vec<_> =
+        words.map(|word| format!("'{}'", word.to_str().unwrap().replace('\'', "'\\''"))).collect();
+    let mut script = Command::new("script");
+    script.args(["-q", "-e", "-c", &line.join(" "), "/dev/null"]).env("TERM", "xterm").stdin(Stdio::null());
+    let set = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    script.envs(set).current_dir(command.get_current_dir().unwrap_or(Path::new(".")));
+    let output = run(&mut script);
+    assert!(output.status.success(), "{}", text(&output.stdout));
+    text(&output.stdout)
+}
+
 /// Resident memory of a process, in bytes.
 fn memory(server: &Server) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
@@ -63,6 +77,11 @@ fn an_export_by_the_command_line_is_whole_also_where_its_reader_is_slow() {
     let written = fs::read_to_string(&file).unwrap();
     assert_eq!(written.matches("\r\n").count(), REQUESTS + 1);
     assert!(written.starts_with("id,clientId,"));
+
+    // Who looks on sees how far it is, and the file is the same.
+    let shown = on_a_terminal(&export(folder.path(), port, &arguments));
+    assert!(shown.contains(&format!("{REQUESTS}/{REQUESTS} rows")), "{shown}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), written);
 
     // A reader that rests: the server waits, with little in its memory, and then goes on to the end.
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
