@@ -222,7 +222,7 @@ fn a_disk_that_hangs_does_not_hold_up_a_stop() {
         (0..8).all(|piece| matches!(send_to(&url, from + 10 * piece, 10), Ok((200, _))))
     });
     server.wait_until(Duration::from_secs(2), |_| false);
-    server.signal("TERM");
+    server.signal(rustix::process::Signal::TERM);
     let leaves = server.wait_until(Duration::from_secs(10), |line| line.contains("leaving all the same"));
     assert!(leaves.is_some(), "it does not leave in time: {}", server.tail());
     // strace holds on to the thread that hangs, and so to the process.

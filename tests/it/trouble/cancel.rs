@@ -191,7 +191,7 @@ fn a_stop_waits_for_the_answer_to_a_create_call_although_its_batch_was_cancelled
     server.wait_for("\"step\":\"creating\"").unwrap();
     let held = id(&batches(&server)[0]);
     assert_eq!(cancel(&server, &held, REQUEUE).0, 200);
-    server.signal("TERM");
+    server.signal(rustix::process::Signal::TERM);
     server.wait_for("stopping").unwrap();
     drop(go);
     let left = server.left(std::time::Duration::from_secs(10)).expect("it leaves in time");
