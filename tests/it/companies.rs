@@ -1,9 +1,7 @@
 //! Companies and their keys: made, changed, suspended, rotated, revoked, and who is let in after that.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use nightshift::clock::{Clock, ManualClock, SystemClock};
 use nightshift::domain::company::{Company, CompanyChange, ConfiguredCompany};
 use nightshift::store::Store;
 use serde_json::{Value, json};
@@ -81,11 +79,7 @@ fn nothing_new_is_cut_for_a_suspended_company() {
 fn the_running_batches_of_a_suspended_company_come_home_and_the_rest_waits_until_it_is_resumed() {
     let folder = bench::folder();
     // By its clock the provider runs nothing until the test says so.
-    let clock = Arc::new(ManualClock::new(SystemClock::new().now()));
-    let state = folder.path().join("provider");
-    let simulator = bench::Provider::start_by(clock.clone(), &state, "{}", |options| {
-        options.turnaround = Duration::from_secs(60);
-    });
+    let (simulator, clock) = bench::Provider::start_still(&folder.path().join("provider"), "{}");
     let mut server = bench::serve(folder.path(), &simulator, free_port(), &[]);
     let summary = |server: &crate::process::Server, company: &str| {
         let reply = server.get(&format!("/api/admin/legacy/summary?companyId={company}"));
@@ -111,14 +105,14 @@ fn the_running_batches_of_a_suspended_company_come_home_and_the_rest_waits_until
     let timeline = server.get("/api/v1/companies/demo/requests/demo-12/timeline")["timeline"].clone();
     assert_eq!(timeline["waiting"]["for"], "company_suspended", "{timeline:#}");
     bench::until(&mut server, "the results", |server| {
-        clock.advance(Duration::from_secs(30));
+        clock.advance(bench::HALF);
         let both = [summary(server, "demo"), summary(server, "other")];
         (both == [[5, 0, 10, 0], [0, 0, 5, 0]]).then_some(())
     });
     assert_eq!(simulator.calls("POST /v1/batches"), 2);
     assert_eq!(order(&server, "resume")["company"]["suspended"], false);
     bench::until(&mut server, "the rest", |server| {
-        clock.advance(Duration::from_secs(30));
+        clock.advance(bench::HALF);
         (summary(server, "demo") == [0, 0, 15, 0]).then_some(())
     });
     assert_eq!(simulator.calls("POST /v1/batches"), 3);

@@ -63,7 +63,7 @@ fn lines(from: usize, count: usize) -> String {
 }
 
 /// The steps of all batches that were not idle when the process died, from the store itself.
-fn steps_in_store(data: &std::path::Path) -> Vec<&'static str> {
+pub fn steps_in_store(data: &std::path::Path) -> Vec<&'static str> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let steps = runtime.block_on(async {
         let store = Store::open(data, uuid::Uuid::nil(), std::sync::Arc::new(|_| {})).await.unwrap();

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nightshift::disk::{BALLAST, Space};
 use serde_json::Value;
 
+use crate::crash::steps_in_store;
 use crate::harness::body_in_pieces;
 use crate::process::{PATIENCE, Server, TOKEN, call, free_port, nightshift, read, run, text};
 
@@ -460,26 +461,43 @@ fn an_input_file_that_was_removed_cut_or_altered_before_it_was_sent_is_written_a
     }
 }
 
+/// Kills a server while it takes in the results of its only open batch: how many requests were sent, and the file. It
+/// does not wait for the kill, so one that comes too late is tried again with more work.
+fn killed_while_applying(folder: &Path, provider: &Provider) -> (usize, PathBuf) {
+    const PIECE: usize = 2000;
+    for sent in (0..10).map(|tried| tried * PIECE) {
+        // All of it is there before any of it is cut, so it is one batch.
+        let mut server = provider.server(folder, free_port(), &["creation.enabled=false"]);
+        assert_eq!(send(&server, sent, PIECE).unwrap().0, 200);
+        until(&mut server, "the tries before are over", |server| server.summary()[1] == 0);
+        assert!(server.terminate().success());
+        let mut server = provider.server(folder, free_port(), &[]);
+        server.wait_for("\"step\":\"applying\"").unwrap();
+        server.kill();
+        if steps_in_store(&folder.join("data")) == ["applying"] {
+            let [results] = spooled(folder, "-output.jsonl").try_into().unwrap();
+            return (sent + PIECE, results);
+        }
+    }
+    panic!("no kill came in the midst of it");
+}
+
 #[test]
 fn a_result_file_that_was_removed_cut_or_altered_before_it_was_applied_is_fetched_anew() {
     for (what, damage) in DAMAGES {
         let folder = tempfile::tempdir().unwrap();
         let provider = Provider::start(folder.path(), "1s", "{}");
-        let mut server = provider.server(folder.path(), free_port(), &[]);
-        assert_eq!(send(&server, 0, 2000).unwrap().0, 200);
-        server.wait_for("\"step\":\"applying\"").unwrap();
-        server.kill();
-        let results = spooled(folder.path(), "-output.jsonl");
-        assert_eq!(results.len(), 1, "{}", server.tail());
-        damage(&results[0]);
+        let (sent, results) = killed_while_applying(folder.path(), &provider);
+        damage(&results);
         let mut server = provider.server(folder.path(), free_port(), &[]);
         server.wait_for("fetching it again").expect(what);
-        server.wait_until_done(2000, Duration::from_secs(60));
-        assert_eq!(server.summary(), [0, 0, 2000, 0], "{what}");
+        server.wait_until_done(sent as u64, Duration::from_secs(60));
+        assert_eq!(server.summary(), [0, 0, sent as u64, 0], "{what}");
+        // The newest ones, which were damaged, come first.
         let page = server.get("/api/admin/legacy/requests?status=processing_complete&limit=500").to_string();
         assert!(!page.contains("gqt"), "{what}: an altered line was taken in");
         assert!(server.terminate().success());
-        provider.assert_ran_once(2000);
+        provider.assert_ran_once(sent);
         verify(folder.path());
     }
 }

@@ -580,7 +580,9 @@ fn no_file_has_a_word_of_an_erased_session_however_often_the_process_was_killed(
     });
     assert_eq!(status, 200);
     let fetched = format!("/api/v1/companies/demo/sessions/{CANARY}-fetched");
+    let end = Instant::now() + PATIENCE;
     while server.get(&fetched)["session"].is_null() {
+        assert!(Instant::now() < end, "its transcript does not come: {}", server.tail());
         server.wait_until(Duration::from_millis(100), |_| false);
     }
     let mut sessions: Vec<Value> = (0..40).map(|n| session(&format!("chat-{n}"), "Hello")).collect();

@@ -213,7 +213,8 @@ async fn sizes_and_times_are_bounded() {
     })
     .await;
     let guarded = fetcher(&[&web.host()], Arc::new(SystemNames));
-    let small = Limits { timeout: Duration::from_millis(300), bytes: 2999 };
+    let small = Limits { bytes: 2999, ..LIMITS };
+    let short = Limits { timeout: Duration::from_millis(300), ..LIMITS };
     let fetch =
         async |path: &str, limits: Limits| open(&guarded, &web.url(path), limits).await?.bytes().await;
     for path in ["/length", "/chunked"] {
@@ -222,7 +223,7 @@ async fn sizes_and_times_are_bounded() {
         assert_eq!(fetch(path, LIMITS).await.unwrap().len(), 3000, "{path}");
     }
     for path in ["/drip", "/silent"] {
-        let error = fetch(path, small).await.unwrap_err();
+        let error = fetch(path, short).await.unwrap_err();
         assert!(matches!(error, FetchError::TooSlow) && !error.is_permanent(), "{path} {error:?}");
     }
     let error = fetch("/half", LIMITS).await.unwrap_err();
@@ -268,7 +269,7 @@ async fn a_post_is_sent_once_and_its_reply_is_cut() {
     let reply = post("/else", 10_000).await.unwrap();
     assert_eq!((reply.status, reply.retry_after), (503, Some(Duration::from_secs(7))));
     // The status came in time, and it is the answer.
-    assert!(post("/drip", 300).await.unwrap().is_success());
+    assert!(post("/drip", 3000).await.unwrap().is_success());
     let url = Url::parse("http://10.0.0.1/").unwrap();
     let refused = guarded.post(&url, &[], Bytes::new(), Duration::from_secs(1)).await;
     assert!(matches!(refused, Err(FetchError::NotAllowed(_))));

@@ -2,11 +2,16 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
+use std::ops::Range;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// Long enough for a loaded machine; nothing waits this long when all is well.
@@ -75,9 +80,49 @@ pub fn until_it_is_free(data: &Path) {
     }
 }
 
-/// A port that was free a moment ago.
+/// The ports of this process's own.
+struct Ports {
+    left: Range<u16>,
+    /// A name for each stretch that was taken; the system takes it back when the process ends.
+    held: Vec<UnixListener>,
+}
+
+impl Ports {
+    /// How many are taken at once.
+    const STRETCH: u16 = 64;
+    /// Where they begin.
+    const FIRST: u16 = 10_000;
+
+    /// Takes a stretch that no other process of tests has, beside the ports that the system gives out by itself.
+    fn take(&mut self) {
+        let given_out = read(Path::new("/proc/sys/net/ipv4/ip_local_port_range"));
+        let mut ends = given_out.split_whitespace().map(|end| end.parse::<u16>().unwrap());
+        let (first, last) = (ends.next().unwrap(), ends.next().unwrap());
+        let all = (Self::FIRST..u16::MAX - Self::STRETCH).step_by(Self::STRETCH.into());
+        let mut beside = all.filter(|start| start + Self::STRETCH <= first || *start > last);
+        let held = beside.find_map(|start| {
+            let name = SocketAddr::from_abstract_name(format!("nightshift-tests-{start}")).unwrap();
+            UnixListener::bind_addr(&name).ok().map(|listener| (start, listener))
+        });
+        let (start, listener) = held.expect("outside of ip_local_port_range there are no ports left");
+        self.left = start..start + Self::STRETCH;
+        self.held.push(listener);
+    }
+}
+
+/// A port that nobody else gets, also not while a server that was killed starts again: it is given out once, and the
+/// system never gives it to who binds to port 0.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static PORTS: Mutex<Ports> = Mutex::new(Ports { left: 0..0, held: Vec::new() });
+    let mut ports = PORTS.lock().unwrap_or_else(PoisonError::into_inner);
+    loop {
+        match ports.left.next() {
+            Some(port) if TcpListener::bind(("127.0.0.1", port)).is_ok() => return port,
+            // Something else on this machine uses it.
+            Some(_) => {}
+            None => ports.take(),
+        }
+    }
 }
 
 /// Runs a command to its end; one that does not come to an end fails the test.
@@ -170,10 +215,9 @@ impl Server {
         self.child.id()
     }
 
-    /// Sends a signal; its end is not waited for.
-    pub fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    /// Sends a signal, at once; its end is not waited for.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// The next line of the log that contains `part`; none if the process ends before.
@@ -206,7 +250,7 @@ impl Server {
 
     /// SIGTERM; how it left.
     pub fn terminate(&mut self) -> ExitStatus {
-        self.signal("TERM");
+        self.signal(Signal::TERM);
         let status = self.child.wait().unwrap();
         self.seen.extend(self.lines.iter());
         status

@@ -70,7 +70,7 @@ fn row(id: &str, day: &str, transcript: &str) -> String {
 fn config_file(folder: &Path, import: &str, allowed: &[String]) -> std::path::PathBuf {
     let file = folder.join("config.toml");
     let text = format!(
-        "[fetch]\nallow_hosts = {allowed:?}\nattempts = 3\ntimeout = \"1s\"\n\
+        "[fetch]\nallow_hosts = {allowed:?}\nattempts = 3\ntimeout = \"5s\"\n\
          [[companies]]\nid = \"demo\"\n[[companies]]\nid = \"other\"\n[[imports]]\ncompany = \"demo\"\n{import}\n"
     );
     std::fs::write(&file, text).unwrap();

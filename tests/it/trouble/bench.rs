@@ -4,18 +4,22 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nightshift::clock::{SharedClock, SystemClock};
+use nightshift::clock::{Clock as _, ManualClock, SharedClock, SystemClock};
 use nightshift::simulator::{FaultPlan, Options, Simulator};
 use serde_json::Value;
 use tokio::sync::oneshot;
 use warp::Filter;
 use warp::reply::Reply;
 
-use crate::process::{Server, nightshift, read, run, text};
+use crate::process::{PATIENCE, Server, call, nightshift, read, run, text};
+
+/// Half of the time that a batch takes where the provider's clock stands.
+pub const HALF: Duration = Duration::from_secs(30);
 
 /// A data folder with two companies, `demo` and `other`.
 pub fn folder() -> tempfile::TempDir {
@@ -30,7 +34,13 @@ type Rule = Box<dyn Fn(&str) -> Option<(u16, &'static str)> + Send>;
 
 struct Door {
     rule: Rule,
-    calls: Vec<String>,
+    calls: Vec<Called>,
+}
+
+/// A call such as `POST /v1/batches`, and with which key.
+struct Called {
+    call: String,
+    key: String,
 }
 
 /// The simulator in this process, with a door before it that sees every call.
@@ -85,9 +95,27 @@ impl Provider {
         }
     }
 
+    /// One whose clock stands until the test moves it.
+    pub fn start_still(state: &Path, faults: &str) -> (Self, Arc<ManualClock>) {
+        let clock = Arc::new(ManualClock::new(SystemClock::new().now()));
+        let provider = Self::start_by(clock.clone(), state, faults, |options| {
+            options.turnaround = 2 * HALF;
+        });
+        (provider, clock)
+    }
+
     /// Answers as `rule` says from now on.
     pub fn shut(&self, rule: impl Fn(&str) -> Option<(u16, &'static str)> + Send + 'static) {
         self.door.lock().unwrap().rule = Box::new(rule);
+    }
+
+    /// Refuses these calls from the next create call on, until it is opened again.
+    pub fn shut_after_a_create(&self, refused: fn(&str) -> bool) {
+        let created = AtomicBool::new(false);
+        self.shut(move |call| {
+            created.fetch_or(call == "POST /v1/batches", Ordering::SeqCst);
+            (created.load(Ordering::SeqCst) && refused(call)).then_some((503, "overloaded"))
+        });
     }
 
     /// Deletes nothing until it is opened again.
@@ -102,7 +130,21 @@ impl Provider {
 
     /// How many calls that contain `part` came so far.
     pub fn calls(&self, part: &str) -> usize {
-        self.door.lock().unwrap().calls.iter().filter(|call| call.contains(part)).count()
+        self.calls_by("", part)
+    }
+
+    /// The same with this key.
+    pub fn calls_by(&self, key: &str, part: &str) -> usize {
+        let door = self.door.lock().unwrap();
+        door.calls.iter().filter(|called| called.call.contains(part) && called.key.contains(key)).count()
+    }
+
+    /// What it says itself of a batch of ours.
+    pub fn status(&self, batch: &Value) -> String {
+        let path = format!("/batches/{}", batch["openaiBatchId"].as_str().unwrap());
+        let (status, answer) = call(&self.url, "GET", &path, None).unwrap();
+        assert_eq!(status, 200, "{answer}");
+        answer["status"].as_str().unwrap().to_owned()
     }
 
     /// How often each line was run.
@@ -124,12 +166,13 @@ fn guarded(
     door: Arc<Mutex<Door>>,
     simulator: &Simulator,
 ) -> warp::filters::BoxedFilter<(warp::reply::Response,)> {
-    let seen = warp::method().and(warp::path::full()).and_then(
-        move |method: warp::http::Method, path: warp::path::FullPath| {
+    let key = warp::header::optional("authorization");
+    let seen = warp::method().and(warp::path::full()).and(key).and_then(
+        move |method: warp::http::Method, path: warp::path::FullPath, key: Option<String>| {
             let call = format!("{method} {}", path.as_str());
             let mut door = door.lock().unwrap();
             let answer = (door.rule)(&call);
-            door.calls.push(call);
+            door.calls.push(Called { call, key: key.unwrap_or_default() });
             async move {
                 let (status, code) = answer.ok_or_else(warp::reject::not_found)?;
                 let body = serde_json::json!({"error": {"code": code, "message": "The door is shut."}});
@@ -155,7 +198,9 @@ impl Ledger {
     /// Reads the one in a simulator's folder.
     pub fn read(state: &Path) -> Self {
         let mut ledger = Self::default();
-        for line in read(&state.join("ledger.jsonl")).lines() {
+        let text = read(&state.join("ledger.jsonl"));
+        // What is written at this moment has no end yet.
+        for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
             let line: Value = serde_json::from_str(line).unwrap();
             let text = |name: &str| line[name].as_str().unwrap().to_owned();
             match line["event"].as_str() {
@@ -210,7 +255,7 @@ pub fn serve(data: &Path, provider: &Provider, port: u16, set: &[&str]) -> Serve
 
 /// Asks until there is an answer.
 pub fn until<T>(server: &mut Server, what: &str, mut look: impl FnMut(&Server) -> Option<T>) -> T {
-    let end = Instant::now() + Duration::from_secs(45);
+    let end = Instant::now() + 2 * PATIENCE;
     loop {
         if let Some(found) = look(server) {
             return found;

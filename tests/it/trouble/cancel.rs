@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::bench::{
-    Provider, assert_once, assert_whole, batch, batches, cancel, command, folder, id, question, send, serve,
-    until,
+    HALF, Provider, assert_once, assert_whole, batch, batches, cancel, command, folder, id, question, send,
+    serve, until,
 };
 use crate::process::{free_port, run, text};
 
@@ -62,19 +62,20 @@ fn a_batch_that_was_not_sent_dissolves_and_its_requests_go_back_or_end() {
 fn a_running_batch_keeps_what_it_has_and_a_kill_after_the_order_changes_nothing() {
     let folder = folder();
     let port = free_port();
-    let slow = |options: &mut nightshift::simulator::Options| {
-        options.turnaround = std::time::Duration::from_secs(8);
-    };
-    let provider = Provider::start(&folder.path().join("provider"), "{}", slow);
+    let (provider, clock) = Provider::start_still(&folder.path().join("provider"), "{}");
     let size = "creation.max_requests=20";
     let mut server = serve(folder.path(), &provider, port, &[size]);
     send(&server, "demo", 40, question);
-    let live = until(&mut server, "two running batches", |server| {
+    until(&mut server, "two batches", |server| {
         let live = batches(server);
-        (live.len() == 2 && live.iter().all(|batch| batch["status"] == "in_progress")).then_some(live)
+        (live.len() == 2 && live.iter().all(|batch| batch["openaiBatchId"].is_string())).then_some(())
+    });
+    // Half of each is done now, and no more of it until both are cancelled.
+    clock.advance(HALF);
+    let live = until(&mut server, "two running batches", |server| {
+        Some(batches(server)).filter(|live| live.iter().all(|batch| batch["status"] == "in_progress"))
     });
     let [ends, returns] = [id(&live[0]), id(&live[1])];
-    server.wait_until(std::time::Duration::from_secs(2), |_| false);
     let ordered =
         run(command(folder.path(), &provider.url, port, &[size]).args(["cancel", &ends, "--then", "end"]));
     assert!(ordered.status.success(), "{}", text(&ordered.stderr));
@@ -85,8 +86,14 @@ fn a_running_batch_keeps_what_it_has_and_a_kill_after_the_order_changes_nothing(
         assert_eq!(cancel(&server, id, order).0, 200);
         assert_eq!(cancel(&server, id, other), (409, "already_cancelled".to_owned()));
     }
+    until(&mut server, "that the provider heard", |_| {
+        live.iter().all(|batch| provider.status(batch) == "cancelling").then_some(())
+    });
     for id in [&ends, &returns] {
-        until(&mut server, "the end", |server| (batch(server, id)["step"] == "closed").then_some(()));
+        until(&mut server, "the end", |server| {
+            clock.advance(HALF);
+            (batch(server, id)["step"] == "closed").then_some(())
+        });
         assert_eq!(batch(&server, id)["status"], "cancelled");
     }
     let counts = batch(&server, &ends)["counts"].clone();
@@ -96,7 +103,10 @@ fn a_running_batch_keeps_what_it_has_and_a_kill_after_the_order_changes_nothing(
     let counts = batch(&server, &returns)["counts"].clone();
     let returned = counts["returned"].as_u64().unwrap();
     assert!(returned > 0 && returned < 20, "{counts}");
-    until(&mut server, "the rest", |server| (server.summary() == [0, 0, 20 + kept, 20 - kept]).then_some(()));
+    until(&mut server, "the rest", |server| {
+        clock.advance(HALF);
+        (server.summary() == [0, 0, 20 + kept, 20 - kept]).then_some(())
+    });
     assert!(server.terminate().success());
     assert_once(&provider.runs(), usize::try_from(20 + kept).unwrap());
     assert_whole(folder.path());
@@ -142,6 +152,8 @@ fn an_uncertain_batch_is_found_or_fenced_before_the_order_is_carried_out() {
         options.turnaround = std::time::Duration::from_secs(12);
     };
     let provider = Provider::start(&folder.path().join("provider"), faults, slow);
+    // Neither is found, nor proven not to be there, before both are to be cancelled.
+    provider.shut_after_a_create(|call| call == "GET /v1/batches");
     let set = ["creation.max_requests=10", "submission.grace=3s"];
     let mut server = serve(folder.path(), &provider, port, &set);
     send(&server, "demo", 10, question);
@@ -158,8 +170,9 @@ fn an_uncertain_batch_is_found_or_fenced_before_the_order_is_carried_out() {
     assert_eq!(cancel(&server, &id(&absent), END).0, 200);
     for batch in [&there, &absent] {
         let shown = super::bench::batch(&server, &id(batch));
-        assert!(["uncertain", "fencing"].contains(&shown["step"].as_str().unwrap()), "{shown}");
+        assert_eq!(shown["step"], "uncertain", "{shown}");
     }
+    provider.open();
     for each in [&there, &absent] {
         until(&mut server, "the end", |server| (batch(server, &id(each))["step"] == "closed").then_some(()));
     }
@@ -191,7 +204,7 @@ fn a_stop_waits_for_the_answer_to_a_create_call_although_its_batch_was_cancelled
     server.wait_for("\"step\":\"creating\"").unwrap();
     let held = id(&batches(&server)[0]);
     assert_eq!(cancel(&server, &held, REQUEUE).0, 200);
-    server.signal("TERM");
+    server.signal(rustix::process::Signal::TERM);
     server.wait_for("stopping").unwrap();
     drop(go);
     let left = server.left(std::time::Duration::from_secs(10)).expect("it leaves in time");

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::bench::{
-    Provider, assert_once, assert_whole, batch, batches, command, folder, id, question, requests, runs, send,
-    serve, until, watch,
+    HALF, Ledger, Provider, assert_once, assert_whole, batch, batches, command, folder, id, question,
+    requests, runs, send, serve, until, watch,
 };
 use crate::process::{copy_folder, free_port, nightshift, run, text};
 
@@ -16,11 +16,14 @@ fn a_batch_that_surfaces_after_it_was_given_up_is_a_shadow() {
         "calls": [{"call": "batches.create", "fault": "drop_after", "nth": 1}],
         "batches": [{"fault": "invisible", "lists": 12, "nth": 1}]
     }"#;
-    let simulator = Provider::start(&folder.path().join("provider"), faults, |options| {
-        options.turnaround = Duration::from_secs(12);
-    });
+    let (simulator, clock) = Provider::start_still(&folder.path().join("provider"), faults);
     let mut server = serve(folder.path(), &simulator, port, &["submission.grace=2s"]);
     send(&server, "demo", 20, question);
+    until(&mut server, "a batch that nobody knows of", |_| {
+        (Ledger::read(&simulator.state).created.len() == 1).then_some(())
+    });
+    // Half of it is done when it surfaces, however long that takes.
+    clock.advance(HALF);
     let shadow = until(&mut server, "a shadow", |server| {
         batches(server).into_iter().find(|batch| batch["origin"] == "shadow")
     });
@@ -28,11 +31,20 @@ fn a_batch_that_surfaces_after_it_was_given_up_is_a_shadow() {
     assert_eq!(shadow["shadowOf"], cut["id"]);
     assert_eq!(shadow["cancel"]["by"], "nightshift (a shadow batch)");
     let id = id(&shadow);
-    until(&mut server, "its end", |server| (batch(server, &id)["step"] == "closed").then_some(()));
+    until(&mut server, "that the provider heard", |_| {
+        (simulator.status(&shadow) == "cancelling").then_some(())
+    });
+    until(&mut server, "its end", |server| {
+        clock.advance(HALF);
+        (batch(server, &id)["step"] == "closed").then_some(())
+    });
     let shadow = batch(&server, &id);
     assert_eq!(shadow["status"], "cancelled");
     assert!(shadow["costMicros"].as_u64() > Some(0), "what it cost is booked: {shadow}");
-    until(&mut server, "the end", |server| (server.summary() == [0, 0, 20, 0]).then_some(()));
+    until(&mut server, "the end", |server| {
+        clock.advance(HALF);
+        (server.summary() == [0, 0, 20, 0]).then_some(())
+    });
     until(&mut server, "the end of all", |server| {
         batches(server).iter().all(|batch| batch["step"] == "closed").then_some(())
     });
@@ -70,7 +82,9 @@ fn an_old_backup_buys_nothing_again_that_the_provider_has() {
     let mut server = serve(folder.path(), &simulator, port, &[size]);
     until(&mut server, "one that ended and one that runs", |server| {
         let [pending, _, complete, _] = server.summary();
-        (pending == 0 && complete >= 10).then_some(())
+        let made = batches(server);
+        let both = made.len() == 2 && made.iter().all(|batch| batch["openaiBatchId"].is_string());
+        (both && pending == 0 && complete >= 10).then_some(())
     });
     server.kill();
     std::fs::remove_dir_all(&data).unwrap();
@@ -105,8 +119,7 @@ fn an_old_backup_buys_nothing_again_that_the_provider_has() {
 fn with_another_provider_what_is_open_rests_and_the_rest_goes_there() {
     let folder = folder();
     let port = free_port();
-    let slow = |options: &mut nightshift::simulator::Options| options.turnaround = Duration::from_secs(6);
-    let first = Provider::start(&folder.path().join("first"), "{}", slow);
+    let (first, clock) = Provider::start_still(&folder.path().join("first"), "{}");
     let second = Provider::start(&folder.path().join("second"), "{}", |_| ());
     let set = ["creation.max_requests=5"];
     let mut server = serve(folder.path(), &first, port, &set);
@@ -141,7 +154,8 @@ fn with_another_provider_what_is_open_rests_and_the_rest_goes_there() {
     let rests = batch(&server, &id(&open));
     assert!(rests["step"] == "observing" && rests["cancel"].is_object(), "{rests}");
     assert!(server.terminate().success());
-    // Back at the first it goes on by itself.
+    // Back at the first, which is done meanwhile, it goes on by itself.
+    clock.advance(2 * HALF);
     let mut server = serve(folder.path(), &first, port, &set);
     let ended = |server: &crate::process::Server| (server.summary() == [0, 0, 10, 0]).then_some(());
     until(&mut server, "the end", ended);

@@ -8,8 +8,8 @@ use nightshift::domain::id::{FileId, Nonce, Timestamp};
 use nightshift::domain::step::{Policy, step};
 
 use super::bench::{
-    Provider, assert_once, assert_whole, batch, batches, folder, id, provider, question, send, serve, until,
-    watch,
+    HALF, Provider, assert_once, assert_whole, batch, batches, folder, id, provider, question, send, serve,
+    until, watch,
 };
 use crate::process::{Server, free_port};
 
@@ -25,20 +25,35 @@ fn one_old_batch_that_is_gone_holds_nobody_up_and_may_come_back() {
     let folder = folder();
     let port = free_port();
     let faults = r#"{"batches": [{"fault": "gone", "after": 3, "reads": 6, "nth": 1}]}"#;
-    let simulator = Provider::start(&folder.path().join("provider"), faults, |options| {
-        options.turnaround = Duration::from_secs(8);
-    });
+    let (simulator, clock) = Provider::start_still(&folder.path().join("provider"), faults);
+    // It is not read before there are newer ones, or it would be gone as the newest.
+    simulator.shut_after_a_create(|call| call.starts_with("GET /v1/batches"));
     let mut server = serve(folder.path(), &simulator, port, &GONE);
     send(&server, "demo", 5, question);
     until(&mut server, "the old batch", is_there);
     let old = id(&batches(&server)[0]);
     send(&server, "other", 10, question);
+    until(&mut server, "two newer ones", |server| {
+        let made = batches(server);
+        (made.len() == 3 && made.iter().all(|batch| batch["openaiBatchId"].is_string())).then_some(())
+    });
+    simulator.open();
+    until(&mut server, "that it is gone", |server| {
+        assert!(provider(server)["paused"].is_null(), "{}", server.tail());
+        let story = server.get(&format!("/api/admin/legacy/batches/{old}")).to_string();
+        story.contains("does not know the batch").then_some(())
+    });
+    // As long as the newer ones run, it is an old one: they end only when it has been seen again.
+    clock.advance(HALF);
+    until(&mut server, "that it is back", |server| {
+        assert!(provider(server)["paused"].is_null(), "{}", server.tail());
+        (batch(server, &old)["status"] == "in_progress").then_some(())
+    });
     until(&mut server, "the end", |server| {
+        clock.advance(HALF);
         assert!(provider(server)["paused"].is_null(), "{}", server.tail());
         (server.summary() == [0, 0, 15, 0]).then_some(())
     });
-    let story = server.get(&format!("/api/admin/legacy/batches/{old}")).to_string();
-    assert!(story.contains("does not know the batch"), "{story}");
     assert!(server.terminate().success());
     assert_once(&simulator.runs(), 15);
     assert_whole(folder.path());

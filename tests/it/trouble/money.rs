@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::bench::{Provider, assert_once, assert_whole, folder, question, send, serve, until};
+use super::bench::{HALF, Provider, assert_once, assert_whole, folder, question, send, serve, until};
 use crate::process::{Server, free_port};
 
 const PATH: &str = "/api/v1/companies/demo/budget";
@@ -22,9 +22,7 @@ fn at_the_limit_a_company_pauses_where_it_is_seen_and_another_one_goes_on() {
     const LIMIT: u64 = 1000;
     let folder = folder();
     let port = free_port();
-    let simulator = Provider::start(&folder.path().join("provider"), "{}", |options| {
-        options.turnaround = std::time::Duration::from_millis(500);
-    });
+    let (simulator, clock) = Provider::start_still(&folder.path().join("provider"), "{}");
     let mut server = serve(folder.path(), &simulator, port, &[]);
     set(&server, &LIMIT.into());
     send(&server, "demo", 600, question);
@@ -32,12 +30,17 @@ fn at_the_limit_a_company_pauses_where_it_is_seen_and_another_one_goes_on() {
     // In the midst of it what is set aside and spent must be as it was.
     until(&mut server, "something spent and more set aside", |server| {
         let budget = budget(server);
-        (budget["spentMicros"].as_u64() > Some(0) && budget["reservedMicros"].as_u64() > Some(0))
-            .then_some(())
+        let spent = budget["spentMicros"].as_u64() > Some(0);
+        if !spent {
+            // The first batch comes to its end, and the second one cannot.
+            clock.advance(HALF);
+        }
+        (spent && budget["reservedMicros"].as_u64() > Some(0)).then_some(())
     });
     server.kill();
     let mut server = serve(folder.path(), &simulator, port, &[]);
     let paused = until(&mut server, "the limit", |server| {
+        clock.advance(HALF);
         let budget = budget(server);
         // Not between two batches: what the first one gave back is enough for another one then.
         let why = budget["paused"][0]["why"].as_str().unwrap_or_default();
@@ -48,15 +51,20 @@ fn at_the_limit_a_company_pauses_where_it_is_seen_and_another_one_goes_on() {
     println!("{paused}");
     assert!(spent <= LIMIT && spent > LIMIT / 2, "{paused}");
     assert!(paused["paused"][0]["why"].as_str().unwrap().contains("budget"), "{paused}");
-    let other =
-        server.get("/api/admin/legacy/summary?companyId=other")["summary"]["processing_complete"].clone();
-    assert_eq!(other, 20);
+    until(&mut server, "all of the other one", |server| {
+        clock.advance(HALF);
+        let other = server.get("/api/admin/legacy/summary?companyId=other");
+        (other["summary"]["processing_complete"] == 20).then_some(())
+    });
     let waiting =
         server.get("/api/admin/legacy/summary?companyId=demo")["summary"]["pending_batching"].clone();
     assert_eq!(waiting, paused["paused"][0]["waiting"]);
     assert!(waiting.as_u64() > Some(100), "{waiting}");
     set(&server, &Value::Null);
-    until(&mut server, "the end", |server| (server.summary() == [0, 0, 620, 0]).then_some(()));
+    until(&mut server, "the end", |server| {
+        clock.advance(HALF);
+        (server.summary() == [0, 0, 620, 0]).then_some(())
+    });
     let ended = until(&mut server, "all given back", |server| {
         let budget = budget(server);
         (budget["reservedMicros"] == 0).then_some(budget)

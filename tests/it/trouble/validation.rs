@@ -83,7 +83,9 @@ fn a_half_that_was_parked_before_the_other_one_was_cut_is_tried_again_once_that_
     let folder = folder();
     let port = free_port();
     let provider = refusing_without_a_reason(folder.path());
-    let mut server = serve(folder.path(), &provider, port, &["creation.interval=12s"]);
+    // All four are cut at once, and each half waits for the timer.
+    let set = ["creation.interval=30s", "creation.max_requests=4"];
+    let mut server = serve(folder.path(), &provider, port, &set);
     let text = |number| if number == 0 { "poison".to_owned() } else { format!("good {number}") };
     send(&server, "demo", 4, text);
     let parked = until(&mut server, "the half with the bad one parked", |server| {
