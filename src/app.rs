@@ -131,7 +131,13 @@ async fn serve(settings: Settings) -> Result<(), AppError> {
         chunk: CHUNK,
     };
     let application = start(&settings, surroundings).await?;
-    let ended = application.run(stop_asked(&mut asked_to_stop), leave_at_last).await;
+    let stopping = |is_asked: bool| {
+        // Of one that was asked for the signal sees to that.
+        if !is_asked {
+            leave_at_last(1);
+        }
+    };
+    let ended = application.run(stop_asked(&mut asked_to_stop), stopping).await;
     System::current().stop();
     ended
 }
@@ -292,12 +298,12 @@ impl Application {
         &self.shared
     }
 
-    /// Runs until `asked_to_stop` returns, or a part is lost that nothing can replace; then `stopping` is told, and
-    /// everything ends in order.
+    /// Runs until `asked_to_stop` returns, or a part is lost that nothing can replace; then `stopping` is told whether it
+    /// was asked for, and everything ends in order.
     pub async fn run(
         mut self,
         asked_to_stop: impl Future<Output = ()>,
-        stopping: impl FnOnce(),
+        stopping: impl FnOnce(bool),
     ) -> Result<(), AppError> {
         let ended = tokio::select! {
             () = asked_to_stop => Ok(()),
@@ -305,7 +311,7 @@ impl Application {
             Some(lost) = self.lost.recv() => Err(AppError::Ended(lost)),
         };
         tracing::info!("stopping: running requests end, everything else goes on with the next start");
-        stopping();
+        stopping(ended.is_ok());
         self.shared.condition.raise(Hindrance::Draining, "the program is stopping");
         self.stop.send_replace(true);
         let ends = async {
@@ -388,12 +394,12 @@ fn leave_unsynced(why: &str) {
     std::process::exit(i32::from(EXIT_DISK));
 }
 
-/// Sees to it that the process is gone in time although something hangs: a disk, or a thread.
-fn leave_at_last() {
-    let spawned = std::thread::Builder::new().name("leave".to_owned()).spawn(|| {
+/// Sees to it that the process is gone in time, with this code, although something hangs: a disk, or a thread.
+fn leave_at_last(code: i32) {
+    let spawned = std::thread::Builder::new().name("leave".to_owned()).spawn(move || {
         std::thread::sleep(LEAVE);
         tracing::warn!("not everything ended in time; leaving all the same, which is safe");
-        std::process::exit(0);
+        std::process::exit(code);
     });
     if let Err(err) = spawned {
         tracing::warn!(error = %err, "nothing watches over the stop");
@@ -616,6 +622,10 @@ fn signals() -> Result<watch::Receiver<u32>, AppError> {
                 _ = interrupt.recv() => {}
             }
             count.send_modify(|count| *count += 1);
+            if *count.borrow() == 1 {
+                // From here, for a start may take longer than that: it reads the whole store.
+                leave_at_last(0);
+            }
             if *count.borrow() > 1 {
                 tracing::warn!("told to stop again: leaving at once");
                 std::process::exit(1);

@@ -23,7 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_io_timeout::TimeoutStream;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
@@ -107,6 +107,7 @@ pub async fn serve(
     let graceful = GracefulShutdown::new();
     let mut connections = tokio::task::JoinSet::new();
     let room = Room::new(&options);
+    let stopping = watch::Sender::new(false);
     tokio::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
@@ -121,7 +122,12 @@ pub async fn serve(
                     tracing::debug!(%peer, "shed a connection: the server or its share is full");
                     continue;
                 };
-                let connection = Connection { routes: routes.clone(), peer, options: options.clone() };
+                let connection = Connection {
+                    routes: routes.clone(),
+                    peer,
+                    options: options.clone(),
+                    stopping: stopping.subscribe(),
+                };
                 let watcher = graceful.watcher();
                 connections.spawn(async move {
                     connection.run(stream, watcher).await;
@@ -135,6 +141,7 @@ pub async fn serve(
         }
     }
     drop(listener);
+    stopping.send_replace(true);
     let drained = match tokio::time::timeout(options.drain_timeout, graceful.shutdown()).await {
         Ok(()) => Drained::Fully,
         Err(_) => {
@@ -152,6 +159,8 @@ struct Connection {
     routes: BoxedFilter<(Response,)>,
     peer: SocketAddr,
     options: Options,
+    /// Whether the server stops.
+    stopping: watch::Receiver<bool>,
 }
 
 impl Connection {
@@ -170,10 +179,11 @@ impl Connection {
             let (head, body) = request.into_parts();
             let (body, rest) = rest::lend(body, waits);
             let answer = routes.call(hyper::Request::from_parts(head, body));
+            let stopping = self.stopping.clone();
             async move {
                 let response = answer.await.unwrap_or_else(|never: Infallible| match never {});
                 // Beside the answer, and no longer than the connection.
-                tokio::spawn(rest.pass_over());
+                tokio::spawn(rest.pass_over(stopping));
                 if response.extensions().get::<Sever>().is_some() { Err(Severed) } else { Ok(response) }
             }
         });
@@ -439,6 +449,25 @@ mod tests {
             }
             assert!(answers.contains("the body is larger than 10 bytes"), "{answers}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_stop_does_not_wait_long_for_a_client_that_sends_on_although_it_is_answered() {
+        let running = start(Options::default()).await;
+        let mut client = TcpStream::connect(running.address).await.unwrap();
+        client.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 60000000\r\n\r\n").await.unwrap();
+        let (mut answers, mut body) = client.into_split();
+        let sending = tokio::spawn(async move {
+            let mut pause = tokio::time::interval(Duration::from_millis(20));
+            while body.write_all(&[b'x'; 100]).await.is_ok() {
+                pause.tick().await;
+            }
+        });
+        let mut one = [0_u8; 1];
+        answers.read_exact(&mut one).await.unwrap();
+        running.stop.send(()).unwrap();
+        assert_eq!(running.served.await.unwrap(), Drained::Fully);
+        sending.await.unwrap();
     }
 
     #[tokio::test]

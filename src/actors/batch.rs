@@ -47,8 +47,8 @@ pub struct BatchActor {
     settling_since: Option<u64>,
     /// Whether it was told that the list in which it is looked for is not proven to be ours.
     told_unproven: bool,
-    /// The same of an input file that the provider does not delete.
-    told_unfenced: bool,
+    /// Why the provider does not delete an input file, as it was told last.
+    told_unfenced: Option<String>,
     /// The lines that the provider said are wrong, once they have been looked up.
     named: Option<HashMap<RequestId, Failure>>,
     /// When the actor began, by the wall clock and by the monotonic one.
@@ -80,7 +80,7 @@ impl BatchActor {
             uncertain_since: None,
             settling_since: None,
             told_unproven: false,
-            told_unfenced: false,
+            told_unfenced: None,
             began,
             named: None,
             running: None,
@@ -107,7 +107,9 @@ impl BatchActor {
 
     fn happened(&mut self, event: &Event, ctx: &mut Context<Self>) {
         self.told_unproven |= *event == Event::ListUnproven;
-        self.told_unfenced |= matches!(event, Event::NotFenced { .. });
+        if let Event::NotFenced { why } = event {
+            self.told_unfenced = Some(why.clone());
+        }
         // A store that cannot be read is told where it is written.
         let orders = self.shared.reader.orders(&self.batch).unwrap_or_else(|_| self.batch.orders());
         match step::step(&self.batch.state, orders, event, &self.shared.policy) {
@@ -121,15 +123,19 @@ impl BatchActor {
     }
 
     fn commit(&mut self, event: Event, step: Step, ctx: &mut Context<Self>) {
-        let (store, now) = (self.shared.store.clone(), self.shared.clock.now());
-        let (id, revision, policy) = (self.batch.id, self.batch.revision, self.shared.policy);
+        let (shared, now) = (self.shared.clone(), self.shared.clock.now());
+        let (id, revision) = (self.batch.id, self.batch.revision);
         crash_point!("step.before_commit");
         let commit = async move {
             if let Event::IntentMade(intent) = event {
-                // There may be no room any more; then it is another step.
-                return store.commit_intent(id, revision, intent, policy, now).await;
+                // There may be no room any more; then it is another step, and nothing is created.
+                let intended = shared.store.commit_intent(id, revision, intent, shared.policy, now).await?;
+                if !matches!(intended.0.state, BatchState::Creating { .. }) {
+                    shared.pace.not_created(&intended.0.group.company);
+                }
+                return Ok(intended);
             }
-            let batch = store.commit_step(id, revision, step.clone(), now).await?;
+            let batch = shared.store.commit_step(id, revision, step.clone(), now).await?;
             Ok((batch, step))
         };
         self.store_then(commit, ctx, |this, (batch, step), ctx| this.advance(batch, step, ctx));
@@ -190,7 +196,7 @@ impl BatchActor {
         if !matches!(batch.state, BatchState::Uncertain { .. } | BatchState::Fencing { .. }) {
             self.uncertain_since = None;
             self.told_unproven = false;
-            self.told_unfenced = false;
+            self.told_unfenced = None;
         }
         let observed = if batch.state.is_observed() { batch.provider_batch.clone() } else { None };
         if !matches!(batch.state, BatchState::Creating { .. }) {
@@ -251,8 +257,8 @@ impl BatchActor {
                 self.spawn(ctx, async move { finding::sweep(&shared, intent, looking).await });
             }
             Effect::Fence(intent) => {
-                let told = self.told_unfenced;
-                self.spawn(ctx, async move { effects::fence(&shared, &intent, told).await });
+                let told = self.told_unfenced.clone();
+                self.spawn(ctx, async move { effects::fence(&shared, &intent, told.as_deref()).await });
             }
             Effect::Unpark => self.happened(&Event::Unparked, ctx),
             // The registry knows from `Moved`; the poller asks with its next tick.

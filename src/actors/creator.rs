@@ -158,9 +158,10 @@ async fn open_due(
         young.retain(|waits| served.insert(waits.group.company.clone()));
         due.extend(young.into_iter().map(|waits| (waits, Due::Turn)));
     }
-    // Who has no batch comes before those whose batches hold nothing any more.
-    due.sort_by_cached_key(|(waits, _)| {
-        (held.get(&waits.group.company).map(|held| held.tokens), waits.waiting.oldest)
+    // Who has no batch comes before those whose batches hold nothing any more, and a turn before what it is taken from.
+    due.sort_by_cached_key(|(waits, due)| {
+        let held = held.get(&waits.group.company).map(|held| held.tokens);
+        (held.is_some() && *due != Due::Turn, held, waits.waiting.oldest)
     });
     let mut sharers: HashMap<String, HashSet<CompanyId>> = HashMap::new();
     for (waits, _) in &due {

@@ -170,6 +170,7 @@ pub async fn make_intent(shared: &Arc<Shared>, batch: &Batch, input: InputFile) 
         shared.pace.not_created(&batch.group.company);
     }
     if let Some(outdated) = Event::of_outdated(&as_stored(shared, batch).await, &input) {
+        shared.pace.not_created(&batch.group.company);
         return outdated;
     }
     let nonce = Nonce::new(shared.ids.next());
@@ -242,37 +243,50 @@ fn is_input_gone(err: &ProviderError) -> bool {
 }
 
 /// Deletes the input file and sees that it is gone, however long that takes. What stands in the way for more than a
-/// moment is an event of its own, unless it was `told`.
-pub async fn fence(shared: &Shared, intent: &Intent, told: bool) -> Event {
+/// moment is an event of its own, unless it is what was `told`.
+pub async fn fence(shared: &Shared, intent: &Intent, told: Option<&str>) -> Event {
     const PASSING: u32 = 4;
     let file = &intent.input.id;
     let mut pause = Duration::from_millis(500);
-    let mut tries = 0_u32;
+    let (mut before, mut times) = (None, 0_u32);
     loop {
-        tries = tries.saturating_add(1);
         crash_point!("fence.before_delete");
         let why = match delete_surely(shared, intent).await {
-            Ok(true) => {
+            Ok(Deletion::Gone) => {
                 crash_point!("fence.after_delete");
                 return Event::Fenced;
             }
-            Ok(false) => "the provider shows it still".to_owned(),
-            Err(err) => err.to_string(),
+            Ok(Deletion::StillThere) => Some("the provider shows it still".to_owned()),
+            // The account says that for all such batches.
+            Ok(Deletion::Unproven) => None,
+            Err(err) => Some(err.to_string()),
         };
-        tracing::warn!(file = %file, "an input file is not surely deleted: {why}; trying again");
-        if tries > PASSING && !told {
-            return Event::NotFenced { why };
+        tracing::warn!(file = %file, why, "an input file is not surely deleted; trying again");
+        times = if before == why { times.saturating_add(1) } else { 0 };
+        if let Some(why) = &why
+            && times >= PASSING
+            && told != Some(why)
+        {
+            return Event::NotFenced { why: why.clone() };
         }
+        before = why;
         shared.clock.sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(60));
     }
 }
 
-/// Deletes the input file of a call; whether it is gone then, in the project where the call was made.
-async fn delete_surely(shared: &Shared, intent: &Intent) -> Result<bool, ProviderError> {
-    // With a key of another project it would look as if it were gone.
+/// What a deletion came to.
+enum Deletion {
+    Gone,
+    StillThere,
+    /// It was not tried: with a key of another project the file would look as if it were gone.
+    Unproven,
+}
+
+/// Deletes the input file of a call, in the project where the call was made.
+async fn delete_surely(shared: &Shared, intent: &Intent) -> Result<Deletion, ProviderError> {
     if !finding::is_proven(shared, intent).await? {
-        return Ok(false);
+        return Ok(Deletion::Unproven);
     }
     shared.account.pass(shared.clock.as_ref(), Call::Read).await;
     let deleted = shared.provider.delete_file(&intent.input.id).await;
@@ -283,7 +297,8 @@ async fn delete_surely(shared: &Shared, intent: &Intent) -> Result<bool, Provide
         }
         return Err(err);
     }
-    Ok(read(shared, shared.provider.get_file(&intent.input.id)).await?.is_none())
+    let left = read(shared, shared.provider.get_file(&intent.input.id)).await?;
+    Ok(left.map_or(Deletion::Gone, |_| Deletion::StillThere))
 }
 
 /// Has the provider cancel a batch, again and again until the batch itself shows that it heard: a call may be refused for

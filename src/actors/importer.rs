@@ -202,15 +202,16 @@ impl Importer {
         self.wanted = false;
         let (source, intake, shared) = (self.source.clone(), self.intake.clone(), self.shared.clone());
         let again = source::pause(self.failures + 1, false).min(source.every);
-        let is_first = std::mem::take(&mut self.is_first);
+        let is_first = self.is_first;
         let read = async move {
             panics::caught(import(source, intake, shared, again, is_first)).await.unwrap_or_else(|_| {
                 tracing::error!("an import broke off; it is read again in its time");
-                Again::InItsTime
+                (Again::InItsTime, false)
             })
         };
-        ctx.spawn(read.into_actor(self).map(move |next, this, ctx| {
+        ctx.spawn(read.into_actor(self).map(move |(next, came), this, ctx| {
             this.busy = false;
+            this.is_first &= !came;
             this.note_company(next != Again::WithItsCompany);
             let soon = next == Again::Soon;
             this.failures = if soon { this.failures + 1 } else { 0 };
@@ -287,19 +288,19 @@ enum Again {
     WithItsCompany,
 }
 
-/// Reads the source once and notes how it ended.
+/// Reads the source once and notes how it ended; says when it is read again, and whether it was there.
 async fn import(
     source: Arc<Source>,
     intake: Addr<Intake>,
     shared: Arc<Shared>,
     again: Duration,
     is_first: bool,
-) -> Again {
+) -> (Again, bool) {
     // Before the company is looked for: the erasure of one that is found waits for this.
     let _held = source.hold();
     let known = match known(&source, &shared).await {
         Ok(Some(known)) => Ok(known),
-        Ok(None) => return Again::WithItsCompany,
+        Ok(None) => return (Again::WithItsCompany, false),
         Err(err) => Err(NotRead::failed(err)),
     };
     let known = known.map(|known| match known.wants_transcripts(shared.clock.now(), is_first) {
@@ -312,10 +313,11 @@ async fn import(
         Ok(known) => tokio::select! {
             ended = read_once(&source, &intake, &shared, &known) => ended,
             // It may wait long, for room or because nothing is taken in, and nobody has anything of it any more.
-            () = source.unwanted.notified() => return Again::WithItsCompany,
+            () = source.unwanted.notified() => return (Again::WithItsCompany, false),
         },
         Err(err) => Some(Err(err)),
     };
+    let came = matches!(ended, Some(Ok(_)));
     let mut soon = false;
     let reading = |outcome, error, whole, pause| Reading {
         outcome,
@@ -326,7 +328,7 @@ async fn import(
     };
     let reading = match ended {
         // The program is leaving.
-        None => return Again::InItsTime,
+        None => return (Again::InItsTime, false),
         Some(Ok(None)) => {
             tracing::debug!(company.id = %source.company, source.id = %source.id, "{} has not changed", source.label);
             reading(ReadOutcome::Unchanged, None, None, source.every)
@@ -349,7 +351,7 @@ async fn import(
     if let Err(err) = noted {
         tracing::error!(error = %err, source.id = %source.id, "how an import ended could not be stored");
     }
-    if soon { Again::Soon } else { Again::InItsTime }
+    (if soon { Again::Soon } else { Again::InItsTime }, came)
 }
 
 /// What is known of the source; none where there is no company to read it for.

@@ -137,9 +137,9 @@ impl Webhook {
         self.changed_at = now;
     }
 
-    /// Until when a secret of before signs; none where there is no such secret.
+    /// Until when every secret of before signs that still does; none where there is no such secret.
     pub fn old_until(&self, now: Timestamp) -> Option<Timestamp> {
-        self.old_secrets.iter().map(|(_, until)| *until).filter(|until| now < *until).max()
+        self.old_secrets.iter().map(|(_, until)| *until).filter(|until| now < *until).min()
     }
 }
 

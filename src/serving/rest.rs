@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// How much is read at most,
 const BYTES_MAX: usize = 64 << 20;
@@ -17,6 +17,9 @@ const BYTES_MAX: usize = 64 << 20;
 const TIME_MAX: Duration = Duration::from_secs(30);
 /// and how long the client may rest meanwhile.
 const IDLE_MAX: Duration = Duration::from_secs(2);
+
+/// How long a client that is still sending is heard while the server stops.
+const STOPPING: Duration = Duration::from_secs(1);
 
 /// The body of a request. What is dropped of it before its end comes back to whoever lent it.
 pub struct Lent {
@@ -71,8 +74,20 @@ impl Drop for Lent {
 }
 
 impl Rest {
-    /// Reads what is left, as far as the bounds go.
-    pub async fn pass_over(self) {
+    /// Reads what is left, as far as the bounds go; once the server stops, only for a moment more.
+    pub async fn pass_over(self, mut stopping: watch::Receiver<bool>) {
+        let stopped = async {
+            // An end of whoever tells is a stop, too.
+            let _ = stopping.wait_for(|stops| *stops).await;
+            tokio::time::sleep(STOPPING).await;
+        };
+        tokio::select! {
+            () = self.read_on() => {}
+            () = stopped => {}
+        }
+    }
+
+    async fn read_on(self) {
         let Ok(mut body) = self.0.await else { return };
         let until = tokio::time::Instant::now() + TIME_MAX;
         let mut left = BYTES_MAX;

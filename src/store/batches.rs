@@ -430,9 +430,7 @@ fn cut_chunk(
                 done = false;
                 break;
             }
-            let request = keys::request_at_end(key)
-                .ok_or_else(|| StoreError::Codec("a pending key is too short".to_owned()))?;
-            let mut request = requests::load(tx, request)?;
+            let Some(mut request) = requests::waiting_at(tx, Tree::Pending, key)? else { continue };
             let bytes = u64::from(request.line_bytes);
             let tokens = room.corrected(u64::from(request.estimated_tokens));
             let suspects_max = suspects_max(tx, &request)?;

@@ -238,6 +238,7 @@ impl Writer {
         let started = Instant::now();
         let mut group = Writes::new();
         let mut finishes = Vec::new();
+        let mut refused = Vec::new();
         let mut records = 0;
         let mut anchored = false;
         let mut next = Some(first);
@@ -246,6 +247,13 @@ impl Writer {
             let mut tx = Tx::new(&self.engine, &group);
             let (good, finish) = run(&mut tx);
             let (own, wants_anchor) = tx.into_writes();
+            if good && wants_anchor && !own.is_empty() && self.is_doubted() {
+                // What comes behind it costs money, and it would be without the proof that it was stored.
+                let why = "the store is in doubt: nothing is sent until an operator accepts it".to_owned();
+                refused.push((StoreError::Broken(why), finish));
+                next = more();
+                continue;
+            }
             if good {
                 anchored |= wants_anchor;
                 for (tree, changes) in own {
@@ -271,16 +279,23 @@ impl Writer {
             // A failed sync is never tried again: what the disk has is not known any more.
             self.dead.get_or_insert_with(|| err.clone());
         }
+        for (why, finish) in refused {
+            finish(Some(fatal.clone().unwrap_or(why)));
+        }
         for (wants_anchor, finish) in finishes {
             let unanchored = unanchored.as_ref().filter(|_| wants_anchor);
             finish(fatal.as_ref().or(unanchored).cloned());
         }
     }
 
+    fn is_doubted(&self) -> bool {
+        self.doubt.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Stores a group. An anchor for which there was no room is told apart: everything is stored, the anchor is where
     /// it was, and only who asked for it must not act.
     fn store(&mut self, group: Writes, anchored: bool) -> Result<Option<StoreError>, StoreError> {
-        let doubtful = self.doubt.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        let doubtful = self.is_doubted();
         let behind = |(anchor, _): &(Anchor, _)| anchor.revision().is_none_or(|at| at < self.head.revision);
         let behind = self.anchor.as_ref().is_some_and(behind) && !doubtful;
         if group.is_empty() && !(anchored && behind) {
@@ -398,9 +413,14 @@ impl Writer {
         let key = format!("acceptance/{:020}", self.head.revision + 1).into_bytes();
         let note = (at, standing.revision, standing.anchored, standing.doubt);
         notes.entry(Tree::Meta).or_default().insert(key, Some(super::codec::encode(&note)?));
-        if let Err(err) = self.write(notes, true) {
-            self.dead = Some(err.clone());
-            return Err(err);
+        match self.write(notes, true) {
+            Ok(None) => {}
+            // Without its anchor the next start would doubt it again.
+            Ok(Some(no_room)) => return Err(no_room),
+            Err(err) => {
+                self.dead = Some(err.clone());
+                return Err(err);
+            }
         }
         if let Some((anchor, _)) = &self.anchor {
             anchor.lift_doubt()?;

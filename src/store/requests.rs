@@ -127,9 +127,7 @@ impl Store {
                 let far = tx.scan(Tree::Backoff, &far, None, 250 - due.len())?;
                 let mut released = 0;
                 for (key, _) in due.iter().chain(&far) {
-                    let id = keys::request_at_end(key)
-                        .ok_or_else(|| StoreError::Codec("a back-off key is too short".to_owned()))?;
-                    let mut request = load(tx, id)?;
+                    let Some(mut request) = waiting_at(tx, Tree::Backoff, key)? else { continue };
                     let is_due = request.not_before.is_none_or(|at| at <= now);
                     // Whoever failed waits no longer than that: the clock was turned back. Others wait as they asked.
                     if !is_due && request.failure.is_none() {
@@ -313,23 +311,64 @@ fn index(tx: &mut Tx<'_>, request: &Request, add: bool) -> Result<(), StoreError
 /// Lets a pending request wait: for its time where it has one, else for a batch. The caller saves it.
 pub(super) fn enqueue(tx: &mut Tx<'_>, request: &mut Request, since: Timestamp) -> Result<(), StoreError> {
     request.pending_since = since;
-    if let Some(at) = request.not_before {
-        tx.put(Tree::Backoff, backoff_key(at, request.id), Vec::new());
+    let (tree, key) = place(request);
+    tx.put(tree, key, place_value(request));
+    if tree == Tree::Backoff {
         return Ok(());
     }
-    let value = [request.line_bytes.to_be_bytes(), request.estimated_tokens.to_be_bytes()].concat();
-    tx.put(Tree::Pending, pending_key(request), value);
     group_stat(tx, &request.group, 1, i64::from(request.line_bytes))
 }
 
 /// Takes a pending request out of what it waits in.
 pub(super) fn dequeue(tx: &mut Tx<'_>, request: &Request) -> Result<(), StoreError> {
-    if let Some(at) = request.not_before {
-        tx.remove(Tree::Backoff, backoff_key(at, request.id));
+    let (tree, key) = place(request);
+    tx.remove(tree, key);
+    if tree == Tree::Backoff {
         return Ok(());
     }
-    tx.remove(Tree::Pending, pending_key(request));
     group_stat(tx, &request.group, -1, -i64::from(request.line_bytes))
+}
+
+/// Where a request waits that waits.
+pub(super) fn place(request: &Request) -> (Tree, Vec<u8>) {
+    match request.not_before {
+        Some(at) => (Tree::Backoff, backoff_key(at, request.id)),
+        None => (Tree::Pending, pending_key(request)),
+    }
+}
+
+/// What stands there.
+pub(super) fn place_value(request: &Request) -> Vec<u8> {
+    match request.not_before {
+        Some(_) => Vec::new(),
+        None => [request.line_bytes.to_be_bytes(), request.estimated_tokens.to_be_bytes()].concat(),
+    }
+}
+
+/// Whether a request waits, and there.
+pub(super) fn is_at(request: &Request, tree: Tree, key: &[u8]) -> bool {
+    request.status == RequestStatus::PendingBatching && place(request) == (tree, key.to_vec())
+}
+
+/// The request that waits at a place. An entry that is of none, as only damage leaves one, is removed: what has ended
+/// would be sent once more for it, and what cannot be read would hold up everything behind it.
+pub(super) fn waiting_at(tx: &mut Tx<'_>, tree: Tree, key: &[u8]) -> Result<Option<Request>, StoreError> {
+    let id = keys::request_at_end(key);
+    let request = match id.map(|id| tx.read::<Request>(Tree::Requests, id.as_bytes())).transpose() {
+        Ok(request) => request.flatten().filter(|request| is_at(request, tree, key)),
+        Err(StoreError::Damaged { .. } | StoreError::Codec(_)) => None,
+        Err(err) => return Err(err),
+    };
+    if request.is_none() {
+        let id = id.map(|id| id.to_string()).unwrap_or_default();
+        tracing::error!(
+            request.id = id,
+            "an entry in {} is of no request that waits there, and is removed",
+            tree.name()
+        );
+        tx.remove(tree, key.to_vec());
+    }
+    Ok(request)
 }
 
 fn backoff_key(at: Timestamp, id: RequestId) -> Vec<u8> {

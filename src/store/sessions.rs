@@ -351,7 +351,7 @@ fn save(tx: &mut Tx<'_>, session: &Session) -> Result<(), StoreError> {
     tx.write(Tree::Sessions, session.id.as_bytes().to_vec(), session)
 }
 
-fn settling_key(at: Timestamp, id: SessionId) -> Vec<u8> {
+pub(super) fn settling_key(at: Timestamp, id: SessionId) -> Vec<u8> {
     Key::new().time(at).bytes(id.as_bytes()).done()
 }
 

@@ -8,7 +8,7 @@ use super::batches::{AppliedLine, Fate, Provisional};
 use super::budgets;
 use super::engine::Writes;
 use super::keys::{self, Key, Tree};
-use super::{NewRequest, SessionIn, Store, StoreError, codec};
+use super::{NewRequest, SessionIn, Store, StoreError, batches, codec, requests};
 use crate::domain::batch::{
     Batch, Credentials, InputFile, Intent, Problem, ProviderIdentity, Running, Terminal,
 };
@@ -315,6 +315,79 @@ fn copy(from: &Path, to: &Path) {
             std::fs::copy(&entry, &to).unwrap();
         }
     }
+}
+
+fn waiting_id(number: u8) -> RequestId {
+    batches::tests::request(number).id
+}
+
+#[tokio::test]
+async fn a_damaged_store_that_is_accepted_works_on_and_sends_nothing_that_has_ended() {
+    let (store, _) = batches::tests::store_with(6).await;
+    let entry = |tree, number: u8| {
+        let all = store.reader.engine.scan(tree, &[], None, 100).unwrap();
+        let of = |(key, _): &(Vec<u8>, Vec<u8>)| keys::request_at_end(key) == Some(waiting_id(number));
+        all.into_iter().find(of).unwrap()
+    };
+    let (ended, ended_value) = entry(Tree::Pending, 1);
+    let (unlisted, _) = entry(Tree::Pending, 2);
+    // The first one has ended, and its entry is there again; the second one has lost its own; the third cannot be read;
+    // a fourth waits for a time that its record knows nothing of; and a counter is an older one.
+    let fails = move |tx: &mut super::tx::Tx<'_>| {
+        let mut request = requests::load(tx, waiting_id(1))?;
+        requests::dequeue(tx, &request)?;
+        requests::move_to(tx, &mut request, RequestStatus::ProcessingFailed)?;
+        requests::save(tx, &request)
+    };
+    store.committer.commit(1, fails).await.unwrap();
+    assert_eq!(store.verify().await.unwrap().violations, []);
+    damage(&store, Tree::Pending, ended, Some(ended_value));
+    damage(&store, Tree::Pending, unlisted, None);
+    damage(&store, Tree::Requests, waiting_id(3).as_bytes().to_vec(), Some(vec![9; 9]));
+    let stray = Key::new().time(NOW).bytes(waiting_id(4).as_bytes()).done();
+    damage(&store, Tree::Backoff, stray, Some(Vec::new()));
+    for (key, _) in store.reader.engine.scan(Tree::Counters, &[], None, 100).unwrap() {
+        damage(&store, Tree::Counters, key, Some(1_u64.to_be_bytes().to_vec()));
+    }
+    let report = store.check().await.unwrap();
+    assert!(report.violations.iter().any(|violation| violation.is_mended), "{:?}", report.violations);
+    store.accept(&report, NOW).await.unwrap();
+    let left = store.verify().await.unwrap();
+    assert_eq!((left.violations, left.accepted > 0), (Vec::new(), true), "the third one is lost");
+
+    assert_eq!(store.release_due(NOW).await.unwrap(), 0);
+    assert_eq!(store.reader().summary(None).unwrap(), [4, 0, 0, 1]);
+    let batch = batches::tests::sent(&store, 1).await;
+    let members = store.reader().members(batch.id, None, 10).unwrap();
+    assert_eq!(members, [2, 4, 5, 6].map(waiting_id));
+    assert_eq!(store.reader().summary(None).unwrap(), [0, 4, 0, 1]);
+}
+
+#[tokio::test]
+async fn an_entry_of_what_does_not_wait_there_is_removed_and_holds_nothing_up() {
+    let (store, _) = batches::tests::store_with(3).await;
+    damage(&store, Tree::Requests, waiting_id(1).as_bytes().to_vec(), Some(vec![9; 9]));
+    let stray = Key::new().time(NOW).bytes(waiting_id(2).as_bytes()).done();
+    damage(&store, Tree::Backoff, stray, Some(Vec::new()));
+    assert_eq!(store.release_due(NOW).await.unwrap(), 0);
+    assert!(store.reader.engine.scan(Tree::Backoff, &[], None, 1).unwrap().is_empty());
+    let batch = batches::tests::sent(&store, 1).await;
+    assert_eq!(store.reader().members(batch.id, None, 10).unwrap(), [2, 3].map(waiting_id));
+}
+
+#[tokio::test]
+async fn in_doubt_nothing_is_stored_that_a_create_call_would_follow() {
+    let (store, _) = batches::tests::store_with(1).await;
+    let ready = batches::tests::intents::ready(&store, 1, 1).await;
+    store.distrust("for a test".to_owned()).await.unwrap();
+    let intent = batches::tests::intent(1);
+    let intent = Intent { input: InputFile { bytes: ready.input_bytes, ..intent.input }, ..intent };
+    let policy = Policy { backoff: Duration::ZERO, capacity_backoff: Duration::ZERO, sweeps_min: 3 };
+    let refused = store.commit_intent(ready.id, ready.revision, intent, policy, NOW).await;
+    assert!(matches!(&refused, Err(StoreError::Broken(why)) if why.contains("in doubt")), "{refused:?}");
+    let stored = store.reader().batch(ready.id).unwrap().unwrap();
+    assert_eq!((&stored.state, stored.revision), (&ready.state, ready.revision));
+    assert!(store.reader().intents_since(NOW, 10).unwrap().is_empty());
 }
 
 #[tokio::test]

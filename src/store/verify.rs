@@ -10,6 +10,7 @@
 
 mod entries;
 mod totals;
+mod waiting;
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -44,6 +45,8 @@ pub struct Violation {
     pub place: String,
     /// What is wrong, with the ids.
     pub what: String,
+    /// Whether an acceptance of the store mends it: it follows from what else is stored.
+    pub is_mended: bool,
 }
 
 /// What a check of the whole store found.
@@ -71,6 +74,8 @@ pub struct Report {
     pub doubt: Option<String>,
     /// By how much trees differ from their sums.
     differences: Vec<(Tree, Sum)>,
+    /// What follows from the records and is stored otherwise: totals, and the entries of what waits.
+    mends: Writes,
 }
 
 impl Report {
@@ -102,6 +107,7 @@ impl Store {
                 invariant: ANCHOR,
                 place: "anchor".to_owned(),
                 what: format!("the store is in doubt: {why}"),
+                is_mended: true,
             };
             report.violations.insert(0, violation);
             report.doubt = Some(why);
@@ -149,16 +155,17 @@ impl Store {
         }
     }
 
-    /// Takes the store as `report` found it, on an operator's word, and lifts the doubt.
+    /// Takes the store as `report` found it, on an operator's word, and lifts the doubt. What follows from the records is
+    /// made to: a total that is wrong, or an entry that is missing, would hold the work up for ever.
     pub async fn accept(&self, report: &Report, at: Timestamp) -> Result<(), StoreError> {
         let _one = self.checking.lock().await;
         if report.violations.len() >= Report::VIOLATIONS_MAX {
             let what = "more of the store is broken than can be accepted; restore it from a backup";
             return Err(StoreError::Broken(what.to_owned()));
         }
-        let mut notes = Writes::new();
-        // What the new sums and the moved anchor cover is not noted: another loss, or doubt, would be a new one.
-        let noted = |violation: &&Violation| !violation.is_of_sums() && violation.invariant != ANCHOR;
+        let mut notes = report.mends.clone();
+        // What the new sums and the moved anchor cover, or is mended, is not noted: another one would be a new one.
+        let noted = |violation: &&Violation| !violation.is_of_sums() && !violation.is_mended;
         for violation in report.violations.iter().filter(noted) {
             let value = violation.what.bytes().take(1000).collect();
             notes.entry(Tree::Meta).or_default().insert(violation.key(), Some(value));
@@ -227,6 +234,8 @@ struct Tally {
     /// Requests for the analysis of a session.
     analyses: i64,
     settling: i64,
+    /// Requests and sessions that have not their own entry among those that wait.
+    unlisted: u64,
     live: i64,
     /// Tokens that batches hold of each room: reserved and enqueued.
     held: BTreeMap<Vec<u8>, (i64, i64)>,
@@ -356,7 +365,10 @@ impl Scan {
     }
 
     fn blame(&mut self, invariant: u8, place: String, what: String) {
-        let violation = Violation { invariant, place, what };
+        self.note_violation(Violation { invariant, place, what, is_mended: false });
+    }
+
+    fn note_violation(&mut self, violation: Violation) {
         if self.known.contains(&violation.key()) {
             self.report.accepted += 1;
         } else if self.report.violations.len() < Report::VIOLATIONS_MAX {
@@ -412,7 +424,9 @@ impl Scan {
             }
             Tree::Sessions => {
                 self.report.sessions += 1;
-                session(engine, &codec::decode(value)?, &mut wrong)?;
+                let record: Session = codec::decode(value)?;
+                session(engine, &record, &mut wrong)?;
+                self.settles(engine, &record)?;
             }
             Tree::SessionKeys => {
                 let id: SessionId = codec::decode(value)?;
@@ -426,7 +440,9 @@ impl Scan {
             }
             Tree::Requests => {
                 self.report.requests += 1;
-                request(engine, &codec::decode(value)?, &mut wrong)?;
+                let record: Request = codec::decode(value)?;
+                request(engine, &record, &mut wrong)?;
+                self.waits(engine, &record)?;
             }
             Tree::ClientKeys => {
                 if let Some(id) = client_keys::named_by(key, value)?
@@ -625,8 +641,14 @@ impl Scan {
                 (invariant, like.name().to_owned(), what)
             })
             .collect();
+        let is_wrong = !wrong.is_empty() || std::mem::take(&mut self.tally.unlisted) > 0;
         for (invariant, place, what) in wrong {
-            self.blame(invariant, place, what);
+            // Those of what waits are put in order below.
+            let is_mended = waiting::TREES.iter().any(|tree| tree.name() == place);
+            self.note_violation(Violation { invariant, place, what, is_mended });
+        }
+        if is_wrong {
+            self.strays(engine, tree)?;
         }
         if tree == Tree::Members {
             self.next_batch(engine, None)?;

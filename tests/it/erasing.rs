@@ -458,7 +458,7 @@ fn an_erased_session_leaves_no_answer_no_fetch_and_no_name_in_what_webhooks_are_
     with_actors(async |nightshift| {
         let hooks = "/api/v1/companies/demo/webhooks";
         let wish = json!({ "url": "https://example.com/hook", "events": ["request.finished"] });
-        let hook = nightshift.call(Call::json(hooks, &wish)).await.good()["webhook"]["id"].clone();
+        let hook = nightshift.call(Call::json(hooks, &wish)).await.made()["webhook"]["id"].clone();
         let hook = hook.as_str().unwrap().to_owned();
         for number in [1, 2, 3] {
             nightshift.session(number, "demo").await;

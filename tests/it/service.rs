@@ -280,22 +280,32 @@ fn lines_of_a_slow_sender_are_stored_while_it_goes_on() {
     fs::write(folder.path().join("config.toml"), "[[companies]]\nid = \"demo\"\n").unwrap();
     let port = free_port();
     let mut server = Server::start(folder.path(), port, &["creation.enabled=false"]);
-    let mut sender = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    sender.set_read_timeout(Some(PATIENCE)).unwrap();
-    let head = "POST /api/v1/companies/demo/sessions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked";
-    write!(sender, "{head}\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: text/csv\r\n\r\n").unwrap();
     let stored = |server: &Server| {
         server.get("/api/v1/companies/demo/sessions?limit=100")["sessions"].as_array().unwrap().len()
     };
-    for count in 1..=3 {
-        let row = format!("s-{count},01.02.2026 10:00:00,01.02.2026 10:05:00,,DE,de,2,,,,,,,,,\n");
-        write!(sender, "{:x}\r\n{row}\r\n", row.len()).unwrap();
-        until(&mut server, "a session", |server| (stored(server) == count).then_some(()));
+    let mut count = 0;
+    for content_type in ["text/csv", "application/x-ndjson"] {
+        let mut sender = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        sender.set_read_timeout(Some(PATIENCE)).unwrap();
+        let head = "POST /api/v1/companies/demo/sessions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked";
+        write!(sender, "{head}\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: {content_type}\r\n\r\n")
+            .unwrap();
+        for _ in 0..3 {
+            count += 1;
+            let line = match content_type {
+                "text/csv" => {
+                    format!("s-{count},01.02.2026 10:00:00,01.02.2026 10:05:00,,DE,de,2,,,,,,,,,\n")
+                }
+                _ => format!("{{\"externalId\":\"s-{count}\",\"messages\":[]}}\n"),
+            };
+            write!(sender, "{:x}\r\n{line}\r\n", line.len()).unwrap();
+            until(&mut server, "a session", |server| (stored(server) == count).then_some(()));
+        }
+        write!(sender, "0\r\n\r\n").unwrap();
+        let mut reply = [0; 4096];
+        let length = sender.read(&mut reply).unwrap();
+        assert!(text(&reply[..length]).starts_with("HTTP/1.1 200 "), "{}", text(&reply[..length]));
     }
-    write!(sender, "0\r\n\r\n").unwrap();
-    let mut reply = [0; 4096];
-    let length = sender.read(&mut reply).unwrap();
-    assert!(text(&reply[..length]).starts_with("HTTP/1.1 200 "), "{}", text(&reply[..length]));
     assert!(server.terminate().success());
 }
 

@@ -16,7 +16,7 @@ use crate::domain::session::{Message, Role, SessionFacts};
 use crate::domain::step;
 use crate::store::{Accepted, NewRequest, SessionIn};
 
-mod intents;
+pub mod intents;
 
 use intents::{intend, ready};
 

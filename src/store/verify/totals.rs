@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::super::engine::hex;
 use super::super::{codec, tx};
-use super::{Engine, GroupStat, Money, Room, Scan, StoreError, Tree};
+use super::{Engine, GroupStat, Money, Report, Room, Scan, StoreError, Tree};
 
 impl Scan {
     /// What batches hold, and ended ones held a short time ago, is what their rooms say.
@@ -18,6 +18,8 @@ impl Scan {
         for found in engine.look(Tree::Rooms, &[], usize::MAX)? {
             let full = held.remove(&found.key).unwrap_or_default();
             let Some(room) = found.value.and_then(|value| codec::decode::<Room>(&value).ok()) else {
+                // That is blamed where it stands.
+                self.report.set(Tree::Rooms, &found.key, &holding(Room::default(), full))?;
                 continue;
             };
             let stored = (i64::try_from(room.reserved), i64::try_from(room.enqueued));
@@ -26,12 +28,16 @@ impl Scan {
                     "a room says {} tokens reserved and {} enqueued, its batches hold {} and {}",
                     room.reserved, room.enqueued, full.0, full.1
                 );
-                self.blame(1, format!("{}/{}", Tree::Rooms.name(), hex(&found.key)), what);
+                let place = format!("{}/{}", Tree::Rooms.name(), hex(&found.key));
+                let value = codec::encode(&holding(room, full))?;
+                self.mend((1, place, what), (Tree::Rooms, found.key, Some(value)));
             }
         }
         for (key, full) in held.into_iter().filter(|(_, full)| *full != (0, 0)) {
             let place = format!("{}/{}", Tree::Rooms.name(), hex(&key));
-            self.blame(1, place, format!("a room of which {} tokens are held is missing", full.0 + full.1));
+            let what = format!("a room of which {} tokens are held is missing", full.0 + full.1);
+            let value = codec::encode(&holding(Room::default(), full))?;
+            self.mend((1, place, what), (Tree::Rooms, key, Some(value)));
         }
         Ok(())
     }
@@ -42,10 +48,15 @@ impl Scan {
         // Both are as many as there are companies and groups.
         for found in engine.look(Tree::Counters, &[], usize::MAX)? {
             let full = counters.remove(&found.key).unwrap_or(0);
-            let Some(stored) = found.value.and_then(|value| tx::number(Some(&value)).ok()) else { continue };
+            let value = Some(unsigned(full).to_be_bytes().to_vec());
+            let Some(stored) = found.value.and_then(|value| tx::number(Some(&value)).ok()) else {
+                self.report.mends.entry(Tree::Counters).or_default().insert(found.key, value);
+                continue;
+            };
             if u64::try_from(full) != Ok(stored) {
                 let place = format!("{}/{}", Tree::Counters.name(), hex(&found.key));
-                self.blame(1, place, format!("a counter says {stored}, the requests are {full}"));
+                let what = format!("a counter says {stored}, the requests are {full}");
+                self.mend((1, place, what), (Tree::Counters, found.key, value));
             }
         }
         for found in engine.look(Tree::Groups, &[], usize::MAX)? {
@@ -58,12 +69,16 @@ impl Scan {
                     "a group says {} requests of {} bytes, they are {} of {}",
                     stat.requests, stat.bytes, full.0, full.1
                 );
-                self.blame(1, format!("{}/{}", Tree::Groups.name(), hex(&found.key)), what);
+                let place = format!("{}/{}", Tree::Groups.name(), hex(&found.key));
+                let value = codec::encode(&counting(stat, full))?;
+                self.mend((1, place, what), (Tree::Groups, found.key, Some(value)));
             }
         }
         for (key, full) in counters.into_iter().filter(|(_, full)| *full != 0) {
             let place = format!("{}/{}", Tree::Counters.name(), hex(&key));
-            self.blame(1, place, format!("a counter is missing, the requests are {full}"));
+            let what = format!("a counter is missing, the requests are {full}");
+            let value = unsigned(full).to_be_bytes().to_vec();
+            self.mend((1, place, what), (Tree::Counters, key, Some(value)));
         }
         for (key, full) in groups.into_iter().filter(|(_, full)| *full != (0, 0)) {
             let place = format!("{}/{}", Tree::Groups.name(), hex(&key));
@@ -75,13 +90,13 @@ impl Scan {
     /// Invariant 5: what is booked for a company in a month is what its ledger says is spent.
     pub(super) fn booked(&mut self, engine: &Engine) -> Result<(), StoreError> {
         let booked = std::mem::take(&mut self.tally.booked);
-        self.money(engine, booked, "spent", "its bookings come to", |money| money.spent)
+        self.money(engine, booked, "spent", "its bookings come to", |money| &mut money.spent)
     }
 
     /// Invariant 5: what batches have set aside is what the ledger says is set aside.
     pub(super) fn aside(&mut self, engine: &Engine) -> Result<(), StoreError> {
         let aside = std::mem::take(&mut self.tally.aside);
-        self.money(engine, aside, "set aside", "its batches hold", |money| money.reserved)
+        self.money(engine, aside, "set aside", "its batches hold", |money| &mut money.reserved)
     }
 
     fn money(
@@ -90,27 +105,61 @@ impl Scan {
         mut full: BTreeMap<Vec<u8>, i64>,
         kind: &str,
         sum: &str,
-        of: fn(&Money) -> u64,
+        of: fn(&mut Money) -> &mut u64,
     ) -> Result<(), StoreError> {
         let place = |key: &[u8]| format!("{}/{}", Tree::Budgets.name(), hex(key));
         // As many as companies and months.
         for found in engine.look(Tree::Budgets, &[], usize::MAX)? {
             let full = full.remove(&found.key).unwrap_or_default();
-            let Some(money) = found.value.and_then(|value| codec::decode::<Money>(&value).ok()) else {
+            let stored = found.value.and_then(|value| codec::decode::<Money>(&value).ok());
+            let Some(stored) = stored.map(|mut money| *of(&mut money)) else {
+                // That is blamed where it stands.
+                let money = self.month(engine, &found.key, full, of);
+                self.report.set(Tree::Budgets, &found.key, &money)?;
                 continue;
             };
-            let stored = of(&money);
             if u64::try_from(full) != Ok(stored) {
-                self.blame(
-                    5,
-                    place(&found.key),
-                    format!("a month's money says {stored} {kind}, {sum} {full}"),
-                );
+                let what = format!("a month's money says {stored} {kind}, {sum} {full}");
+                let value = codec::encode(&self.month(engine, &found.key, full, of))?;
+                self.mend((5, place(&found.key), what), (Tree::Budgets, found.key, Some(value)));
             }
         }
         for (key, full) in full.into_iter().filter(|(_, full)| *full != 0) {
-            self.blame(5, place(&key), format!("a month's money of which {full} is {kind} is missing"));
+            let what = format!("a month's money of which {full} is {kind} is missing");
+            let value = codec::encode(&self.month(engine, &key, full, of))?;
+            self.mend((5, place(&key), what), (Tree::Budgets, key, Some(value)));
         }
         Ok(())
     }
+
+    /// A month's money with one of its sums as it is to be, and the other one as it was, or is to be, too.
+    fn month(&self, engine: &Engine, key: &[u8], full: i64, of: fn(&mut Money) -> &mut u64) -> Money {
+        let mended =
+            self.report.mends.get(&Tree::Budgets).and_then(|changes| changes.get(key)).cloned().flatten();
+        let stored = || engine.get(Tree::Budgets, key).ok().flatten();
+        let mut money: Money =
+            mended.or_else(stored).and_then(|value| codec::decode(&value).ok()).unwrap_or_default();
+        *of(&mut money) = unsigned(full);
+        money
+    }
+}
+
+impl Report {
+    /// Notes what a record is to be.
+    fn set<T: serde::Serialize>(&mut self, tree: Tree, key: &[u8], record: &T) -> Result<(), StoreError> {
+        self.mends.entry(tree).or_default().insert(key.to_vec(), Some(codec::encode(record)?));
+        Ok(())
+    }
+}
+
+fn unsigned(full: i64) -> u64 {
+    u64::try_from(full).unwrap_or(0)
+}
+
+fn holding(room: Room, (reserved, enqueued): (i64, i64)) -> Room {
+    Room { reserved: unsigned(reserved), enqueued: unsigned(enqueued), ..room }
+}
+
+fn counting(stat: GroupStat, (requests, bytes): (i64, i64)) -> GroupStat {
+    GroupStat { requests: unsigned(requests), bytes: unsigned(bytes), ..stat }
 }

@@ -277,6 +277,8 @@ pub fn ingest_line(data: &[u8]) {
         crumbs.data = later;
     }
     assert_eq!(whole, lines(chunks));
+    // What stands before the first of them is no part of it.
+    let data = data.strip_prefix(b"\xef\xbb\xbf").unwrap_or(data);
     let numbered = (1..).zip(data.split(|byte| *byte == b'\n'));
     let split: Vec<_> = numbered
         .filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace))

@@ -235,7 +235,7 @@ impl Seed {
             async move {
                 let _ = stopped.await;
             },
-            || (),
+            |_| (),
         );
         let mut run = std::pin::pin!(run);
         let mut life = Life {
