@@ -126,7 +126,7 @@ pub enum Event {
     /// Neither the input file nor anything else of ours is at the provider, so that what its list lacks proves
     /// nothing. Said once; after that such a search is one that is not complete.
     ListUnproven,
-    /// The provider does not delete the old input file so far. Said once for each reason.
+    /// The provider does not delete the old input file so far, for another reason than was told last.
     NotFenced {
         /// For people.
         why: String,

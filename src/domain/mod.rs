@@ -7,6 +7,7 @@ pub mod company;
 pub mod cut;
 pub mod effect;
 pub mod ended;
+pub mod entries;
 pub mod erasure;
 pub mod event;
 pub mod fingerprint;

@@ -4,12 +4,12 @@ use std::pin::Pin;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
-use serde::de::{Deserialize, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use warp::http::StatusCode;
 use warp::http::header::{CONTENT_TYPE, HeaderMap};
 
 use super::reply::ApiError;
+use crate::domain::entries::Entries;
 use crate::serving::BodyError;
 
 /// A body with its bounds already around it.
@@ -25,35 +25,6 @@ pub const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// A longer array is refused: each entry costs memory of its own.
 pub const ENTRIES_MAX: usize = 100_000;
-
-/// The entries of an array; of one that is too long just enough to see that.
-struct Entries<'a>(Vec<&'a RawValue>);
-
-impl<'de> Deserialize<'de> for Entries<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visit;
-        impl<'de> Visitor<'de> for Visit {
-            type Value = Entries<'de>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an array")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Entries<'de>, A::Error> {
-                let mut entries = Vec::new();
-                while entries.len() <= ENTRIES_MAX {
-                    match seq.next_element()? {
-                        Some(entry) => entries.push(entry),
-                        None => return Ok(Entries(entries)),
-                    }
-                }
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Entries(entries))
-            }
-        }
-        deserializer.deserialize_seq(Visit)
-    }
-}
 
 /// How a body is to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +99,7 @@ pub fn json(body: &[u8]) -> Result<Json<'_>, ApiError> {
     };
     let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
     if first == Some(&b'[') {
-        return match serde_json::from_slice::<Entries<'_>>(body) {
+        return match serde_json::from_slice::<Entries<'_, ENTRIES_MAX>>(body) {
             Ok(Entries(entries)) if entries.len() <= ENTRIES_MAX => Ok(Json::Many(entries)),
             Ok(_) => Err(ApiError::new(
                 StatusCode::PAYLOAD_TOO_LARGE,

@@ -1,9 +1,7 @@
 //! What the body of an answer says about itself: model, tokens, and whether it can be used.
 
-use std::fmt;
-
+use crate::domain::entries::Entries;
 use crate::domain::request::{Answered, Failure, FailureClass, Usage};
-use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::peek::{Peek, number, peek, present, word};
@@ -118,33 +116,7 @@ const ITEMS_MAX: usize = 1024;
 
 /// The first elements of an array; none of anything else.
 fn items(array: &str) -> Vec<&RawValue> {
-    serde_json::from_str(array).map(|Items(items)| items).unwrap_or_default()
-}
-
-struct Items<'a>(Vec<&'a RawValue>);
-
-impl<'de> Deserialize<'de> for Items<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct First;
-        impl<'de> Visitor<'de> for First {
-            type Value = Items<'de>;
-
-            fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-                to.write_str("an array")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Items<'de>, A::Error> {
-                let mut items = Vec::new();
-                while let Some(item) = array.next_element::<&RawValue>()? {
-                    if items.len() < ITEMS_MAX {
-                        items.push(item);
-                    }
-                }
-                Ok(Items(items))
-            }
-        }
-        deserializer.deserialize_seq(First)
-    }
+    serde_json::from_str::<Entries<'_, ITEMS_MAX>>(array).map(|Entries(items)| items).unwrap_or_default()
 }
 
 fn unusable_choice(choice: &RawValue) -> Option<Failure> {
