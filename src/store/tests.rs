@@ -332,7 +332,8 @@ async fn a_damaged_store_that_is_accepted_works_on_and_sends_nothing_that_has_en
     let (ended, ended_value) = entry(Tree::Pending, 1);
     let (unlisted, _) = entry(Tree::Pending, 2);
     // The first one has ended, and its entry is there again; the second one has lost its own; the third cannot be read;
-    // a fourth waits for a time that its record knows nothing of; and a counter is an older one.
+    // a fourth waits for a time that its record knows nothing of; counters are older ones, and what waits in the group is not
+    // known at all.
     let fails = move |tx: &mut super::tx::Tx<'_>| {
         let mut request = requests::load(tx, waiting_id(1))?;
         requests::dequeue(tx, &request)?;
@@ -349,6 +350,8 @@ async fn a_damaged_store_that_is_accepted_works_on_and_sends_nothing_that_has_en
     for (key, _) in store.reader.engine.scan(Tree::Counters, &[], None, 100).unwrap() {
         damage(&store, Tree::Counters, key, Some(1_u64.to_be_bytes().to_vec()));
     }
+    let (group, _) = store.reader.engine.scan(Tree::Groups, &[], None, 1).unwrap().pop().unwrap();
+    damage(&store, Tree::Groups, group, None);
     let report = store.check().await.unwrap();
     assert!(report.violations.iter().any(|violation| violation.is_mended), "{:?}", report.violations);
     store.accept(&report, NOW).await.unwrap();

@@ -32,7 +32,7 @@ use crate::domain::budget::{Booking, Money};
 use crate::domain::company::Company;
 use crate::domain::erasure::{Erasure, Gone};
 use crate::domain::id::{BatchId, ErasureId, RequestId, SessionId, Timestamp};
-use crate::domain::request::{Request, RequestStatus, Source};
+use crate::domain::request::{Group, Request, RequestStatus, Source};
 use crate::domain::room::Room;
 use crate::domain::session::{Session, SessionState};
 
@@ -223,7 +223,7 @@ pub struct Scan {
 #[derive(Default)]
 struct Tally {
     counters: BTreeMap<Vec<u8>, i64>,
-    groups: BTreeMap<Vec<u8>, (i64, i64)>,
+    groups: BTreeMap<Vec<u8>, (Group, i64, i64)>,
     requests: i64,
     waiting: i64,
     backing_off: i64,
@@ -293,9 +293,11 @@ impl Tally {
             RequestStatus::PendingBatching if request.not_before.is_some() => self.backing_off += sign,
             RequestStatus::PendingBatching => {
                 self.waiting += sign;
-                let group = self.groups.entry(Key::new().group(&request.group).done()).or_default();
-                group.0 += sign;
-                group.1 += sign * i64::from(request.line_bytes);
+                let key = Key::new().group(&request.group).done();
+                let (_, requests, bytes) =
+                    self.groups.entry(key).or_insert_with(|| (request.group.clone(), 0, 0));
+                *requests += sign;
+                *bytes += sign * i64::from(request.line_bytes);
             }
             RequestStatus::BatchingInProgress => self.in_progress += sign,
             RequestStatus::ProcessingComplete | RequestStatus::ProcessingFailed => {}

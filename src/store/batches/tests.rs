@@ -390,6 +390,14 @@ async fn a_shadow_completes_what_is_open_and_is_booked_apart() {
     sound(&store);
 }
 
+/// A batch that was found at the provider and takes over whom it names.
+async fn adopted(store: &Store, number: u8, named: Vec<RequestId>) -> Batch {
+    let mut adopted = Batch::open(batch_id(number), group(), ProviderIdentity::default(), NOW);
+    adopted.origin = Origin::Adopted;
+    store.open_batch(adopted).await.unwrap();
+    store.take_over_members(batch_id(number), Revision(0), named).await.unwrap()
+}
+
 /// Observes what was found at the provider.
 async fn found(store: &Store, batch: &Batch, number: u8) -> Batch {
     let next = BatchState::Observing {
@@ -405,10 +413,7 @@ async fn found(store: &Store, batch: &Batch, number: u8) -> Batch {
 #[tokio::test]
 async fn a_batch_that_was_taken_over_and_turned_away_says_nothing_of_the_room() {
     let (store, ids) = store_with(4).await;
-    let mut adopted = Batch::open(batch_id(9), group(), ProviderIdentity::default(), NOW);
-    adopted.origin = Origin::Adopted;
-    store.open_batch(adopted).await.unwrap();
-    let batch = store.take_over_members(batch_id(9), Revision(0), ids.clone()).await.unwrap();
+    let batch = adopted(&store, 9, ids).await;
     let batch = found(&store, &batch, 9).await;
     let problem = Problem { code: Some("token_limit_exceeded".to_owned()), ..Problem::default() };
     let batch = refused(&store, 9, &batch, problem).await;
@@ -421,12 +426,8 @@ async fn a_batch_that_was_taken_over_and_turned_away_says_nothing_of_the_room() 
 #[tokio::test]
 async fn an_adopted_batch_takes_over_who_waits_and_completes_whom_it_names() {
     let (store, ids) = store_with(4).await;
-    let mut adopted = Batch::open(batch_id(9), group(), ProviderIdentity::default(), NOW);
-    adopted.origin = Origin::Adopted;
-    store.open_batch(adopted).await.unwrap();
     let unknown = RequestId::from_bytes([99; 16]);
-    let named = vec![ids[0], ids[1], unknown];
-    let batch = store.take_over_members(batch_id(9), Revision(0), named).await.unwrap();
+    let batch = adopted(&store, 9, vec![ids[0], ids[1], unknown]).await;
     assert_eq!(batch.counts.members, 2);
     // A kill here gives them back: it is found again at the provider.
     let dissolved = take(&store, &batch, &Event::FillEnded { members: 2, at: NOW }).await;
@@ -435,10 +436,7 @@ async fn an_adopted_batch_takes_over_who_waits_and_completes_whom_it_names() {
     assert_eq!(store.reader().summary(None).unwrap(), [4, 0, 0, 0]);
     sound(&store);
 
-    let mut adopted = Batch::open(batch_id(10), group(), ProviderIdentity::default(), NOW);
-    adopted.origin = Origin::Adopted;
-    store.open_batch(adopted).await.unwrap();
-    let batch = store.take_over_members(batch_id(10), Revision(0), ids[..2].to_vec()).await.unwrap();
+    let batch = adopted(&store, 10, ids[..2].to_vec()).await;
     let batch = found(&store, &batch, 9).await;
     let ended = seen(9, ObservedStatus::Ended(Terminal::Completed));
     let with_file = Observation { output: Some(FileId::new("out")), ..ended };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::super::engine::hex;
 use super::super::{codec, tx};
-use super::{Engine, GroupStat, Money, Report, Room, Scan, StoreError, Tree};
+use super::{Engine, Group, GroupStat, Money, Report, Room, Scan, StoreError, Tree};
 
 impl Scan {
     /// What batches hold, and ended ones held a short time ago, is what their rooms say.
@@ -60,18 +60,24 @@ impl Scan {
             }
         }
         for found in engine.look(Tree::Groups, &[], usize::MAX)? {
-            let full = groups.remove(&found.key).unwrap_or_default();
-            let Some(stat) = found.value.and_then(|value| codec::decode::<GroupStat>(&value).ok()) else {
+            let full = groups.remove(&found.key);
+            let stored = found.value.and_then(|value| codec::decode::<GroupStat>(&value).ok());
+            let Some(stat) = stored else {
+                // That is blamed where it stands.
+                if let Some((group, requests, bytes)) = full {
+                    self.report.set(Tree::Groups, &found.key, &anew(group, requests, bytes))?;
+                }
                 continue;
             };
-            if (u64::try_from(full.0), u64::try_from(full.1)) != (Ok(stat.requests), Ok(stat.bytes)) {
+            let (requests, bytes) = full.map_or((0, 0), |(_, requests, bytes)| (requests, bytes));
+            if (u64::try_from(requests), u64::try_from(bytes)) != (Ok(stat.requests), Ok(stat.bytes)) {
                 let what = format!(
-                    "a group says {} requests of {} bytes, they are {} of {}",
-                    stat.requests, stat.bytes, full.0, full.1
+                    "a group says {} requests of {} bytes, they are {requests} of {bytes}",
+                    stat.requests, stat.bytes
                 );
                 let place = format!("{}/{}", Tree::Groups.name(), hex(&found.key));
-                let value = codec::encode(&counting(stat, full))?;
-                self.mend((1, place, what), (Tree::Groups, found.key, Some(value)));
+                let stat = GroupStat { requests: unsigned(requests), bytes: unsigned(bytes), ..stat };
+                self.mend((1, place, what), (Tree::Groups, found.key, Some(codec::encode(&stat)?)));
             }
         }
         for (key, full) in counters.into_iter().filter(|(_, full)| *full != 0) {
@@ -80,9 +86,13 @@ impl Scan {
             let value = unsigned(full).to_be_bytes().to_vec();
             self.mend((1, place, what), (Tree::Counters, key, Some(value)));
         }
-        for (key, full) in groups.into_iter().filter(|(_, full)| *full != (0, 0)) {
-            let place = format!("{}/{}", Tree::Groups.name(), hex(&key));
-            self.blame(1, place, format!("a group with {} waiting requests is not listed", full.0));
+        for (key, (group, requests, bytes)) in groups {
+            if (requests, bytes) != (0, 0) {
+                let place = format!("{}/{}", Tree::Groups.name(), hex(&key));
+                let what = format!("a group with {requests} waiting requests is not listed");
+                let value = codec::encode(&anew(group, requests, bytes))?;
+                self.mend((1, place, what), (Tree::Groups, key, Some(value)));
+            }
         }
         Ok(())
     }
@@ -160,6 +170,7 @@ fn holding(room: Room, (reserved, enqueued): (i64, i64)) -> Room {
     Room { reserved: unsigned(reserved), enqueued: unsigned(enqueued), ..room }
 }
 
-fn counting(stat: GroupStat, (requests, bytes): (i64, i64)) -> GroupStat {
-    GroupStat { requests: unsigned(requests), bytes: unsigned(bytes), ..stat }
+/// A group of which nothing is known but what waits in it.
+fn anew(group: Group, requests: i64, bytes: i64) -> GroupStat {
+    GroupStat { group, requests: unsigned(requests), bytes: unsigned(bytes), filling: None }
 }
